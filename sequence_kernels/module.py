@@ -1,0 +1,111 @@
+"""The SequenceModule contract: what every layer and model of this library offers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class SequenceModule(nn.Module):
+    """A map of sequences that can also be carried through time, after ESPnet's ``SequenceModule``.
+
+    ``forward`` maps ``(batch, length, d_model)`` to ``(batch, length, d_output)``; a layer built with
+    ``transposed=True`` has ``(batch, d_model, length)`` instead. ``step`` maps one time step,
+    ``(batch, d_model)`` to ``(batch, d_output)``, whatever ``transposed`` is. By convention the first
+    argument of the constructor is the width ``d_model``.
+
+    The law: for a causal module ``forward(x, state)`` over a sequence equals ``forward`` over any split of it,
+    carrying the state, and equals ``step`` over every element. A module that cannot obey it has ``causal = False``
+    and raises when it is stepped or given a state.
+    """
+
+    _d_model: int
+    _d_output: int
+
+    #: Whether an output depends on inputs up to its own time only, so that the module can be stepped.
+    causal: bool = True
+
+    @property
+    def d_model(self) -> int:
+        """Width of the input. Raises NotImplementedError when the module has not set it."""
+        return self._width("_d_model", "d_model")
+
+    @d_model.setter
+    def d_model(self, width: int) -> None:
+        self._d_model = width
+
+    @property
+    def d_output(self) -> int:
+        """Width of the output. Raises NotImplementedError when the module has not set it."""
+        return self._width("_d_output", "d_output")
+
+    @d_output.setter
+    def d_output(self, width: int) -> None:
+        self._d_output = width
+
+    def _width(self, attribute: str, name: str) -> int:
+        width = self.__dict__.get(attribute)
+        if width is None:
+            raise NotImplementedError(f"{type(self).__name__} must set self.{name} in its constructor")
+        return width
+
+    def forward(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
+        """Map a whole sequence; return the output and the state after it."""
+        return x, None
+
+    def step(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
+        """Map one time step ``(..., d_model) -> (..., d_output)``; return the output and the next state."""
+        raise NotImplementedError(f"{type(self).__name__} has no step")
+
+    def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Any:
+        """The state before the first element, for a batch of the given shape; None if there is no state."""
+        return None
+
+    @property
+    def state_to_tensor(self) -> Callable[[Any], Tensor | None]:
+        """A function from a state to one tensor ``(*batch_shape, d_state)``; it returns None if there is no state."""
+        return lambda _: None
+
+    @property
+    def d_state(self) -> int | None:
+        """Width of what ``state_to_tensor`` gives; None if there is no state."""
+        return None
+
+
+def TransposedModule(module: type[SequenceModule]) -> type[SequenceModule]:  # noqa: N802 (ESPnet's name)
+    """Class decorator: add the keyword ``transposed=False`` to a module written for ``(batch, length, d_model)``.
+
+    With ``transposed=True`` ``forward`` takes and returns ``(batch, width, length)``. The next state is None when no
+    state was given. ``step`` and ``default_state`` are untouched. Instances pickle like those of the bare class.
+    """
+
+    @functools.wraps(module, updated=())
+    class Transposed(module):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: Any, transposed: bool = False, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.transposed = transposed
+
+        def forward(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
+            y, next_state = super().forward(x.mT if self.transposed else x, state, **kwargs)
+            return (y.mT if self.transposed else y), (None if state is None else next_state)
+
+    return Transposed
+
+
+class SequenceIdentity(SequenceModule):
+    """The map that returns its input (the same tensor object) and passes the state through."""
+
+    def __init__(self, d_model: int, dropout: float = 0.0, **kwargs: Any) -> None:
+        super().__init__()
+        self.d_model = d_model
+        self.d_output = d_model
+
+    def forward(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
+        return x, state
+
+    def step(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
+        return x, state
