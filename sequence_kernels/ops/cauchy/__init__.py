@@ -1,0 +1,146 @@
+"""Cauchy products: the generating function of a diagonal-plus-low-rank state-space model, and their transpose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..dispatch import choose
+from ..registration import gradient_for, register
+from . import reference  # noqa: F401 (registers the implementations)
+
+
+def cauchy(
+    v: Tensor, z: Tensor, w: Tensor, *, conjugate: bool = True, order: int = 1, backend: str | None = None
+) -> Tensor:
+    """Sums of partial fractions: ``out[l] = sum_n v_n / (z_l - w_n)^order``, over conjugate pairs too if asked.
+
+    Args:
+        v: weights ``(..., N)``, float32, float64, complex64 or complex128.
+        z: nodes ``(..., L)``. A node with an infinite part gives exactly 0, in value and gradient.
+        w: poles ``(..., N)``. The leading dimensions of ``v``, ``z`` and ``w`` broadcast together.
+        conjugate: ``v`` and ``w`` hold one of each conjugate pair: add ``conj(v_n) / (z_l - conj(w_n))^order``.
+        order: order q >= 1 of the poles; the derivative of order q - 1 with respect to ``w``, over (q - 1)!.
+        backend: None chooses the fastest that can serve the call.
+
+    Returns:
+        ``(..., L)`` in the promoted dtype of ``v``, ``z`` and ``w``.
+
+    Formula: Gu et al., S4 (2021), appendix C.3. Differentiable any number of times in all three arguments.
+    """
+    checks.tensors(v=v, z=z, w=w)
+    for name, value in (("v", v), ("z", z), ("w", w)):
+        checks.dtype(name, value, checks.REAL + checks.COMPLEX)
+    checks.same_last_dim("v", v, "w", w, "N")
+    checks.has_last_dim("z", z, "L")
+    checks.broadcastable(v=v, z=z, w=w)
+    checks.integer("order", order, 1)
+    v, z, w = checks.promoted(v, z, w)
+    return _cauchy(v, z, w, conjugate, order, choose("cauchy", backend, v))
+
+
+def cauchy_transpose(
+    g: Tensor, z: Tensor, w: Tensor, *, order: int = 1, backend: str | None = None
+) -> Tensor:
+    """The transpose of a plain Cauchy product: ``out[n] = sum_l g_l / (z_l - w_n)^order``.
+
+    Args:
+        g: weights of the nodes ``(..., L)``, float32, float64, complex64 or complex128.
+        z: nodes ``(..., L)``. A node with an infinite part adds exactly 0.
+        w: poles ``(..., N)``. The leading dimensions of all three broadcast together.
+        order: order q >= 1 of the poles.
+        backend: None chooses the fastest that can serve the call.
+
+    Returns:
+        ``(..., N)`` in the promoted dtype of ``g``, ``z`` and ``w``.
+    """
+    checks.tensors(g=g, z=z, w=w)
+    for name, value in (("g", g), ("z", z), ("w", w)):
+        checks.dtype(name, value, checks.REAL + checks.COMPLEX)
+    checks.same_last_dim("g", g, "z", z, "L")
+    checks.has_last_dim("w", w, "N")
+    checks.broadcastable(g=g, z=z, w=w)
+    checks.integer("order", order, 1)
+    g, z, w = checks.promoted(g, z, w)
+    return _cauchy_transpose(g, z, w, order, choose("cauchy_transpose", backend, g))
+
+
+
+def _cauchy_fake(v: Tensor, z: Tensor, w: Tensor, conjugate: bool, order: int, backend: str) -> Tensor:
+    shape = torch.broadcast_shapes(v.shape[:-1], z.shape[:-1], w.shape[:-1])
+    return v.new_empty((*shape, z.shape[-1]))
+
+
+def _cauchy_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    v, z, w, ctx.conjugate, ctx.order, ctx.backend = inputs
+    ctx.save_for_backward(v, z, w)
+
+
+def _cauchy_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    """``dv = CT_q(g, z*, w*)``, ``dw = v* q CT_{q+1}(g, z*, w*)``, ``dz = -q g C_{q+1}(v, z, w)*``.
+
+    For conjugate pairs the second half adds the same with (g*, z) in the place of (g, z*): one transposed product
+    over both sets of nodes.
+    """
+    v, z, w = ctx.saved_tensors
+    q = ctx.order
+    nodes, weights = z.conj_physical(), g
+    if ctx.conjugate:
+        nodes = torch.cat((nodes, z), -1)
+        weights = torch.cat((g, g.conj_physical()), -1)
+
+    def moments(order: int) -> Tensor:
+        return _cauchy_transpose(weights, nodes, w.conj_physical(), order, ctx.backend)
+
+    dv = gradient_for(v, moments(q)) if ctx.needs_input_grad[0] else None
+    dz = dw = None
+    if ctx.needs_input_grad[1]:
+        dz = gradient_for(z, -q * g * _cauchy(v, z, w, ctx.conjugate, q + 1, ctx.backend).conj())
+    if ctx.needs_input_grad[2]:
+        dw = gradient_for(w, q * v.conj() * moments(q + 1))
+    return dv, dz, dw, None, None, None
+
+
+def _transpose_fake(g: Tensor, z: Tensor, w: Tensor, order: int, backend: str) -> Tensor:
+    shape = torch.broadcast_shapes(g.shape[:-1], z.shape[:-1], w.shape[:-1])
+    return g.new_empty((*shape, w.shape[-1]))
+
+
+def _transpose_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    g, z, w, ctx.order, ctx.backend = inputs
+    ctx.save_for_backward(g, z, w)
+
+
+def _transpose_backward(ctx: Any, h: Tensor) -> tuple[Tensor | None, ...]:
+    """``dg = C_q(h, z*, w*)``, ``dz = -q g* C_{q+1}(h, z*, w*)``, ``dw = q h CT_{q+1}(g, z, w)*``."""
+    g, z, w = ctx.saved_tensors
+    q = ctx.order
+
+    def product(order: int) -> Tensor:
+        return _cauchy(h, z.conj_physical(), w.conj_physical(), False, order, ctx.backend)
+
+    dg = gradient_for(g, product(q)) if ctx.needs_input_grad[0] else None
+    dz = gradient_for(z, -q * g.conj() * product(q + 1)) if ctx.needs_input_grad[1] else None
+    dw = None
+    if ctx.needs_input_grad[2]:
+        dw = gradient_for(w, q * h * _cauchy_transpose(g, z, w, q + 1, ctx.backend).conj())
+    return dg, dz, dw, None, None
+
+
+_cauchy = register(
+    "cauchy",
+    "(Tensor v, Tensor z, Tensor w, bool conjugate, int order, str backend) -> Tensor",
+    fake=_cauchy_fake,
+    setup_context=_cauchy_save,
+    backward=_cauchy_backward,
+)
+_cauchy_transpose = register(
+    "cauchy_transpose",
+    "(Tensor g, Tensor z, Tensor w, int order, str backend) -> Tensor",
+    fake=_transpose_fake,
+    setup_context=_transpose_save,
+    backward=_transpose_backward,
+)

@@ -1,0 +1,131 @@
+"""Which implementation of an op serves a call, and why.
+
+An op has one implementation a backend: ``torch`` (plain torch, everywhere: the tests' oracle), ``cpu`` (C++),
+``cuda`` and ``triton``. Unless a caller names one, the first of the device's order that can serve the call is taken.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+BACKENDS = ("torch", "cpu", "cuda", "triton")
+
+_PREFERENCE = {"cpu": ("cpu", "torch"), "cuda": ("cuda", "triton", "torch")}
+
+Needs = Callable[[str, torch.dtype], "str | None"]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class BackendUnavailableError(RuntimeError):
+    """The backend asked for cannot serve the call; the message says which requirement failed and what to do."""
+
+
+class Implementation(NamedTuple):
+    run: Callable[..., Any]
+    needs: Needs
+
+
+_implementations: dict[str, dict[str, Implementation]] = {}
+_thread = threading.local()
+
+
+def implement(op: str, backend: str, *, needs: Needs | None = None) -> Callable[[Function], Function]:
+    """Decorator: the function is the given backend's implementation of the op.
+
+    ``needs(device_type, dtype)`` returns None when it can serve such tensors, else one sentence that says what is
+    missing and what to do. It is asked once for each pair.
+    """
+
+    def decorate(function: Function) -> Function:
+        _implementations.setdefault(op, {})[backend] = Implementation(function, needs or (lambda device, dtype: None))
+        _refusal.cache_clear()
+        return function
+
+    return decorate
+
+
+def implementation(op: str, backend: str) -> Callable[..., Any]:
+    """The function that was registered for the op and the backend."""
+    return _implementations[op][backend].run
+
+
+@functools.cache
+def _refusal(op: str, backend: str, device: str, dtype: torch.dtype) -> str | None:
+    """Why the backend cannot serve the op for tensors of that device and dtype; None if it can."""
+    if backend not in _implementations[op]:
+        have = ", ".join(sorted(_implementations[op]))
+        return f"{op} has no {backend!r} implementation; it has: {have}"
+    if backend != "torch" and backend not in _PREFERENCE.get(device, ()):
+        return f"backend {backend!r} does not run on {device!r} tensors; move the tensors or use backend='torch'"
+    return _implementations[op][backend].needs(device, dtype)
+
+
+@torch.compiler.assume_constant_result
+def _serving(op: str, device: str, dtype: torch.dtype) -> str:
+    for backend in _PREFERENCE.get(device, ("torch",)):
+        if _refusal(op, backend, device, dtype) is None:
+            return backend
+    return "torch"
+
+
+@torch.compiler.assume_constant_result
+def _require(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
+    reason = _refusal(op, backend, device, dtype)
+    if reason is not None:
+        raise BackendUnavailableError(f"{op}(backend={backend!r}): {reason}")
+    return backend
+
+
+def _known(backend: str) -> str:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be None or one of {BACKENDS}, got {backend!r}")
+    return backend
+
+
+def choose(op: str, backend: str | None, tensor: torch.Tensor) -> str:
+    """The backend that serves the op for tensors like this one.
+
+    The argument wins over ``use_backend``, which wins over the device's order of preference. Raises
+    BackendUnavailableError when the backend that was asked for cannot serve the call.
+    """
+    asked = backend if backend is not None else getattr(_thread, "backend", None)
+    if asked is None:
+        return _serving(op, tensor.device.type, tensor.dtype)
+    return _require(op, _known(asked), tensor.device.type, tensor.dtype)
+
+
+@contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Context manager: in this thread, ops called without ``backend=`` use the named backend (None: choose freely)."""
+    if name is not None:
+        _known(name)
+    previous = getattr(_thread, "backend", None)
+    _thread.backend = name
+    try:
+        yield
+    finally:
+        _thread.backend = previous
+
+
+def operations() -> tuple[str, ...]:
+    """The names of all ops, in alphabetical order."""
+    return tuple(sorted(_implementations))
+
+
+def explain(op: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> str:
+    """Say which backend would serve the op for tensors of that device and dtype, and why not the others."""
+    if op not in _implementations:
+        raise ValueError(f"op must be one of {operations()}, got {op!r}")
+    kind = torch.device(device).type
+    chosen = _serving(op, kind, dtype)
+    lines = [f"{op} on {kind}, {dtype}: {chosen}"]
+    for backend in BACKENDS:
+        if backend != chosen:
+            lines.append(f"  {backend}: {_refusal(op, backend, kind, dtype) or 'able, but comes later'}")
+    return "\n".join(lines)

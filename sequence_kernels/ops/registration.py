@@ -1,0 +1,65 @@
+"""Registers an op with torch: schema, dispatch to a backend, fake, autograd and autocast rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .dispatch import implementation
+
+NAMESPACE = "sequence_kernels"
+_library = torch.library.Library(NAMESPACE, "DEF")
+
+
+def register(
+    name: str,
+    schema: str,
+    *,
+    fake: Callable[..., Any],
+    setup_context: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+    follows_autocast: Sequence[int] = (),
+) -> Callable[..., Any]:
+    """Define ``sequence_kernels::name`` and return it.
+
+    The last argument of the schema is ``str backend``; an implementation takes all the others. Under autocast the
+    arguments at the positions ``follows_autocast`` are cast to autocast's dtype, as the inputs of a linear layer are,
+    and all other half-precision ones to float32.
+    """
+    _library.define(f"{name}{schema}")
+    op = getattr(getattr(torch.ops, NAMESPACE), name).default
+
+    def run(*args: Any) -> Any:
+        return implementation(name, args[-1])(*args[:-1])
+
+    _library.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+    if backward is not None:
+        torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
+    for device in ("cpu", "cuda"):
+        _library.impl(name, _autocast_rule(op, device, frozenset(follows_autocast)), f"Autocast{device.upper()}")
+    return op
+
+
+def _autocast_rule(op: Callable[..., Any], device: str, follows: frozenset[int]) -> Callable[..., Any]:
+    def cast(position: int, value: Any, low: torch.dtype) -> Any:
+        if not isinstance(value, Tensor) or value.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            return value
+        return value.to(low if position in follows else torch.float32)
+
+    def rule(*args: Any) -> Any:
+        low = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            return op(*(cast(i, a, low) for i, a in enumerate(args)))
+
+    return rule
+
+
+def gradient_for(argument: Tensor, gradient: Tensor) -> Tensor:
+    """Reduce a gradient to an argument: sum over broadcast dimensions, drop the imaginary part if it is real."""
+    if gradient.is_complex() and not argument.is_complex():
+        gradient = gradient.real
+    return gradient.sum_to_size(argument.shape)

@@ -1,0 +1,134 @@
+"""Vandermonde products: the convolution kernel of a diagonal state-space model, and their transpose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..dispatch import choose
+from ..registration import gradient_for, register
+from . import reference  # noqa: F401 (registers the implementations)
+
+
+def vandermonde(
+    v: Tensor, x: Tensor, L: int, *, conjugate: bool = True, power: int = 0, backend: str | None = None
+) -> Tensor:
+    """Sums of exponentials: ``out[l] = sum_n v_n l^power exp(x_n l)`` for ``0 <= l < L``.
+
+    Args:
+        v: weights ``(..., N)``, float32, float64, complex64 or complex128.
+        x: exponents ``(..., N)``, of any of these dtypes; its leading dimensions broadcast with those of ``v``.
+        L: number of positions, at least 0.
+        conjugate: ``v`` and ``x`` hold one of each conjugate pair, and both are summed: the result is twice the real
+            part, and real.
+        power: the p >= 0 of ``l^p``; the derivative of order p with respect to ``x``.
+        backend: None chooses the fastest that can serve the call.
+
+    Returns:
+        ``(..., L)``; real if ``conjugate``, else in the promoted dtype of ``v`` and ``x``.
+
+    The kernel of a diagonal SSM is ``vandermonde(C * B_bar, log(A_bar), L)`` (Gu et al., S4D, 2022, section 3). The
+    product is differentiable any number of times: its derivatives are products of the same two families.
+    """
+    checks.tensors(v=v, x=x)
+    checks.dtype("v", v, checks.REAL + checks.COMPLEX)
+    checks.dtype("x", x, checks.REAL + checks.COMPLEX)
+    checks.same_last_dim("v", v, "x", x, "N")
+    checks.broadcastable(v=v, x=x)
+    checks.integer("L", L, 0)
+    checks.integer("power", power, 0)
+    v, x = checks.promoted(v, x)
+    return _vandermonde(v, x, L, conjugate, power, choose("vandermonde", backend, v))
+
+
+def vandermonde_transpose(g: Tensor, x: Tensor, *, power: int = 0, backend: str | None = None) -> Tensor:
+    """Moments of a sequence: ``out[n] = sum_l g_l l^power exp(x_n l)``.
+
+    Args:
+        g: ``(..., L)``, float32, float64, complex64 or complex128.
+        x: exponents ``(..., N)``, of any of these dtypes; its leading dimensions broadcast with those of ``g``.
+        power: the p >= 0 of ``l^p``.
+        backend: None chooses the fastest that can serve the call.
+
+    Returns:
+        ``(..., N)`` in the promoted dtype of ``g`` and ``x``.
+
+    The transpose of ``vandermonde(..., conjugate=False)`` as a linear map of ``v``.
+    """
+    checks.tensors(g=g, x=x)
+    checks.dtype("g", g, checks.REAL + checks.COMPLEX)
+    checks.dtype("x", x, checks.REAL + checks.COMPLEX)
+    checks.has_last_dim("g", g, "L")
+    checks.has_last_dim("x", x, "N")
+    checks.broadcastable(g=g, x=x)
+    checks.integer("power", power, 0)
+    real = torch.float64 if torch.float64 in (g.real.dtype, x.real.dtype) else torch.float32
+    g, x = (t.to(real.to_complex() if t.is_complex() else real) for t in (g, x))
+    return _vandermonde_transpose(g, x, power, choose("vandermonde_transpose", backend, g))
+
+
+def _vandermonde_fake(v: Tensor, x: Tensor, L: int, conjugate: bool, power: int, backend: str) -> Tensor:
+    shape = torch.broadcast_shapes(v.shape[:-1], x.shape[:-1])
+    return v.new_empty((*shape, L), dtype=v.real.dtype if conjugate else v.dtype)
+
+
+def _vandermonde_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    v, x, _, ctx.conjugate, ctx.power, ctx.backend = inputs
+    ctx.save_for_backward(v, x)
+
+
+def _vandermonde_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    """``dv = s VT_p(g, x*)`` and ``dx = s v* VT_{p+1}(g, x*)``, with s = 2 for conjugate pairs, else 1."""
+    v, x = ctx.saved_tensors
+    scale = 2 if ctx.conjugate else 1
+
+    def moments(power: int) -> Tensor:
+        return scale * _vandermonde_transpose(g, x.conj_physical(), power, ctx.backend)
+
+    dv = gradient_for(v, moments(ctx.power)) if ctx.needs_input_grad[0] else None
+    dx = gradient_for(x, v.conj() * moments(ctx.power + 1)) if ctx.needs_input_grad[1] else None
+    return dv, dx, None, None, None, None
+
+
+def _transpose_fake(g: Tensor, x: Tensor, power: int, backend: str) -> Tensor:
+    shape = torch.broadcast_shapes(g.shape[:-1], x.shape[:-1])
+    return g.new_empty((*shape, x.shape[-1]), dtype=torch.promote_types(g.dtype, x.dtype))
+
+
+def _transpose_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    g, x, ctx.power, ctx.backend = inputs
+    ctx.save_for_backward(g, x)
+
+
+def _transpose_backward(ctx: Any, h: Tensor) -> tuple[Tensor | None, ...]:
+    """``dg = V_p(h, x*)`` (its real part if g is real) and ``dx = h VT_{p+1}(g*, x*)``."""
+    g, x = ctx.saved_tensors
+    xc = x.conj_physical()
+    dg = dx = None
+    if ctx.needs_input_grad[0]:
+        pairs = x.is_complex() and not g.is_complex()
+        dg = _vandermonde(*checks.promoted(h, xc), g.shape[-1], pairs, ctx.power, ctx.backend)
+        dg = gradient_for(g, dg / 2 if pairs else dg)
+    if ctx.needs_input_grad[1]:
+        moments = _vandermonde_transpose(g.conj_physical(), xc, ctx.power + 1, ctx.backend)
+        dx = gradient_for(x, h * moments)
+    return dg, dx, None, None
+
+
+_vandermonde = register(
+    "vandermonde",
+    "(Tensor v, Tensor x, SymInt L, bool conjugate, int power, str backend) -> Tensor",
+    fake=_vandermonde_fake,
+    setup_context=_vandermonde_save,
+    backward=_vandermonde_backward,
+)
+_vandermonde_transpose = register(
+    "vandermonde_transpose",
+    "(Tensor g, Tensor x, int power, str backend) -> Tensor",
+    fake=_transpose_fake,
+    setup_context=_transpose_save,
+    backward=_transpose_backward,
+)
