@@ -1,0 +1,59 @@
+# make demo | test | test-thorough | lint | format | clean
+# Each makes its own .venv, installs, builds the native library in place, and runs; a second call is fast.
+#   PYTHON=python3.12          another interpreter
+#   TORCH="torch==2.11.0"      another torch than the pinned one
+#   ARGS="..."                 passed on to the demo or to pytest
+
+PYTHON ?= python3
+TORCH ?= $(shell sed -n '/^torch==/p' constraints.txt)
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed-$(shell echo '$(TORCH)' | tr -cs '[:alnum:].\n' '-')
+NATIVE := sequence_kernels/_native_cpu.so
+NATIVE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py
+PYTEST := $(BIN)/python -m pytest -q -n 2 --torch-threads 1
+
+.PHONY: demo test test-thorough lint format native clean
+.DELETE_ON_ERROR:
+
+demo: native
+	$(BIN)/python examples/sequential_digits.py $(ARGS)
+
+test: native
+	$(PYTEST) $(ARGS)
+
+test-thorough: native
+	$(PYTEST) -m "thorough or not thorough" $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format -i
+
+native: $(NATIVE)
+
+clean:
+	rm -rf $(VENV) build $(NATIVE) *.egg-info
+
+$(INSTALLED): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "sequence_kernels needs Python 3.10 or newer, and $(PYTHON) is $$($(PYTHON) -V 2>&1); name another one: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@rm -f $(VENV)/installed-*
+	@{ grep -v '^torch==' constraints.txt; echo '$(TORCH)'; } > $(VENV)/constraints.txt
+	$(BIN)/pip install -q --disable-pip-version-check -c $(VENV)/constraints.txt setuptools ninja
+	$(BIN)/pip install -q --disable-pip-version-check -c $(VENV)/constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+
+# Without a C++ compiler setup.py says so and builds nothing: the library then runs on torch alone.
+$(NATIVE): $(INSTALLED) $(NATIVE_SOURCES)
+	@$(BIN)/python setup.py -q build_ext --inplace
+	@touch -c $@
