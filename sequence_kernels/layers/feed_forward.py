@@ -1,0 +1,48 @@
+"""The position-wise feed-forward layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from sequence_kernels.layers.components import dropout_module, linear_activation
+from sequence_kernels.module import SequenceModule
+
+
+class FeedForward(SequenceModule):
+    """Linear to ``expand * d_input`` channels, activation, dropout, linear to ``d_output`` channels.
+
+    ``(batch, length, d_input) -> (batch, length, d_output)``; with ``transposed=True`` channels come before
+    length. ``d_output=None`` means ``d_input``. There is no state: what is given is passed through.
+    Raises ValueError for an unknown activation.
+    """
+
+    def __init__(
+        self,
+        d_input: int,
+        expand: int = 2,
+        d_output: int | None = None,
+        transposed: bool = False,
+        activation: str | None = "gelu",
+        dropout: float = 0.0,
+        tie_dropout: bool = False,
+    ) -> None:
+        super().__init__()
+        self.d_model = d_input
+        self.d_output = d_input if d_output is None else d_output
+        self.transposed = transposed
+        d_inner = expand * d_input
+        self.ff = nn.Sequential(
+            linear_activation(d_input, d_inner, activation, transposed=transposed),
+            dropout_module(dropout, tied=tie_dropout, transposed=transposed),
+            linear_activation(d_inner, self.d_output, transposed=transposed),
+        )
+
+    def forward(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
+        return self.ff(x), state
+
+    def step(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
+        if not self.transposed:
+            return self.ff(x), state
+        return self.ff(x.unsqueeze(-1)).squeeze(-1), state

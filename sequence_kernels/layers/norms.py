@@ -1,0 +1,78 @@
+"""Normalisation by name, for either layout, with a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class TransposedLN(nn.Module):
+    """Layer norm over the channels of ``(batch, channels, length)``.
+
+    With ``scalar=True`` one shift ``m`` and one scale ``s`` serve all channels:
+    ``s * (x - mean(x) + m) / std(x)``, where ``std`` is the biased standard deviation, at least ``sqrt(eps)``:
+    a constant column gives ``s * m / sqrt(eps)``, 0 at the start, and not NaN.
+    With ``scalar=False`` it is ``nn.LayerNorm``, a shift and a scale for each channel.
+    """
+
+    def __init__(self, d: int, scalar: bool = True, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.scalar = scalar
+        self.eps = eps
+        if scalar:
+            self.m = nn.Parameter(torch.zeros(1))
+            self.s = nn.Parameter(torch.ones(1))
+        else:
+            self.ln = nn.LayerNorm(d, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.scalar:
+            return self.ln(x.mT).mT
+        variance, mean = torch.var_mean(x, dim=-2, unbiased=False, keepdim=True)
+        return self.s * variance.clamp(min=self.eps).rsqrt() * (x - mean + self.m)
+
+
+class Normalization(nn.Module):
+    """Normalisation of ``(batch, length, d)``, or with ``transposed=True`` of ``(batch, d, length)``.
+
+    ``_name_`` is "layer", "batch", "instance", "group" (one group) or "none"; further keywords go to the
+    module that does the work, which is ``self.norm``. "instance" and "group" take statistics over the length:
+    they are not ``causal`` and their ``step`` raises NotImplementedError. Raises ValueError for another name.
+    """
+
+    def __init__(self, d: int, transposed: bool = False, _name_: str = "layer", **kwargs: Any) -> None:
+        super().__init__()
+        self.transposed = transposed
+        self.name = _name_
+        self.norm: nn.Module
+        if _name_ == "layer":
+            self.norm = TransposedLN(d, **kwargs) if transposed else nn.LayerNorm(d, **kwargs)
+        elif _name_ == "batch":
+            self.norm = nn.BatchNorm1d(d, **kwargs)
+        elif _name_ == "instance":
+            self.norm = nn.InstanceNorm1d(d, **kwargs)
+        elif _name_ == "group":
+            self.norm = nn.GroupNorm(1, d, **kwargs)
+        elif _name_ == "none":
+            self.norm = nn.Identity()
+        else:
+            raise ValueError(f"norm must be layer, batch, instance, group or none; got {_name_!r}")
+
+    @property
+    def causal(self) -> bool:
+        """Whether each position is normalised by itself (in eval mode)."""
+        return self.name not in ("instance", "group")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.transposed or self.name in ("layer", "none"):
+            return self.norm(x)
+        return self.norm(x.mT).mT
+
+    def step(self, x: Tensor) -> Tensor:
+        """Normalise one time step ``(..., d)``."""
+        if not self.causal:
+            raise NotImplementedError(f"norm={self.name!r} takes statistics over the whole sequence: no step")
+        one = x.reshape(-1, x.shape[-1]).unsqueeze(-1 if self.transposed else -2)
+        return self.forward(one).reshape(x.shape)
