@@ -12,7 +12,7 @@ class TransposedLN(nn.Module):
     """Layer norm over the channels of ``(batch, channels, length)``.
 
     With ``scalar=True`` one shift ``m`` and one scale ``s`` serve all channels:
-    ``s * (x - mean(x) + m) / std(x)``, where ``std`` is the biased standard deviation, at least ``sqrt(eps)``:
+    ``s * (x - mean(x) + m) / std(x)``, with ``std`` the biased standard deviation, at least ``sqrt(eps)``:
     a constant column gives ``s * m / sqrt(eps)``, 0 at the start, and not NaN.
     With ``scalar=False`` it is ``nn.LayerNorm``, a shift and a scale for each channel.
     """
