@@ -2,6 +2,10 @@
 
 from .cauchy import cauchy, cauchy_transpose
 from .dispatch import BACKENDS, BackendUnavailableError, explain, operations, use_backend
+from .dplr_step import dplr_step
+from .fft_conv import fft_conv
+from .ssm_conv import ssm_conv
+from .ssm_step import ssm_step
 from .vandermonde import vandermonde, vandermonde_transpose
 
 __all__ = [
@@ -9,8 +13,12 @@ __all__ = [
     "BackendUnavailableError",
     "cauchy",
     "cauchy_transpose",
+    "dplr_step",
     "explain",
+    "fft_conv",
     "operations",
+    "ssm_conv",
+    "ssm_step",
     "use_backend",
     "vandermonde",
     "vandermonde_transpose",

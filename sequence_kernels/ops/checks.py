@@ -84,6 +84,16 @@ def integer(name: str, value: Any, least: int) -> None:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
+def lengths(name: str, value: Tensor, most: int) -> None:
+    """The tensor holds integers in 0 .. most; the values are looked at on the CPU only, where that is free."""
+    dtype(name, value, (torch.int32, torch.int64))
+    if torch.compiler.is_compiling() or value.device.type != "cpu" or value.numel() == 0:
+        return
+    low, high = value.aminmax()
+    if low < 0 or high > most:
+        raise ValueError(f"{name} must be in 0 .. {most}, got values in {int(low)} .. {int(high)}")
+
+
 def promoted(*values: Tensor) -> tuple[Tensor, ...]:
     """The tensors in their common dtype."""
     common = values[0].dtype

@@ -1,0 +1,85 @@
+"""Convolution of sequences with explicit taps, by FFT: for kernels that have no finite state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..dispatch import choose
+from ..registration import register
+from . import reference
+
+
+def fft_conv(
+    u: Tensor, k: Tensor, d: Tensor | None = None, *, bidirectional: bool = False, backend: str | None = None
+) -> Tensor:
+    """Causal convolution ``y[t] = sum_{j <= t} k[j] u[t - j] + d u[t]``, or a two-sided one.
+
+    Args:
+        u: input ``(B, H, L)``, float16, bfloat16, float32 or float64; any L >= 0.
+        k: taps ``(C, H, K)``, of any of these dtypes, any K >= 1; taps past L do not matter. If ``bidirectional``,
+            ``(2 C, H, K)``: the second half is strictly anticausal, its tap j multiplies ``u[t + 1 + j]``.
+        d: skip ``(C, H)``.
+        backend: None chooses the fastest that can serve the call.
+
+    Returns:
+        ``(B, C, H, L)`` in the dtype of ``u``. Half precision is computed in float32.
+
+    Differentiable in ``u``, ``k`` and ``d``, any number of times.
+    """
+    checks.tensors(u=u, k=k, **({} if d is None else {"d": d}))
+    checks.shape("u", u, (("B", None), ("H", None), ("L", None)))
+    checks.shape("k", k, (("2C" if bidirectional else "C", None), ("H", u.shape[1]), ("K", None)))
+    if bidirectional and k.shape[0] % 2:
+        raise ValueError(f"k must have shape (2C, H, K) when bidirectional, got {tuple(k.shape)}")
+    if k.shape[2] == 0:
+        raise ValueError(f"k must have at least one tap, got shape {tuple(k.shape)}")
+    channels = k.shape[0] // (2 if bidirectional else 1)
+    if d is not None:
+        checks.shape("d", d, (("C", channels), ("H", u.shape[1])))
+    for name, value in (("u", u), ("k", k), ("d", d)):
+        if value is not None:
+            checks.dtype(name, value, (*checks.HALF, *checks.REAL))
+    return _fft_conv(u, k, d, bidirectional, choose("fft_conv", backend, u))
+
+
+def _fake(u: Tensor, k: Tensor, d: Tensor | None, bidirectional: bool, backend: str) -> Tensor:
+    batch, heads, length = u.shape
+    return u.new_empty((batch, k.shape[0] // (2 if bidirectional else 1), heads, length))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    u, k, d, ctx.bidirectional, ctx.backend = inputs
+    ctx.save_for_backward(u, k, d)
+
+
+def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    u, k, d = ctx.saved_tensors
+    if torch.is_grad_enabled():  # a derivative of this derivative is wanted: leave a graph
+        gradients = reference.fft_conv_backward(g, u, k, d, ctx.bidirectional)
+    else:
+        gradients = _fft_conv_backward(g, u, k, d, ctx.bidirectional, ctx.backend)
+    du, dk, dd = (dx if needed else None for dx, needed in zip(gradients, ctx.needs_input_grad, strict=False))
+    return du, dk, None if d is None or dd is None else dd.to(d.dtype), None, None
+
+
+def _backward_fake(g: Tensor, u: Tensor, k: Tensor, d: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    return u.new_empty(u.shape), k.new_empty(k.shape), k.new_empty((g.shape[1], u.shape[1]))
+
+
+_fft_conv = register(
+    "fft_conv",
+    "(Tensor u, Tensor k, Tensor? d, bool bidirectional, str backend) -> Tensor",
+    fake=_fake,
+    setup_context=_save,
+    backward=_backward,
+    follows_autocast=(0,),
+)
+_fft_conv_backward = register(
+    "fft_conv_backward",
+    "(Tensor g, Tensor u, Tensor k, Tensor? d, bool bidirectional, str backend) -> (Tensor, Tensor, Tensor)",
+    fake=_backward_fake,
+)

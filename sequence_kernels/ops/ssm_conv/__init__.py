@@ -1,0 +1,146 @@
+"""The convolution of a linear time-invariant state-space model, in chunks, with the state in and out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..dispatch import choose
+from ..registration import register
+from . import reference
+
+
+def ssm_conv(
+    u: Tensor,
+    taps: Tensor,
+    e_out: Tensor,
+    e_in: Tensor,
+    a_powers: Tensor,
+    d: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Convolve sequences with a state-space model given by its chunk matrices, carrying the state.
+
+    For chunks of T elements, as row vectors: ``y_m = u_m Toep(taps) + X_m e_out + d u_m`` and
+    ``X_{m+1} = X_m A_T + u_m e_in``. For a model ``x_t = A x_{t-1} + B u_t, y_t = C x_t + d u_t`` the matrices are
+    ``taps[l] = C A^l B``, ``e_out[:, t] = C A^{t+1}``, ``e_in[s] = A^{T-1-s} B`` and ``A_T = A^T``.
+
+    Args:
+        u: input ``(B, H, L)``, float16, bfloat16, float32 or float64; any L >= 0.
+        taps: ``(C, H, T)``, the first T taps of the kernel; T is a power of two. float32 or float64, as all
+            parameters; float64 if and only if ``u`` is.
+        e_out: ``(C, H, S, T)``.
+        e_in: ``(H, T, S)``.
+        a_powers: A^(2^i) for i = 0 .. log2(T): complex ``(H, log2(T) + 1, S / 2)`` if A is diagonal, the state being
+            held as interleaved real and imaginary parts; or real ``(H, log2(T) + 1, S, S)``, applied as ``X @ A``.
+        d: skip ``(C, H)``.
+        initial_state: ``(B, H, S)``, the state before the first element; zero if None.
+        lengths: ``(B,)`` integers in 0 .. L: the final state of each row is the one after so many elements.
+            The output is not affected.
+        backend: None chooses the fastest that can serve the call.
+
+    Returns:
+        ``y`` of shape ``(B, C, H, L)`` in the dtype of ``u``, and the final state ``(B, H, S)`` in that of ``taps``.
+
+    Everything is accumulated in the dtype of ``taps``. Differentiable in every floating-point argument; second
+    derivatives recompute the first in plain torch.
+    """
+    given = {"u": u, "taps": taps, "e_out": e_out, "e_in": e_in, "a_powers": a_powers}
+    parameters = {"taps": taps, "e_out": e_out, "e_in": e_in}
+    for name, value in (("d", d), ("initial_state", initial_state)):
+        if value is not None:
+            given[name] = parameters[name] = value
+    if lengths is not None:
+        given["lengths"] = lengths
+    checks.tensors(**given)
+    checks.shape("u", u, (("B", None), ("H", None), ("L", None)))
+    checks.shape("taps", taps, (("C", None), ("H", u.shape[1]), ("T", None)))
+    checks.shape("e_in", e_in, (("H", u.shape[1]), ("T", taps.shape[2]), ("S", None)))
+    heads, chunk, size = e_in.shape
+    channels = taps.shape[0]
+    checks.shape("e_out", e_out, (("C", channels), ("H", heads), ("S", size), ("T", chunk)))
+    _check_powers(a_powers, heads, chunk, size)
+    if d is not None:
+        checks.shape("d", d, (("C", channels), ("H", heads)))
+    if initial_state is not None:
+        checks.shape("initial_state", initial_state, (("B", u.shape[0]), ("H", heads), ("S", size)))
+    if lengths is not None:
+        checks.shape("lengths", lengths, (("B", u.shape[0]),))
+        checks.lengths("lengths", lengths, u.shape[2])
+    checks.dtype("u", u, (*checks.HALF, *checks.REAL))
+    expected = torch.float64 if u.dtype == torch.float64 else torch.float32
+    for name, value in parameters.items():
+        checks.dtype(name, value, (expected,))
+    checks.dtype("a_powers", a_powers, (expected, expected.to_complex()))
+    return _ssm_conv(u, taps, e_out, e_in, a_powers, d, initial_state, lengths, choose("ssm_conv", backend, u))
+
+
+def _check_powers(a_powers: Tensor, heads: int, chunk: int, size: int) -> None:
+    if chunk < 1 or chunk & (chunk - 1):
+        raise ValueError(f"taps must have shape (C, H, T) with T a power of two, got T={chunk}")
+    count = chunk.bit_length()
+    if a_powers.is_complex():
+        if size % 2:
+            raise ValueError(f"a complex a_powers needs an even state size S, got e_in with S={size}")
+        checks.shape("a_powers", a_powers, (("H", heads), ("log2(T)+1", count), ("S/2", size // 2)))
+    else:
+        checks.shape("a_powers", a_powers, (("H", heads), ("log2(T)+1", count), ("S", size), ("S", size)))
+
+
+def _fake(u: Tensor, taps: Tensor, e_out: Tensor, e_in: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    batch, heads, length = u.shape
+    return (
+        u.new_empty((batch, taps.shape[0], heads, length)),
+        taps.new_empty((batch, heads, e_in.shape[-1])),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, g: Tensor, g_final: Tensor) -> tuple[Tensor | None, ...]:
+    inputs = ctx.saved_tensors
+    if torch.is_grad_enabled():  # a derivative of this derivative is wanted: leave a graph
+        gradients = reference.ssm_conv_backward(g, g_final, *inputs)
+    else:
+        gradients = _ssm_conv_backward(g, g_final, *inputs, ctx.backend)
+    wanted = (dx if needed else None for dx, needed in zip(gradients, ctx.needs_input_grad, strict=False))
+    return (*wanted, None, None)
+
+
+def _backward_fake(g: Tensor, g_final: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    u, taps, e_out, e_in, a_powers = inputs[:5]
+    batch, heads, _ = u.shape
+    like = (u, taps, e_out, e_in, a_powers)
+    return (
+        *(t.new_empty(t.shape) for t in like),
+        taps.new_empty(taps.shape[:2]),
+        taps.new_empty((batch, heads, e_in.shape[-1])),
+    )
+
+
+_ARGUMENTS = (
+    "Tensor u, Tensor taps, Tensor e_out, Tensor e_in, Tensor a_powers, Tensor? d, Tensor? initial_state, "
+    "Tensor? lengths, str backend"
+)
+_ssm_conv = register(
+    "ssm_conv",
+    f"({_ARGUMENTS}) -> (Tensor, Tensor)",
+    fake=_fake,
+    setup_context=_save,
+    backward=_backward,
+    follows_autocast=(0,),
+)
+_ssm_conv_backward = register(
+    "ssm_conv_backward",
+    f"(Tensor g, Tensor g_final, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    fake=_backward_fake,
+)
