@@ -1,0 +1,67 @@
+// Short vectors of the instruction set that a file is compiled for (GCC's and Clang's vector extension).
+//
+// Like all headers that only files compiled once for each instruction set include, this one keeps everything
+// in an unnamed namespace: else the linker could pick one set's copy of an inline function for all of them.
+#pragma once
+
+#include <cstdint>
+
+#include "common/isa.h"
+
+namespace sequence_kernels {
+namespace {
+
+constexpr int kVectorBytes = kIsa == Isa::avx512 ? 64 : kIsa == Isa::avx2 ? 32 : 16;
+#if defined(__x86_64__)
+constexpr int kVectorRegisters = kIsa == Isa::avx512 ? 32 : 16;
+#else
+constexpr int kVectorRegisters = 32;
+#endif
+
+template <typename Real>
+struct VectorOf {
+  typedef Real type __attribute__((vector_size(kVectorBytes)));
+};
+template <typename Real>
+using Vector = typename VectorOf<Real>::type;
+
+template <typename Real>
+constexpr int kLanes = kVectorBytes / sizeof(Real);
+
+template <typename Real>
+inline Vector<Real> load(const Real* p) {
+  Vector<Real> v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+template <typename Real>
+inline void store(Real* p, Vector<Real> v) {
+  __builtin_memcpy(p, &v, sizeof(v));
+}
+
+// The sum of the lanes, in a fixed order.
+template <typename Real>
+inline Real sum(Vector<Real> v) {
+  Real lanes[kLanes<Real>];
+  store(lanes, v);
+  for (int width = kLanes<Real> / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  return lanes[0];
+}
+
+// The bits of a value as another type of the same size.
+template <typename To, typename From>
+inline To bits(From value) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  __builtin_memcpy(&to, &value, sizeof(to));
+  return to;
+}
+
+constexpr int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+}  // namespace
+}  // namespace sequence_kernels

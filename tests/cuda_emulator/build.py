@@ -1,0 +1,112 @@
+"""Builds a Python module from a kernel file with ninja, in a folder named after the hash of its sources."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+BUILD = ROOT / "build" / "cuda_emulator"
+
+FLAGS = [
+    "-std=c++17",
+    "-O2",
+    "-g1",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-strict-aliasing",
+    "-fno-gnu-unique",
+]
+KERNEL_FLAGS = ["-x", "c++", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-variable", "-ffp-contract=fast"]
+CHECK_FLAGS = ["-fsanitize=thread", "-fno-omit-frame-pointer"]
+
+
+def compiler() -> str | None:
+    """The C++ compiler to use, or None."""
+    return next((c for c in (os.environ.get("CXX"), "g++", "clang++") if c and shutil.which(c)), None)
+
+
+def skip_reason() -> str | None:
+    """Why the emulator cannot be built here; None if it can."""
+    if compiler() is None:
+        return "no C++ compiler: install g++ to run the CUDA kernels in the emulator"
+    for module in ("pybind11", "ninja"):
+        try:
+            __import__(module)
+        except ImportError:
+            return f"the emulator needs {module}: pip install {module}"
+    return None
+
+
+def _includes() -> list[str]:
+    import pybind11
+
+    folders = [HERE / "include", ROOT / "csrc", pybind11.get_include(), sysconfig.get_paths()["include"]]
+    return [f"-I{folder}" for folder in folders]
+
+
+@functools.cache
+def _library_hash() -> str:
+    """Of everything but the kernel file: the emulator, the headers of csrc/, the compiler and the flags."""
+    digest = hashlib.sha256(subprocess.check_output([str(compiler()), "--version"]))
+    digest.update(repr((sys.version, FLAGS, KERNEL_FLAGS, CHECK_FLAGS, _includes())).encode())
+    headers = [
+        *(ROOT / "csrc").rglob("*.cuh"),
+        *(ROOT / "csrc").rglob("*.h"),
+        *HERE.rglob("*.h"),
+        *HERE.rglob("*.cpp"),
+    ]
+    for path in sorted(headers):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _ninja(folder: Path, source: Path, check: bool) -> str:
+    flags = " ".join([*FLAGS, *_includes()])
+    kernel_flags = " ".join([*KERNEL_FLAGS, *(CHECK_FLAGS if check else [])])
+    binding = BUILD / f"binding-{_library_hash()[:16]}.o"
+    module = folder / "_cuda_emulator.so"
+    return "\n".join(
+        [
+            "rule compile",
+            f"  command = {compiler()} {flags} $more -c $in -o $out",
+            "rule link",
+            f"  command = {compiler()} -shared $in -o $out -ldl",
+            f"build {binding}: compile {HERE / 'runtime' / 'binding.cpp'}",
+            f"build {folder / 'kernels.o'}: compile {source}",
+            f"  more = {kernel_flags}",
+            f"build {module}: link {binding} {folder / 'kernels.o'}",
+            "",
+        ]
+    )
+
+
+def build(source: Path, check: bool) -> Path:
+    """The path of the module for this kernel file, built if there is none for its hash yet."""
+    import fcntl
+
+    key = hashlib.sha256(source.read_bytes() + _library_hash().encode()).hexdigest()[:16]
+    folder = BUILD / f"{source.parent.name}-{source.stem}-{'check' if check else 'plain'}-{key}"
+    module = folder / "_cuda_emulator.so"
+    if module.exists():
+        return module
+    folder.mkdir(parents=True, exist_ok=True)
+    with (BUILD / "lock").open("w") as lock:  # pytest workers build one at a time, and share the binding
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder / "build.ninja").write_text(_ninja(folder, source, check))
+        done = subprocess.run(
+            [sys.executable, "-m", "ninja", "-C", str(folder), "--quiet"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode:
+        raise RuntimeError(f"building the emulator for {source.name} failed:\n{done.stdout}{done.stderr}")
+    return module
