@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sequence_kernels.layers.norms import TransposedLN
+from .norms import TransposedLN
 
 
 class SquaredReLU(nn.Module):

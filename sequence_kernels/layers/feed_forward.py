@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sequence_kernels.layers.components import dropout_module, linear_activation
-from sequence_kernels.module import SequenceModule
+from ..module import SequenceModule
+from .components import dropout_module, linear_activation
 
 
 class FeedForward(SequenceModule):

@@ -39,7 +39,7 @@ class Normalization(nn.Module):
 
     ``_name_`` is "layer", "batch", "instance", "group" (one group) or "none"; further keywords go to the
     module that does the work, which is ``self.norm``. "instance" and "group" take statistics over the length:
-    they are not ``causal`` and their ``step`` raises NotImplementedError. Raises ValueError for another name.
+    they are not ``causal`` and cannot be stepped. Raises ValueError for that, and for another name.
     """
 
     def __init__(self, d: int, transposed: bool = False, _name_: str = "layer", **kwargs: Any) -> None:
@@ -73,6 +73,6 @@ class Normalization(nn.Module):
     def step(self, x: Tensor) -> Tensor:
         """Normalise one time step ``(..., d)``."""
         if not self.causal:
-            raise NotImplementedError(f"norm={self.name!r} takes statistics over the whole sequence: no step")
+            raise ValueError(f"norm={self.name!r} takes statistics over the whole sequence: it has no step")
         one = x.reshape(-1, x.shape[-1]).unsqueeze(-1 if self.transposed else -2)
         return self.forward(one).reshape(x.shape)

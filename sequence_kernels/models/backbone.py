@@ -1,0 +1,142 @@
+"""The isotropic backbone: a stack of residual blocks of one width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..layers.components import dropout_module
+from ..module import SequenceModule
+from .block import PartConfig, SequenceResidualBlock, make_norm
+from .registry import LayerConfig, layer_config
+
+
+class SequenceModel(SequenceModule):
+    """``n_layers * n_repeat`` times the given layer or layers, each in a residual block.
+
+    ``forward`` maps ``(batch, length, d_model)`` to ``(batch, length, d_output)``, always: as in ESPnet,
+    ``transposed`` only chooses the layout *inside*, in which the layers work.
+    The state is a list with one entry for each block.
+
+    ``layer``: one ``LayerConfig``, or a list of them that is repeated as a whole, as ``["s4d", "ff"]``.
+    ``dropout``, ``tie_dropout``: for every block, and every layer given by name that does not set its own.
+    ``dropinp``: dropout of the input.
+    ``prenorm``, ``residual``, ``norm``, ``drop_path``: see ``SequenceResidualBlock``; ``prenorm`` also puts a
+    norm after the last block.
+
+    Raises as ``SequenceResidualBlock`` does, and ValueError for a state that does not fit the stack.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_layers: int = 1,
+        transposed: bool = False,
+        dropout: float = 0.0,
+        tie_dropout: bool = False,
+        prenorm: bool = True,
+        n_repeat: int = 1,
+        layer: LayerConfig | Sequence[LayerConfig] = "s4d",
+        residual: PartConfig = None,
+        norm: PartConfig = None,
+        dropinp: float = 0.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.d_model = d_model
+        self.transposed = transposed
+        self.drop = dropout_module(dropinp, tied=tie_dropout, transposed=transposed)
+        group = layer if isinstance(layer, Sequence) and not isinstance(layer, str) else [layer]
+        configs = [layer_config(one, dropout=dropout, tie_dropout=tie_dropout) for one in group]
+        blocks: list[SequenceResidualBlock] = []
+        width = d_model
+        for i, config in enumerate(configs * (n_layers * n_repeat), start=1):
+            block = SequenceResidualBlock(
+                width,
+                i,
+                prenorm=prenorm,
+                dropout=dropout,
+                tie_dropout=tie_dropout,
+                transposed=transposed,
+                layer=config,
+                residual=residual,
+                norm=norm,
+                drop_path=drop_path,
+            )
+            blocks.append(block)
+            width = block.d_output
+        self.layers = nn.ModuleList(blocks)
+        self.d_output = width
+        self.norm = make_norm(norm if prenorm else None, width, transposed)
+
+    @property
+    def _blocks(self) -> list[SequenceResidualBlock]:
+        return cast("list[SequenceResidualBlock]", list(self.layers))
+
+    @property
+    def causal(self) -> bool:  # type: ignore[override]
+        return all(block.causal for block in self._blocks) and (self.norm is None or self.norm.causal)
+
+    @property
+    def d_state(self) -> int | None:
+        """The sum over the blocks that have one; None if none has."""
+        widths = [block.d_state for block in self._blocks if block.d_state is not None]
+        return sum(widths) if widths else None
+
+    @property
+    def state_to_tensor(self) -> Callable[[list[Any]], Tensor | None]:
+        """A function from a state to ``(*batch_shape, d_state)``, the blocks' states one after another."""
+
+        def concatenate(state: list[Any]) -> Tensor | None:
+            pairs = zip(self._blocks, self._checked(state), strict=True)
+            parts = [block.state_to_tensor(block_state) for block, block_state in pairs]
+            present = [part for part in parts if part is not None]
+            return torch.cat(present, dim=-1) if present else None
+
+        return concatenate
+
+    def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> list[Any]:
+        return [block.default_state(*batch_shape, device=device) for block in self._blocks]
+
+    def forward(
+        self, x: Tensor, state: list[Any] | None = None, **kwargs: Any
+    ) -> tuple[Tensor, list[Any] | None]:
+        states = [None] * len(self.layers) if state is None else self._checked(state)
+        x = self.drop(x.mT if self.transposed else x)
+        next_states = []
+        for block, block_state in zip(self._blocks, states, strict=True):
+            x, next_state = block(x, state=block_state, **kwargs)
+            next_states.append(next_state)
+        if self.norm is not None:
+            x = self.norm(x)
+        return x.mT if self.transposed else x, None if state is None else next_states
+
+    def step(self, x: Tensor, state: list[Any] | None = None, **kwargs: Any) -> tuple[Tensor, list[Any]]:
+        """Map one time step ``(..., d_model)``; ``state=None`` starts from ``default_state``."""
+        states = self.default_state(*x.shape[:-1], device=x.device) if state is None else self._checked(state)
+        next_states = []
+        for block, block_state in zip(self._blocks, states, strict=True):
+            x, next_state = block.step(x, state=block_state, **kwargs)
+            next_states.append(next_state)
+        return x if self.norm is None else self.norm.step(x), next_states
+
+    def _checked(self, state: list[Any]) -> list[Any]:
+        if not self.causal:
+            raise ValueError(
+                "state cannot be carried: a layer or norm of this model looks at the whole sequence"
+            )
+        if not isinstance(state, list) or len(state) != len(self.layers):
+            got = f"a list of {len(state)}" if isinstance(state, list) else type(state).__name__
+            raise ValueError(
+                f"state must be a list with one entry for each of the {len(self.layers)} blocks, "
+                f"as default_state() gives; got {got}"
+            )
+        for i, (block, entry) in enumerate(zip(self._blocks, state, strict=True)):
+            if entry is None and block.d_state is not None:
+                raise ValueError(
+                    f"state[{i}] is None, but that block has a state: start from default_state()"
+                )
+        return state
