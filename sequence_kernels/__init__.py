@@ -1,16 +1,25 @@
 """State-space sequence layers on hand-written kernels. Importing this loads no compiled library and touches no GPU."""
 
 from . import ops
+from .layers import S4, S4D, FeedForward
+from .models import SequenceModel, SequenceResidualBlock
 from .module import SequenceIdentity, SequenceModule, TransposedModule
 from .ops import BackendUnavailableError, use_backend
+from .optim import parameter_groups
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "S4",
+    "S4D",
     "BackendUnavailableError",
+    "FeedForward",
     "SequenceIdentity",
+    "SequenceModel",
     "SequenceModule",
+    "SequenceResidualBlock",
     "TransposedModule",
     "ops",
+    "parameter_groups",
     "use_backend",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor
 REAL = (torch.float32, torch.float64)
 COMPLEX = (torch.complex64, torch.complex128)
 HALF = (torch.float16, torch.bfloat16)
+COMPLEX_OF = dict(zip(REAL, COMPLEX, strict=True))
 
 
 def describe(value: Any) -> str:

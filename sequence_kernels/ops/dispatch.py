@@ -43,7 +43,9 @@ def implement(op: str, backend: str, *, needs: Needs | None = None) -> Callable[
     """
 
     def decorate(function: Function) -> Function:
-        _implementations.setdefault(op, {})[backend] = Implementation(function, needs or (lambda device, dtype: None))
+        _implementations.setdefault(op, {})[backend] = Implementation(
+            function, needs or (lambda device, dtype: None)
+        )
         _refusal.cache_clear()
         return function
 
@@ -62,7 +64,9 @@ def _refusal(op: str, backend: str, device: str, dtype: torch.dtype) -> str | No
         have = ", ".join(sorted(_implementations[op]))
         return f"{op} has no {backend!r} implementation; it has: {have}"
     if backend != "torch" and backend not in _PREFERENCE.get(device, ()):
-        return f"backend {backend!r} does not run on {device!r} tensors; move the tensors or use backend='torch'"
+        return (
+            f"backend {backend!r} does not run on {device!r} tensors; move the tensors or use backend='torch'"
+        )
     return _implementations[op][backend].needs(device, dtype)
 
 

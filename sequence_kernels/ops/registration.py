@@ -38,9 +38,13 @@ def register(
     _library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
     if backward is not None:
-        torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
+        torch.library.register_autograd(
+            f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library
+        )
     for device in ("cpu", "cuda"):
-        _library.impl(name, _autocast_rule(op, device, frozenset(follows_autocast)), f"Autocast{device.upper()}")
+        _library.impl(
+            name, _autocast_rule(op, device, frozenset(follows_autocast)), f"Autocast{device.upper()}"
+        )
     return op
 
 

@@ -68,7 +68,6 @@ def cauchy_transpose(
     return _cauchy_transpose(g, z, w, order, choose("cauchy_transpose", backend, g))
 
 
-
 def _cauchy_fake(v: Tensor, z: Tensor, w: Tensor, conjugate: bool, order: int, backend: str) -> Tensor:
     shape = torch.broadcast_shapes(v.shape[:-1], z.shape[:-1], w.shape[:-1])
     return v.new_empty((*shape, z.shape[-1]))

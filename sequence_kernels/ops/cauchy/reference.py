@@ -14,7 +14,9 @@ _BLOCK = 1 << 20
 def _reciprocals(z: Tensor, w: Tensor, order: int) -> Tensor:
     """``(..., L, N)``: 1 / (z_l - w_n)^order; exactly 0 where a node is infinite."""
     infinite = (torch.isinf(z.real) | torch.isinf(z.imag)) if z.is_complex() else torch.isinf(z)
-    difference = torch.where(infinite, 1, z).unsqueeze(-1) - torch.where(infinite.unsqueeze(-1), 0, w.unsqueeze(-2))
+    difference = torch.where(infinite, 1, z).unsqueeze(-1) - torch.where(
+        infinite.unsqueeze(-1), 0, w.unsqueeze(-2)
+    )
     return torch.where(infinite.unsqueeze(-1), 0, difference.reciprocal().pow(order))
 
 
@@ -32,7 +34,9 @@ def cauchy(v: Tensor, z: Tensor, w: Tensor, conjugate: bool, order: int) -> Tens
         nodes = z[..., start:stop]
         block = (_reciprocals(nodes, w, order) @ v.unsqueeze(-1)).squeeze(-1)
         if conjugate:
-            block = block + (_reciprocals(nodes, w.conj_physical(), order) @ v.conj_physical().unsqueeze(-1)).squeeze(-1)
+            block = block + (
+                _reciprocals(nodes, w.conj_physical(), order) @ v.conj_physical().unsqueeze(-1)
+            ).squeeze(-1)
         out.append(block)
     return torch.cat(out, -1)
 

@@ -77,8 +77,10 @@ def ssm_conv(
     expected = torch.float64 if u.dtype == torch.float64 else torch.float32
     for name, value in parameters.items():
         checks.dtype(name, value, (expected,))
-    checks.dtype("a_powers", a_powers, (expected, expected.to_complex()))
-    return _ssm_conv(u, taps, e_out, e_in, a_powers, d, initial_state, lengths, choose("ssm_conv", backend, u))
+    checks.dtype("a_powers", a_powers, (expected, checks.COMPLEX_OF[expected]))
+    return _ssm_conv(
+        u, taps, e_out, e_in, a_powers, d, initial_state, lengths, choose("ssm_conv", backend, u)
+    )
 
 
 def _check_powers(a_powers: Tensor, heads: int, chunk: int, size: int) -> None:

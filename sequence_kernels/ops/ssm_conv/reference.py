@@ -83,7 +83,9 @@ def _ends(u: Tensor, lengths: Tensor | None, length: int) -> _End:
         lengths = torch.full((batch,), length, device=u.device)
     m, rest = lengths.to(torch.int64) // chunk, lengths.to(torch.int64) % chunk
     shift = torch.arange(chunk, device=u.device) - (chunk - rest).unsqueeze(-1)
-    last = u[torch.arange(batch, device=u.device), :, m.clamp(max=max(chunks - 1, 0))] if chunks else u.sum(-2)
+    last = (
+        u[torch.arange(batch, device=u.device), :, m.clamp(max=max(chunks - 1, 0))] if chunks else u.sum(-2)
+    )
     index = shift.clamp(min=0).unsqueeze(1).expand(-1, u.shape[1], -1)
     tail = torch.where(shift.unsqueeze(1) >= 0, last.gather(-1, index), 0)
     return _End(m, rest, shift, tail.transpose(0, 1))

@@ -19,7 +19,7 @@ def readout(state: Tensor, u: Tensor, c: Tensor, d: Tensor | None) -> Tensor:
     y = 2 * torch.einsum("...hn,chn->...ch", state, c).real
     if d is not None:
         y = y + d * u.unsqueeze(-2)
-    return y.to(u.dtype)
+    return y.to(u.dtype).contiguous()
 
 
 @implement("ssm_step", "torch")

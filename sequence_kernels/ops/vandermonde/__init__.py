@@ -66,7 +66,7 @@ def vandermonde_transpose(g: Tensor, x: Tensor, *, power: int = 0, backend: str 
     checks.broadcastable(g=g, x=x)
     checks.integer("power", power, 0)
     real = torch.float64 if torch.float64 in (g.real.dtype, x.real.dtype) else torch.float32
-    g, x = (t.to(real.to_complex() if t.is_complex() else real) for t in (g, x))
+    g, x = (t.to(checks.COMPLEX_OF[real] if t.is_complex() else real) for t in (g, x))
     return _vandermonde_transpose(g, x, power, choose("vandermonde_transpose", backend, g))
 
 

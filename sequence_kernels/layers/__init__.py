@@ -1,0 +1,7 @@
+"""The layers: one SequenceModule a file."""
+
+from .feed_forward import FeedForward
+from .s4 import S4
+from .s4d import S4D
+
+__all__ = ["S4", "S4D", "FeedForward"]

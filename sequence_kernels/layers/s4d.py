@@ -1,0 +1,26 @@
+"""The S4D layer: S4 with a diagonal state matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .s4 import S4
+
+
+class S4D(S4):
+    """S4 with a diagonal state matrix (Gu et al., 2022): ``S4(mode="diag")`` with the defaults of that paper.
+
+    ``measure="diag-lin"`` and ``disc="zoh"``; every other argument is that of ``S4``.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 64,
+        *args: Any,
+        measure: str | Sequence[str] = "diag-lin",
+        disc: str = "zoh",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(d_model, d_state, *args, mode="diag", measure=measure, disc=disc, **kwargs)

@@ -1,0 +1,25 @@
+"""Optimizer parameter groups from the learning rates and weight decays that parameters ask for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+def parameter_groups(module: nn.Module, **defaults: Any) -> list[dict[str, Any]]:
+    """Parameter groups for a torch optimizer, one for each distinct set of options.
+
+    A parameter's attribute ``_optim`` (a dict such as ``{"weight_decay": 0.0, "lr": 1e-3}``, as state-space layers
+    set on their dynamics) wins over ``defaults``; frozen parameters are left out. The first group holds the
+    parameters without options of their own::
+
+        torch.optim.AdamW(parameter_groups(model, lr=4e-3, weight_decay=0.01))
+    """
+    groups: dict[tuple[tuple[str, Any], ...], dict[str, Any]] = {(): {"params": [], **defaults}}
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            own = getattr(parameter, "_optim", {})
+            group = groups.setdefault(tuple(sorted(own.items())), {"params": [], **defaults, **own})
+            group["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]

@@ -1,0 +1,97 @@
+"""Diagonal state-space models: S4D and its kin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from .discretize import discretize
+from .parameters import SSMParameters, complex_parameter
+from .system import ChunkMatrices, interleaved, powers_of_two, readout
+
+
+@dataclass(frozen=True)
+class DiagonalSystem:
+    """``x_t = exp(x) x_{t-1} + b u_t``, ``y_t = 2 Re(c x_t)``, elementwise.
+
+    ``x`` (H, N) is complex128; ``b`` (H, N) and ``c`` (C, H, N) have the dtype of the results.
+    """
+
+    x: Tensor
+    b: Tensor
+    c: Tensor
+
+    @property
+    def a(self) -> Tensor:
+        """The eigenvalues of one step ``(H, N)``."""
+        return torch.exp(self.x).to(self.b.dtype)
+
+    def kernel(self, length: int) -> Tensor:
+        return ops.vandermonde(self.c * self.b, self.x.to(self.b.dtype), length)
+
+    def chunk_matrices(self, chunk: int) -> ChunkMatrices:
+        exponents = torch.tensor(
+            [1 << i for i in powers_of_two(chunk)], device=self.x.device, dtype=torch.float64
+        )
+        a_powers = torch.exp(self.x.unsqueeze(1) * exponents.unsqueeze(-1)).to(self.b.dtype)
+        powers = torch.ones_like(self.b).unsqueeze(-2)  # A^0 .. A^chunk, (H, chunk + 1, N)
+        for a in a_powers.unbind(1)[:-1]:
+            powers = torch.cat((powers, powers * a.unsqueeze(-2)), -2)
+        states = self.b.unsqueeze(-2) * powers
+        reads = readout(self.c.unsqueeze(-2) * powers * self.a.unsqueeze(-2))
+        taps = torch.einsum("hts,chs->cht", interleaved(states), readout(self.c))
+        return ChunkMatrices(taps, reads.mT, interleaved(states.flip(-2)), a_powers)
+
+    def step(self, state: Tensor, u: Tensor, d: Tensor | None) -> tuple[Tensor, Tensor]:
+        return ops.ssm_step(state, u, self.a, self.b, self.c, d)
+
+    def channels(self, start: int, stop: int) -> DiagonalSystem:
+        return DiagonalSystem(self.x, self.b, self.c[start:stop])
+
+
+class DiagonalSSM(SSMParameters):
+    """Parameters of H diagonal systems with C channels, named and shaped as in ESPnet's ``SSKernelDiag``.
+
+    ``C`` (C, H, N, 2), ``log_dt`` (H), ``B`` (S, N, 2), ``inv_A_real`` (S, N), ``A_imag`` (S, N): head h uses copy
+    h mod S. The real part of the eigenvalues is kept negative by ``real_type``. ESPnet's dead parameter ``A`` is
+    accepted in a state dict and not kept.
+    """
+
+    def __init__(
+        self,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor,
+        log_dt: Tensor,
+        *,
+        disc: str = "bilinear",
+        real_type: str = "exp",
+        l_max: int | None = None,
+        lr: float | dict[str, float] | None = None,
+    ) -> None:
+        super().__init__(log_dt, real_type, least=1e-4, relu_offset=1e-4)
+        self.disc = disc
+        self.l_max = l_max
+        copies = len(log_dt) // len(b)
+        self.register("C", torch.view_as_real((c * b.repeat(copies, 1)).resolve_conj()), group=None, lr=lr)
+        self.register("log_dt", log_dt, group="dt", lr=lr)
+        self.register("B", torch.view_as_real(b), group="B", lr=lr)
+        self.register("inv_A_real", self.to_stored(a.real), group="A", lr=lr)
+        self.register("A_imag", a.imag.clone(), group="A", lr=lr)
+        discretize(a[:1], b[:1], log_dt[:1].exp(), disc, l_max)  # an unknown or incomplete disc fails here
+
+    def system(self, rate: float = 1.0) -> DiagonalSystem:
+        """The discrete system for inputs sampled at ``rate`` times the step that the model was made for."""
+        c = complex_parameter(self.C)
+        a = torch.complex(self.negative(self.inv_A_real), self.A_imag.to(c.real.dtype))
+        x, b = discretize(
+            self.by_head(a), self.by_head(complex_parameter(self.B)), self.dt(rate), self.disc, self.l_max
+        )
+        return DiagonalSystem(x, b.to(c.dtype), c)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+        state_dict.pop(prefix + "A", None)
+        super()._load_from_state_dict(state_dict, prefix, *args)

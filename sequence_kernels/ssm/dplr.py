@@ -1,0 +1,200 @@
+"""Diagonal-plus-low-rank state-space models: S4.
+
+The continuous system is ``x' = (diag(w) - P P^*) x + B u`` over N conjugate pairs, so that every product with ``P^*``
+is real: ``P^* x = 2 Re(sum_n conj(P_n) x_n)``. Its bilinear discretisation is ``A_bar = 2 G - I``, ``B_bar = dt G B``
+with ``G = (I - dt/2 A)^-1``, and by Woodbury, with ``g = 1 / (1 - w dt/2)``, ``M = P^* g P``:
+
+    G = diag(g) - dt/2 (g P) (I + dt/2 M)^-1 (g P^T)^*
+
+again diagonal plus low rank, of the same rank (Gu et al., S4, 2021, appendix C, in other words).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from .parameters import SSMParameters, complex_parameter
+from .system import ChunkMatrices, interleaved, powers_of_two, readout
+
+
+def _paired_inner(left: Tensor, right: Tensor) -> Tensor:
+    """``2 Re(sum_n left_rn right_sn)`` over conjugate pairs: (R, H, N), (Q, H, N) to (H, R, Q)."""
+    return 2 * torch.einsum("rhn,qhn->hrq", left, right).real
+
+
+def _inverse_small(m: Tensor) -> Tensor:
+    return torch.linalg.inv(m) if m.shape[-1] > 1 else m.reciprocal()
+
+
+@dataclass(frozen=True)
+class DPLRSystem:
+    """The discrete system of continuous parameters, all complex128 but ``c``: w, b (H, N), p (R, H, N), dt (H).
+
+    ``c`` (C, H, N) has the dtype of the results.
+    """
+
+    w: Tensor
+    p: Tensor
+    b: Tensor
+    dt: Tensor
+    c: Tensor
+
+    def discrete(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``a``, ``p``, ``q``, ``b`` of ``ops.dplr_step``, in complex128."""
+        half = self.dt.unsqueeze(-1) / 2
+        g = 1 / (1 - half * self.w)
+        gp, q = g * self.p, g * self.p.conj()
+        rank = self.p.shape[0]
+        identity = torch.eye(rank, dtype=half.dtype, device=half.device)
+        small = _inverse_small(identity + half.unsqueeze(-1) * _paired_inner(self.p.conj(), gp))
+        p = -2 * half * torch.einsum("rhn,hrq->qhn", gp, small.to(gp.dtype))
+        pull = torch.einsum("qhn,hq->hn", p, _paired_inner(q, self.b.unsqueeze(0)).squeeze(-1).to(p.dtype))
+        return 2 * g - 1, p, q, half * (2 * g * self.b + pull)
+
+    def _dense(self) -> tuple[Tensor, Tensor]:
+        """A_bar as a real (H, S, S) matrix that acts on rows, and B_bar as a row (H, S), in float64."""
+        a, p, q, b = self.discrete()
+        blocks = torch.stack((interleaved(a), interleaved(1j * a)), -2)  # (H, 2, S): rows of re and of im
+        pairs = a.shape[-1]
+        spread = torch.eye(pairs, dtype=blocks.dtype, device=blocks.device).repeat_interleave(2, -1)
+        diagonal = (blocks.unsqueeze(1) * spread.view(1, pairs, 1, 2 * pairs)).flatten(1, 2)
+        low_rank = torch.einsum("rhs,rht->hst", readout(q), interleaved(p))
+        return diagonal + low_rank, interleaved(b)
+
+    def _powers(self, count: int) -> tuple[list[Tensor], Tensor]:
+        matrix, b = self._dense()
+        powers = [matrix]
+        for _ in range(count - 1):
+            powers.append(powers[-1] @ powers[-1])
+        return powers, b
+
+    def chunk_matrices(self, chunk: int) -> ChunkMatrices:
+        powers, b = self._powers(len(powers_of_two(chunk)))
+        c = readout(self.c.to(torch.complex128))
+        rows = b.unsqueeze(-2)  # B, B A, B A^2, ..: (H, T, S)
+        columns = (powers[0] @ c.unsqueeze(-1)).squeeze(-1).unsqueeze(-1)  # A c, A^2 c, ..: (C, H, S, T)
+        for matrix in powers[:-1]:
+            rows = torch.cat((rows, rows @ matrix), -2)
+            columns = torch.cat((columns, matrix @ columns), -1)
+        taps = torch.einsum("hts,chs->cht", rows, c)
+        out = self.c.real.dtype
+        return ChunkMatrices(
+            taps.to(out), columns.to(out), rows.flip(-2).to(out), torch.stack(powers, 1).to(out)
+        )
+
+    def truncated_readout(self, length: int) -> Tensor:
+        """``C (I - A_bar^length)``, which S4 calls C tilde: the kernel cut off after ``length`` taps. complex128."""
+        return self._through_truncation(length, solve=False)
+
+    def untruncated_readout(self, length: int) -> Tensor:
+        """``C (I - A_bar^length)^-1``: the readout of which the system's own is the truncated one. complex128."""
+        return self._through_truncation(length, solve=True)
+
+    def _through_truncation(self, length: int, solve: bool) -> Tensor:
+        matrix, _ = self._dense()
+        kept = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+        kept = kept - torch.linalg.matrix_power(matrix, length)
+        c = readout(self.c.to(torch.complex128)).unsqueeze(-1)
+        c = torch.linalg.solve(kept, c) if solve else kept @ c
+        return (
+            torch.view_as_complex(c.unflatten(-2, (-1, 2)).squeeze(-1).contiguous()).conj().resolve_conj() / 2
+        )
+
+    def kernel(self, length: int) -> Tensor:
+        """By S4's generating function at the roots of unity: Cauchy products, the Woodbury correction, an FFT.
+
+        With z = 2 (1 - omega) / (1 + omega) / dt the resolvent at omega is ``2 / (1 + omega) (z - A)^-1``; in exact
+        arithmetic z is imaginary, and infinite at omega = -1, where every product is 0 and the factor cancels it. So
+        the nodes are those of the n = 2 floor(length / 2) + 1 >= length odd roots, which never meet -1.
+        """
+        if length == 0:
+            return self.c.real.new_zeros((*self.c.shape[:2], 0))
+        odd = length + (length + 1) % 2
+        angle = torch.arange(odd // 2 + 1, device=self.dt.device, dtype=torch.float64) * (2 * torch.pi / odd)
+        # omega = e^{-i angle}: 2 (1 - omega) / (1 + omega) = 2 i tan(angle / 2), 2 / (1 + omega) = 1 + i tan(angle / 2)
+        t = torch.tan(angle / 2)
+        dt = self.dt.unsqueeze(-1)
+        z = torch.complex(torch.zeros_like(t), 2 * t) / dt
+        left = torch.cat((self.truncated_readout(odd), self.p.conj()))  # rows of the small matrix
+        right = torch.cat((self.b.unsqueeze(0), self.p))
+        weights = left.unsqueeze(1) * right  # (C + R, 1 + R, H, N)
+        out = self.c.dtype
+        r = ops.cauchy(weights.to(out), z.to(out), self.w.to(out))
+        channels = self.c.shape[0]
+        main, to_low = r[:channels, :1], r[:channels, 1:]
+        from_low, low = r[channels:, :1], r[channels:, 1:]
+        identity = torch.eye(low.shape[0], dtype=out, device=low.device)
+        small = (low.permute(2, 3, 0, 1) + identity).inverse()  # (H, F, R, R)
+        correction = torch.einsum("crhf,hfrq,qhf->chf", to_low, small, from_low.squeeze(1))
+        factor = torch.complex(torch.ones_like(t), t).to(out)
+        generating = (main.squeeze(1) - correction) * factor
+        return torch.fft.irfft(generating, n=odd)[..., :length]
+
+    def step(self, state: Tensor, u: Tensor, d: Tensor | None) -> tuple[Tensor, Tensor]:
+        a, p, q, b = (t.to(self.c.dtype) for t in self.discrete())
+        return ops.dplr_step(state, u, a, p, q, b, self.c, d)
+
+    def channels(self, start: int, stop: int) -> DPLRSystem:
+        return DPLRSystem(self.w, self.p, self.b, self.dt, self.c[start:stop])
+
+
+class DPLRSSM(SSMParameters):
+    """Parameters of H diagonal-plus-low-rank systems with C channels, as in ESPnet's ``SSKernelNPLR``.
+
+    ``C`` (C, H, N, 2), ``log_dt`` (H), ``B`` (1, S, N, 2), ``P`` (R, S, N, 2), ``inv_w_real`` (S, N), ``w_imag``
+    (S, N), buffer ``L``: head h uses copy h mod S. ``C`` is always the readout itself, and ``L`` is 0. A checkpoint
+    with ``L > 0`` holds ``C (I - A_bar^L)``; it is converted when it is loaded, so that the function is the same.
+    """
+
+    L: Tensor
+
+    def __init__(
+        self,
+        w: Tensor,
+        p: Tensor,
+        b: Tensor,
+        c: Tensor,
+        log_dt: Tensor,
+        *,
+        real_type: str = "exp",
+        real_tolerance: float = 1e-3,
+        lr: float | dict[str, float] | None = None,
+    ) -> None:
+        super().__init__(log_dt, real_type, least=real_tolerance)
+        self.register("C", torch.view_as_real(c), group=None, lr=lr)
+        self.register("log_dt", log_dt, group="dt", lr=lr)
+        self.register("B", torch.view_as_real(b.unsqueeze(0)), group="B", lr=lr)
+        self.register("P", torch.view_as_real(p), group="A", lr=lr)
+        self.register("inv_w_real", self.to_stored(w.real), group="A", lr=lr)
+        self.register("w_imag", w.imag.clone(), group="A", lr=lr)
+        self.register_buffer("L", torch.tensor(0))
+
+    def system(self, rate: float = 1.0) -> DPLRSystem:
+        """The discrete system for inputs sampled at ``rate`` times the step that the model was made for."""
+        real = self.negative(self.inv_w_real).double()
+        return DPLRSystem(
+            w=self.by_head(torch.complex(real, self.w_imag.double())),
+            p=self.by_head(complex_parameter(self.P).to(torch.complex128)),
+            b=self.by_head(complex_parameter(self.B).squeeze(0).to(torch.complex128)),
+            dt=self.dt(rate),
+            c=complex_parameter(self.C),
+        )
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Tensor],
+        prefix: str,
+        metadata: dict[str, object],
+        strict: bool,
+        *args: object,
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *args)
+        if int(self.L) > 0:
+            with torch.no_grad():
+                c = self.system().untruncated_readout(int(self.L))
+                self.C.copy_(torch.view_as_real(c))
+                self.L.zero_()

@@ -1,0 +1,111 @@
+"""What the parameters of diagonal and of diagonal-plus-low-rank models have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class _RealType(NamedTuple):
+    """A map from a stored number to a rate of decay > 0, and its inverse."""
+
+    decay: Callable[[Tensor], Tensor]
+    stored: Callable[[Tensor], Tensor]
+
+
+REAL_TYPES = {
+    "none": _RealType(lambda p: p, lambda r: r),
+    "exp": _RealType(torch.exp, torch.log),
+    "relu": _RealType(F.relu, lambda r: r),
+    "sigmoid": _RealType(torch.sigmoid, torch.logit),
+    "softplus": _RealType(F.softplus, lambda r: r + torch.log(-torch.expm1(-r))),
+}
+
+
+def complex_parameter(p: Tensor) -> Tensor:
+    """A complex tensor from its stored real and imaginary parts (..., 2), half precision widened to float32."""
+    return torch.view_as_complex(p if p.dtype == torch.float64 else p.float())
+
+
+class SSMParameters(nn.Module):
+    """Base of the parameter modules: step sizes, the sign of the real part, the learning rates of groups."""
+
+    log_dt: Tensor
+
+    def __init__(self, log_dt: Tensor, real_type: str, *, least: float, relu_offset: float = 0.0) -> None:
+        super().__init__()
+        if real_type not in REAL_TYPES:
+            raise ValueError(f"real_type must be one of {tuple(REAL_TYPES)}, got {real_type!r}")
+        self.heads = len(log_dt)
+        self.real_type = real_type
+        self._least = least
+        self._offset = relu_offset if real_type == "relu" else 0.0
+        self._options: dict[str, dict[str, float]] = {}
+
+    def register(
+        self, name: str, value: Tensor, *, group: str | None, lr: float | dict[str, float] | None
+    ) -> None:
+        """Add a parameter, or a buffer if its group's learning rate is 0.
+
+        A parameter of a group (dt, A or B) carries ``_optim``: no weight decay, and the group's learning rate if one
+        is given. See ``sequence_kernels.optim.parameter_groups``.
+        """
+        rate = lr.get(group) if isinstance(lr, dict) and group is not None else lr
+        if group is not None and rate == 0.0:
+            self.register_buffer(name, value)
+            return
+        self.register_parameter(name, nn.Parameter(value))
+        if group is not None:
+            self._options[name] = {"weight_decay": 0.0} | ({} if rate is None else {"lr": float(rate)})
+            self._attach_options()
+
+    def _attach_options(self) -> None:
+        for name, options in self._options.items():
+            self._parameters[name]._optim = options  # type: ignore[union-attr]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._attach_options()  # copying a parameter drops its attributes
+
+    def negative(self, stored: Tensor) -> Tensor:
+        """The negative real parts that the stored numbers stand for."""
+        wide = stored if stored.dtype == torch.float64 else stored.float()
+        return -REAL_TYPES[self.real_type].decay(wide) - self._offset
+
+    def to_stored(self, real: Tensor) -> Tensor:
+        """The stored numbers for given real parts, which are first made at most ``-least``.
+
+        Raises ValueError for a decay that ``real_type`` cannot express.
+        """
+        decay = torch.clamp(-real, min=self._least)
+        stored = REAL_TYPES[self.real_type].stored(decay)
+        if not torch.isfinite(stored).all():
+            most = float(decay.max())
+            raise ValueError(
+                f"real_type={self.real_type!r} cannot express the measure's decay rates, up to {most:g}"
+            )
+        return stored
+
+    def dt(self, rate: float) -> Tensor:
+        """The step of each head ``(H,)``, in float64."""
+        return torch.exp(self.log_dt.double()) * rate
+
+    def by_head(self, copies: Tensor) -> Tensor:
+        """``(..., S, N)`` to ``(..., H, N)``: head h takes copy h mod S."""
+        return copies.repeat(*(1,) * (copies.dim() - 2), self.heads // copies.shape[-2], 1)
+
+
+def initial_log_dt(
+    heads: int, dt_min: float, dt_max: float, dtype: torch.dtype, deterministic: bool = False
+) -> Tensor:
+    """Logarithms of the steps: uniform between those of the bounds, at random or evenly spaced."""
+    if not 0 < dt_min <= dt_max:
+        raise ValueError(f"dt_min and dt_max must satisfy 0 < dt_min <= dt_max, got {dt_min} and {dt_max}")
+    low, high = math.log(dt_min), math.log(dt_max)
+    place = torch.linspace(0, 1, heads, dtype=dtype) if deterministic else torch.rand(heads, dtype=dtype)
+    return low + place * (high - low)

@@ -1,0 +1,55 @@
+"""What a discrete state-space model is to a layer: a kernel, chunk matrices, and a step."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class ChunkMatrices(NamedTuple):
+    """The matrices of ``ops.ssm_conv``, in its order and shapes."""
+
+    taps: Tensor
+    e_out: Tensor
+    e_in: Tensor
+    a_powers: Tensor
+
+
+class System(Protocol):
+    """A discrete linear time-invariant system of H heads, C channels and N conjugate pairs of states."""
+
+    def kernel(self, length: int) -> Tensor:
+        """The first taps ``K[l] = 2 Re(C A^l B)`` of the kernel, ``(C, H, length)``."""
+
+    def chunk_matrices(self, chunk: int) -> ChunkMatrices:
+        """The matrices that ``ops.ssm_conv`` needs for chunks of that many elements, a power of two."""
+
+    def step(self, state: Tensor, u: Tensor, d: Tensor | None) -> tuple[Tensor, Tensor]:
+        """One time step: state ``(..., H, N)`` and u ``(..., H)`` to y ``(..., C, H)`` and the next state."""
+
+    def channels(self, start: int, stop: int) -> System:
+        """The same system with some of its output channels."""
+
+
+def interleaved(z: Tensor) -> Tensor:
+    """Complex ``(..., N)`` as real ``(..., 2 N)``: re, im, re, im, ..."""
+    return torch.view_as_real(z).flatten(-2)
+
+
+def paired(x: Tensor) -> Tensor:
+    """The inverse of ``interleaved``."""
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+
+
+def readout(c: Tensor) -> Tensor:
+    """The real row ``(..., 2 N)`` whose product with an interleaved state is ``2 Re(sum_n c_n x_n)``."""
+    return interleaved(2 * c.conj().resolve_conj())
+
+
+def powers_of_two(chunk: int) -> range:
+    """The exponents i of 2^i = 1, 2, 4, .., chunk. Raises ValueError if chunk is not a power of two."""
+    if chunk < 1 or chunk & (chunk - 1):
+        raise ValueError(f"chunk must be a power of two, got {chunk}")
+    return range(chunk.bit_length())
