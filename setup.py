@@ -11,7 +11,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -23,12 +22,12 @@ ROOT = Path(__file__).parent.resolve()
 # Every csrc/<op>/cpu.cpp is compiled once for each instruction set; the best one the machine has is chosen at run time.
 INSTRUCTION_SETS = {
     "x86_64": {
-        "generic": [],
-        "avx2": ["-mavx2", "-mfma"],
-        "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
+        "generic": "",
+        "avx2": "-mavx2 -mfma",
+        "avx512": "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector-width=512",
     },
 }
-FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", "-Wall", "-Wextra"]
+FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -ffp-contract=fast -Wall -Wextra -Wno-psabi"
 
 
 def find_compiler() -> str | None:
@@ -39,37 +38,36 @@ def find_compiler() -> str | None:
     return next((name for name in candidates if name and shutil.which(name.split()[0])), None)
 
 
-def join(arguments: Iterable[object]) -> str:
-    return shlex.join(str(argument) for argument in arguments)
+def ninja_path(path: Path) -> str:
+    """A path as ninja's files write it."""
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
-def ninja_file(compiler: str, build: Path, library: Path) -> str:
+def ninja_file(compiler: str, library: Path) -> str:
     """The build: objects (with dependency files), an empty libtorch.so to link against, the library."""
     target = subprocess.check_output([*shlex.split(compiler), "-dumpmachine"], text=True)
-    instruction_sets = INSTRUCTION_SETS.get(target.split("-")[0], {"generic": []})
-    flags = join([*FLAGS, f"-ffile-prefix-map={ROOT}/=", f"-I{ROOT / 'csrc'}"])
-    stub = build / "libtorch.so"
+    instruction_sets = INSTRUCTION_SETS.get(target.split("-")[0], {"generic": ""})
+    paths = shlex.join([f"-ffile-prefix-map={ROOT}/=", f"-I{ROOT / 'csrc'}"])
     lines = [
-        f"builddir = {build}",
         "rule compile",
-        f"  command = {compiler} {flags} $flags -MMD -MF $out.d -c $in -o $out",
+        f"  command = {compiler} {FLAGS} {paths} $flags -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule stub",
-        f"  command = {compiler} -shared -nostdlib -x c /dev/null -o $out -Wl,-soname,libtorch.so",
+        f"  command = {compiler} -shared -nostdlib -x c /dev/null -o $out -Wl,-soname,$out",
         "rule link",
-        f"  command = {compiler} -shared -s $in -o $out -L{build} -Wl,--no-as-needed -ltorch -Wl,--as-needed",
-        f"build {stub}: stub",
+        f"  command = {compiler} -shared -s $in -o $out -L. -Wl,--no-as-needed -ltorch -Wl,--as-needed",
+        "build libtorch.so: stub",
     ]
     objects = []
     for source in sorted((ROOT / "csrc").glob("*/*.cpp")):
-        stem = build / source.parent.name / source.stem
-        variants = instruction_sets if source.name == "cpu.cpp" else {"": []}
+        stem = f"{source.parent.name}/{source.stem}"
+        variants = instruction_sets if source.name == "cpu.cpp" else {"": ""}
         for name, extra in variants.items():
             objects.append(f"{stem}.{name}.o" if name else f"{stem}.o")
-            definition = [f"-DSEQUENCE_KERNELS_ISA={name}"] if name else []
-            lines += [f"build {objects[-1]}: compile {source}", f"  flags = {join([*extra, *definition])}"]
-    lines += [f"build {library}: link {' '.join(objects)} | {stub}", ""]
+            lines.append(f"build {objects[-1]}: compile {ninja_path(source)}")
+            lines.append(f"  flags = {extra} -DSEQUENCE_KERNELS_ISA={name}" if name else "")
+    lines += [f"build {ninja_path(library)}: link {' '.join(objects)} | libtorch.so", ""]
     return "\n".join(lines)
 
 
@@ -83,11 +81,13 @@ class BuildNative(build_ext):
         compiler = find_compiler()
         assert compiler is not None  # else there would be no extension
         build = Path(self.build_temp).resolve() / "native"
-        library = Path(self.get_ext_fullpath(ext.name)).resolve()
         build.mkdir(parents=True, exist_ok=True)
-        (build / "build.ninja").write_text(ninja_file(compiler, build, library))
-        ninja = [shutil.which("ninja")] if shutil.which("ninja") else [sys.executable, "-m", "ninja"]
-        subprocess.run([*ninja, "--quiet", "-f", str(build / "build.ninja")], check=True)
+        (build / "build.ninja").write_text(
+            ninja_file(compiler, Path(self.get_ext_fullpath(ext.name)).resolve())
+        )
+        ninja = shutil.which("ninja")
+        command = [ninja] if ninja else [sys.executable, "-m", "ninja"]
+        subprocess.run([*command, "--quiet", "-C", str(build)], check=True)
 
 
 class Wheel(bdist_wheel):

@@ -45,5 +45,5 @@ def _try_to_load(name: str) -> str | None:
     try:
         torch.ops.load_library(path)
     except OSError as error:
-        return f"the compiled library {path.name} does not load ({error})"
+        return f"the compiled library {path.name} does not load ({error.__cause__ or error})"
     return None

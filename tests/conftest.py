@@ -8,7 +8,10 @@ import torch
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--torch-threads", type=int, default=None, help="threads torch uses in each test process (default: torch's own)"
+        "--torch-threads",
+        type=int,
+        default=None,
+        help="threads torch uses in each test process (default: torch's own)",
     )
 
 

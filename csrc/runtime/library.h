@@ -1,0 +1,198 @@
+// A thin typed layer over torch_shim.h: tensors, registration of ops, parallel loops.
+//
+//   Tensor twice(const Tensor& x) { ... }
+//   const Op op("twice(Tensor x) -> Tensor", boxed<twice>);   // sequence_kernels_native::twice, on CPU
+//   tensors
+#pragma once
+
+#include <cstring>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "runtime/torch_shim.h"
+
+namespace sequence_kernels {
+
+inline void check(bool condition, const char* message) {
+  if (!condition) throw std::runtime_error(std::string("sequence_kernels: ") + message);
+}
+
+inline void checked(AOTITorchError error, const char* function) {
+  if (error != 0) throw std::runtime_error(std::string("sequence_kernels: torch's ") + function + " failed");
+}
+#define SEQUENCE_KERNELS_CALL(function, ...) ::sequence_kernels::checked(function(__VA_ARGS__), #function)
+
+enum class Dtype { float32, float64, complex64, complex128 };
+
+inline Dtype complex_of(Dtype real) {
+  return real == Dtype::float32 ? Dtype::complex64 : Dtype::complex128;
+}
+inline bool is_complex(Dtype dtype) {
+  return dtype == Dtype::complex64 || dtype == Dtype::complex128;
+}
+inline bool is_double(Dtype dtype) {
+  return dtype == Dtype::float64 || dtype == Dtype::complex128;
+}
+
+// Owns one reference to a tensor of torch.
+class Tensor {
+ public:
+  explicit Tensor(AtenTensorHandle handle) : handle_(handle) {}
+
+  // A new uninitialised, contiguous CPU tensor.
+  static Tensor empty(const std::vector<int64_t>& sizes, Dtype dtype) {
+    std::vector<int64_t> strides(sizes.size(), 1);
+    for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * (sizes[i] > 0 ? sizes[i] : 1);
+    AtenTensorHandle handle = nullptr;
+    SEQUENCE_KERNELS_CALL(aoti_torch_empty_strided, static_cast<int64_t>(sizes.size()), sizes.data(),
+                          strides.data(), torch_dtype(dtype), aoti_torch_device_type_cpu(), 0, &handle);
+    return Tensor(handle);
+  }
+
+  std::vector<int64_t> sizes() const {
+    int64_t dim = 0;
+    int64_t* sizes = nullptr;
+    SEQUENCE_KERNELS_CALL(aoti_torch_get_dim, handle_.get(), &dim);
+    SEQUENCE_KERNELS_CALL(aoti_torch_get_sizes, handle_.get(), &sizes);
+    return std::vector<int64_t>(sizes, sizes + dim);
+  }
+
+  Dtype dtype() const {
+    int32_t dtype = 0;
+    SEQUENCE_KERNELS_CALL(aoti_torch_get_dtype, handle_.get(), &dtype);
+    for (Dtype known : {Dtype::float32, Dtype::float64, Dtype::complex64, Dtype::complex128})
+      if (dtype == torch_dtype(known)) return known;
+    throw std::runtime_error("sequence_kernels: expected float32, float64, complex64 or complex128");
+  }
+
+  bool is_contiguous() const {
+    bool contiguous = false;
+    SEQUENCE_KERNELS_CALL(aoti_torch_is_contiguous, handle_.get(), &contiguous);
+    return contiguous;
+  }
+
+  // The elements; a complex tensor's as interleaved real and imaginary parts.
+  template <typename Real>
+  const Real* data() const {
+    const void* data = nullptr;
+    SEQUENCE_KERNELS_CALL(torch_get_const_data_ptr, handle_.get(), &data);
+    return static_cast<const Real*>(data);
+  }
+
+  template <typename Real>
+  Real* mutable_data() {
+    void* data = nullptr;
+    SEQUENCE_KERNELS_CALL(torch_get_mutable_data_ptr, handle_.get(), &data);
+    return static_cast<Real*>(data);
+  }
+
+  AtenTensorHandle release() { return handle_.release(); }
+
+ private:
+  struct Delete {
+    void operator()(AtenTensorHandle handle) const { aoti_torch_delete_tensor_object(handle); }
+  };
+
+  static int32_t torch_dtype(Dtype dtype) {
+    switch (dtype) {
+      case Dtype::float32:
+        return aoti_torch_dtype_float32();
+      case Dtype::float64:
+        return aoti_torch_dtype_float64();
+      case Dtype::complex64:
+        return aoti_torch_dtype_complex64();
+      default:
+        return aoti_torch_dtype_complex128();
+    }
+  }
+
+  std::unique_ptr<AtenTensorOpaque, Delete> handle_;
+};
+
+namespace detail {
+
+template <typename T>
+T unbox(StableIValue value) {
+  if constexpr (std::is_same_v<T, Tensor>) {
+    return Tensor(reinterpret_cast<AtenTensorHandle>(value));
+  } else {
+    static_assert(std::is_same_v<T, int64_t> || std::is_same_v<T, double> || std::is_same_v<T, bool>);
+    T result;
+    std::memcpy(&result, &value, sizeof(T));
+    return result;
+  }
+}
+
+template <typename T>
+StableIValue box(T&& value) {
+  if constexpr (std::is_same_v<std::decay_t<T>, Tensor>) {
+    return reinterpret_cast<StableIValue>(value.release());
+  } else {
+    static_assert(std::is_same_v<std::decay_t<T>, int64_t>);
+    return static_cast<StableIValue>(value);
+  }
+}
+
+template <auto function, typename Result, typename... Arguments, size_t... index>
+void call(Result (*)(Arguments...), StableIValue* stack, std::index_sequence<index...>) {
+  std::tuple<std::decay_t<Arguments>...> arguments(unbox<std::decay_t<Arguments>>(stack[index])...);
+  stack[0] = box(function(std::get<index>(arguments)...));
+}
+
+template <typename Result, typename... Arguments>
+constexpr auto argument_indices(Result (*)(Arguments...)) {
+  return std::index_sequence_for<Arguments...>();
+}
+
+}  // namespace detail
+
+// A C++ function of tensors and numbers in torch's calling convention: it takes over the references in its
+// arguments.
+template <auto function>
+void boxed(StableIValue* stack, uint64_t, uint64_t) {
+  detail::call<function>(function, stack, detail::argument_indices(function));
+}
+
+// Registers an op, by default for CPU tensors, as a static object of the library. The handles live as long as
+// the process.
+class Op {
+ public:
+  Op(const char* schema, void (*function)(StableIValue*, uint64_t, uint64_t),
+     const char* dispatch_key = "CPU") {
+    const char* name_space = "sequence_kernels_native";
+    const uint64_t torch_2_10 = 0x020a000000000000;  // whose calling convention is used
+    const std::string name(schema, std::strchr(schema, '(') - schema);
+    TorchLibraryHandle definitions = nullptr, implementations = nullptr;
+    SEQUENCE_KERNELS_CALL(aoti_torch_library_init_fragment, name_space, __FILE__, __LINE__, &definitions);
+    SEQUENCE_KERNELS_CALL(aoti_torch_library_def, definitions, schema);
+    SEQUENCE_KERNELS_CALL(aoti_torch_library_init_impl, name_space, dispatch_key, __FILE__, __LINE__,
+                          &implementations);
+    SEQUENCE_KERNELS_CALL(torch_library_impl, implementations, name.c_str(), function, torch_2_10);
+  }
+};
+
+// Run function(begin, end, scratch) over parts of [0, count) on torch's threads; each part has its own
+// scratch memory, aligned to 64 bytes, for as many elements as asked.
+template <typename Real, typename Function>
+void parallel_for(int64_t count, int64_t scratch_elements, const Function& function) {
+  struct Context {
+    const Function& function;
+    size_t bytes;
+  } context{function, sizeof(Real) * static_cast<size_t>(scratch_elements)};
+  const auto part = [](int64_t begin, int64_t end, void* opaque) {
+    const auto& context = *static_cast<const Context*>(opaque);
+    const std::align_val_t alignment{64};
+    void* scratch = ::operator new(context.bytes, alignment);
+    context.function(begin, end, static_cast<Real*>(scratch));
+    ::operator delete(scratch, alignment);
+  };
+  if (count > 0) SEQUENCE_KERNELS_CALL(torch_parallel_for, 0, count, 1, part, &context);
+}
+
+}  // namespace sequence_kernels

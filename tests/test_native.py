@@ -1,0 +1,152 @@
+"""The native library: declarations, loading, and what it links to."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from sequence_kernels import native
+
+ROOT = Path(__file__).parent.parent
+SHIM = ROOT / "csrc/runtime/torch_shim.h"
+HEADERS = Path(torch.__file__).parent / "include"
+LIBRARY = ROOT / "sequence_kernels/_native_cpu.so"
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The loader as at its first use, looking for libraries in an empty directory."""
+    monkeypatch.setattr(native, "_reasons", {})
+    monkeypatch.setattr(native, "_DIRECTORY", tmp_path)
+    return tmp_path
+
+
+def compile_against_torch(shim: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    """Compile the declarations after torch's own, as of 2.10, with a use of each function before ours are seen."""
+    functions = re.findall(r"\b(?:aoti_)?torch_\w+(?=\()", shim)
+    assert len(functions) > 15
+    uses = "".join(f"auto* use_of_{name} = &{name};\n" for name in functions)
+    source = tmp_path / "agree.cpp"
+    source.write_text(f"#include <torch/csrc/stable/c/shim.h>\n{uses}\n{shim}")
+    version = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+    command = ["g++", "-std=c++17", "-fsyntax-only", version, f"-I{HEADERS}", str(source)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@needs_compiler
+def test_declarations_agree_with_torchs_headers(tmp_path: Path) -> None:
+    result = compile_against_torch(SHIM.read_text(), tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("ours", "wrong"),
+    [
+        (
+            "aoti_torch_get_dim(AtenTensorHandle tensor, int64_t* dim)",
+            "aoti_torch_get_dim(AtenTensorHandle tensor, int* dim)",
+        ),
+        ("int32_t aoti_torch_dtype_float32()", "int64_t aoti_torch_dtype_float32()"),
+        ("torch_get_const_data_ptr", "torch_get_konst_data_ptr"),
+        ("using StableIValue = uint64_t", "using StableIValue = int64_t"),
+    ],
+)
+def test_a_wrong_declaration_is_found(ours: str, wrong: str, tmp_path: Path) -> None:
+    shim = SHIM.read_text()
+    assert ours in shim
+    assert compile_against_torch(shim.replace(ours, wrong), tmp_path).returncode != 0
+
+
+def test_importing_loads_nothing() -> None:
+    check = "import sequence_kernels; maps = open('/proc/self/maps').read(); print('_native_cpu' in maps)"
+    result = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert result.stdout.strip() == "False"
+
+
+@needs_compiler
+def test_the_library_is_built_and_loads() -> None:
+    assert native.why_not("cpu") is None
+    assert torch.ops.sequence_kernels_native.limit_instruction_set(2) in (0, 1, 2)
+
+
+def test_a_missing_library_says_what_to_do(fresh: Path) -> None:
+    reason = native.why_not("cpu")
+    assert reason is not None
+    assert "_native_cpu.so was not built" in reason
+    assert "`pip install" in reason
+    native.load("cpu")  # does not raise
+
+
+def test_a_broken_library_gives_the_loaders_reason(fresh: Path) -> None:
+    (fresh / "_native_cpu.so").write_bytes(b"not a library")
+    reason = native.why_not("cpu")
+    assert reason is not None
+    assert "does not load" in reason
+    assert "invalid ELF header" in reason or "file too short" in reason
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="needs a torch without CUDA")
+def test_without_cuda_the_cuda_library_is_not_tried(fresh: Path) -> None:
+    assert "has no CUDA" in str(native.why_not("cuda"))
+
+
+def test_an_unknown_library_is_refused() -> None:
+    with pytest.raises(ValueError, match="name must be one of"):
+        native.why_not("gpu")
+
+
+def test_threads_load_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = []
+
+    def slow(name: str) -> None:
+        loads.append(name)
+        time.sleep(0.05)
+
+    monkeypatch.setattr(native, "_try_to_load", slow)
+    threads = [threading.Thread(target=native.load, args=("cpu",)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert loads == ["cpu"]
+
+
+@needs_compiler
+def test_the_library_needs_torch_and_no_python() -> None:
+    dynamic = subprocess.check_output(["readelf", "-d", str(LIBRARY)], text=True)
+    needed = re.findall(r"NEEDED.*\[(.*)\]", dynamic)
+    assert "libtorch.so" in needed
+    assert "RPATH" not in dynamic
+    assert "RUNPATH" not in dynamic
+    symbols = subprocess.check_output(["nm", "-D", "--undefined-only", str(LIBRARY)], text=True).split()
+    assert not [name for name in symbols if name.startswith(("Py", "_Py"))]
+    assert not [name for name in symbols if "c10" in name or "2at" in name]
+
+
+@needs_compiler
+def test_instruction_sets_share_no_code() -> None:
+    """An inline function that two sets both define would be merged into one, with instructions not every CPU has."""
+    builds = sorted(ROOT.glob("build/temp*/native"))
+    if not builds:
+        pytest.skip("built elsewhere: the object files are not here")
+    objects = sorted(builds[-1].glob("*/cpu.*.o"))
+    owners: dict[str, list[str]] = {}
+    for path in objects:
+        listing = subprocess.check_output(["nm", "--defined-only", "--extern-only", str(path)], text=True)
+        for line in listing.splitlines():
+            owners.setdefault(line.split()[-1], []).append(str(path))
+    assert owners
+    assert {name: where for name, where in owners.items() if len(where) > 1} == {}
