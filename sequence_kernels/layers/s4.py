@@ -225,8 +225,8 @@ class S4(SequenceModule):
     ) -> tuple[Tensor, Tensor | None]:
         """(B, H, L) to (B, C, H, L), skip included, and the next state if one was given."""
         length = u.shape[-1]
-        taps = None if self.l_max is None else round(self.l_max / rate)
-        truncated = taps is not None and length > taps
+        taps = length if self.l_max is None else round(self.l_max / rate)
+        truncated = length > taps
         if truncated and state is not None:
             raise ValueError(
                 f"a kernel cut off at l_max={self.l_max} has no state: the length of x with a state must be at most "
@@ -234,7 +234,7 @@ class S4(SequenceModule):
             )
         if truncated or (self.conv == "fft" and state is None):
             with torch.autocast(u.device.type, enabled=False):
-                k = self.kernel.system(rate).kernel(taps if truncated else length)
+                k = self.kernel.system(rate).kernel(min(length, taps))
             return ops.fft_conv(u, k, self.D.to(k.dtype), bidirectional=self.bidirectional), None
         with torch.autocast(u.device.type, enabled=False):
             system = self.kernel.system(rate)

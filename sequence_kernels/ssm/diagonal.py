@@ -60,6 +60,9 @@ class DiagonalSSM(SSMParameters):
     accepted in a state dict and not kept.
     """
 
+    inv_A_real: Tensor
+    A_imag: Tensor
+
     def __init__(
         self,
         a: Tensor,

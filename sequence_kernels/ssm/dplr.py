@@ -150,6 +150,9 @@ class DPLRSSM(SSMParameters):
     with ``L > 0`` holds ``C (I - A_bar^L)``; it is converted when it is loaded, so that the function is the same.
     """
 
+    P: Tensor
+    inv_w_real: Tensor
+    w_imag: Tensor
     L: Tensor
 
     def __init__(

@@ -36,6 +36,8 @@ class SSMParameters(nn.Module):
     """Base of the parameter modules: step sizes, the sign of the real part, the learning rates of groups."""
 
     log_dt: Tensor
+    C: Tensor
+    B: Tensor
 
     def __init__(self, log_dt: Tensor, real_type: str, *, least: float, relu_offset: float = 0.0) -> None:
         super().__init__()
@@ -55,7 +57,7 @@ class SSMParameters(nn.Module):
         A parameter of a group (dt, A or B) carries ``_optim``: no weight decay, and the group's learning rate if one
         is given. See ``sequence_kernels.optim.parameter_groups``.
         """
-        rate = lr.get(group) if isinstance(lr, dict) and group is not None else lr
+        rate = lr.get(group or "") if isinstance(lr, dict) else lr
         if group is not None and rate == 0.0:
             self.register_buffer(name, value)
             return
