@@ -10,6 +10,12 @@ using uint32_t = unsigned;
 #  include <cstdint>
 #endif
 
+#ifdef __CUDACC__
+#  define HOST_DEVICE __host__ __device__ inline
+#else
+#  define HOST_DEVICE inline
+#endif
+
 struct Launch {
   int64_t blocks;  // a one-dimensional grid
   int32_t threads;

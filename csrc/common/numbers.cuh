@@ -1,0 +1,106 @@
+// Complex numbers as CUDA's two-element vectors, loads and stores of four numbers, and exponentials e^{x k}
+// that keep their phase for large integers k.
+#pragma once
+#include "common/kernel.cuh"
+
+template <class T>
+struct ComplexOf;
+template <>
+struct ComplexOf<float> {
+  using type = float2;
+};
+template <>
+struct ComplexOf<double> {
+  using type = double2;
+};
+template <class T>
+using Complex = typename ComplexOf<T>::type;
+
+template <class T>
+__device__ __forceinline__ Complex<T> make_complex(T re, T im) {
+  Complex<T> z;
+  z.x = re;
+  z.y = im;
+  return z;
+}
+template <class C>
+__device__ __forceinline__ C multiply(C a, C b) {
+  C z;
+  z.x = a.x * b.x - a.y * b.y;
+  z.y = a.x * b.y + a.y * b.x;
+  return z;
+}
+template <class C>
+__device__ __forceinline__ C add(C a, C b) {
+  C z;
+  z.x = a.x + b.x;
+  z.y = a.y + b.y;
+  return z;
+}
+
+// Four numbers at an address that is a multiple of 16 bytes.
+__device__ __forceinline__ void load4(const float* p, float (&r)[4]) {
+  const float4 q = *reinterpret_cast<const float4*>(p);
+  r[0] = q.x, r[1] = q.y, r[2] = q.z, r[3] = q.w;
+}
+__device__ __forceinline__ void load4(const double* p, double (&r)[4]) {
+  const double2 a = reinterpret_cast<const double2*>(p)[0], b = reinterpret_cast<const double2*>(p)[1];
+  r[0] = a.x, r[1] = a.y, r[2] = b.x, r[3] = b.y;
+}
+
+// k^n for n >= 0, with 0^0 = 1.
+template <class T>
+__device__ __forceinline__ T integer_power(int64_t k, int32_t n) {
+  T result = 1;
+  for (int32_t i = 0; i < n; ++i) result *= static_cast<T>(k);
+  return result;
+}
+
+// An exponent x, prepared for e^{x k}: Im(x) / 2 pi as a 64-bit fraction of a turn, so that its product with
+// k, which wraps, is reduced modulo one turn exactly; Re(x) / ln 2 as the sum of two numbers.
+template <class T>
+struct Exponent {
+  uint64_t turns;
+  T high, low;
+};
+
+constexpr double inverse_two_pi = 0.15915494309189535, inverse_two_pi_rest = -9.839338337591243e-18;
+constexpr double log2_e = 1.4426950408889634, log2_e_rest = 2.0355273740931033e-17;
+
+// turns + rest, less whole turns, as a 64-bit fraction.
+__device__ __forceinline__ uint64_t fraction_of_a_turn(double turns, double rest) {
+  const double fraction = turns - rint(turns);
+  return (static_cast<uint64_t>(__double2ll_rn(fraction * 0x1p63)) << 1) +
+         static_cast<uint64_t>(__double2ll_rn(rest * 0x1p64));
+}
+template <class T>
+__device__ __forceinline__ Exponent<T> exponent(Complex<T> x) {
+  const double re = x.x, im = x.y;
+  const double turns = im * inverse_two_pi, rate = re * log2_e;
+  const double turns_rest = fma(im, inverse_two_pi, -turns) + im * inverse_two_pi_rest;
+  const double rate_rest = fma(re, log2_e, -rate) + re * log2_e_rest;
+  Exponent<T> e;
+  e.turns = fraction_of_a_turn(turns, turns_rest);
+  e.high = static_cast<T>(rate) + static_cast<T>(im - im);  // NaN if Im(x) is not finite
+  e.low = static_cast<T>(rate - static_cast<double>(static_cast<T>(rate)) + rate_rest);
+  return e;
+}
+
+__device__ __forceinline__ Complex<float> exponential(Exponent<float> e, int64_t k) {
+  const uint64_t phase = e.turns * static_cast<uint64_t>(k);
+  const float steps = static_cast<float>(k), power = e.high * steps, whole = rintf(power);
+  const float rest = fmaf(e.high, steps, -power) + e.low * steps;
+  const float magnitude = exp2f(power - whole + rest) * exp2f(whole);
+  float s, c;
+  sincospif(static_cast<float>(static_cast<int32_t>(phase >> 32)) * 0x1p-31f, &s, &c);
+  return make_complex(magnitude * c, magnitude * s);
+}
+__device__ __forceinline__ Complex<double> exponential(Exponent<double> e, int64_t k) {
+  const uint64_t phase = e.turns * static_cast<uint64_t>(k);
+  const double steps = static_cast<double>(k), power = e.high * steps, whole = rint(power);
+  const double rest = fma(e.high, steps, -power) + e.low * steps;
+  const double magnitude = exp2(power - whole + rest) * exp2(whole);
+  double s, c;
+  sincospi(static_cast<double>(static_cast<int64_t>(phase)) * 0x1p-63, &s, &c);
+  return make_complex(magnitude * c, magnitude * s);
+}

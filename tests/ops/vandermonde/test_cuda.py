@@ -1,0 +1,174 @@
+"""The CUDA kernels of the Vandermonde family, in the emulator, against the sums as written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.cuda_emulator import Kernels, skip_reason
+
+from . import exact
+
+pytestmark = pytest.mark.skipif(skip_reason() is not None, reason=str(skip_reason()))
+
+REAL = {"f32": torch.float32, "f64": torch.float64}
+TOLERANCE = {"f32": 2e-6, "f64": 1e-12}  # of the norm
+SEGMENT = 16384
+SHAPES = [(1, 1, 1, 1), (1, 2, 3, 5), (3, 2, 5, 64), (2, 1, 17, 65), (9, 1, 2, 200), (1, 1, 33, 4097)]
+ORDERS = ("forward", "reverse", "random", "skewed")
+
+
+class Emulated:
+    """The two products on the kernels of the emulator, launched as the host will launch them."""
+
+    def __init__(self, check: bool) -> None:
+        self.kernels = Kernels("csrc/vandermonde/cuda.cu", check=check)
+        self.sums = Kernels("csrc/common/sum_segments.cu", check=check)
+
+    def product(
+        self, v: Tensor, x: Tensor, L: int, conjugate: bool, power: int, kind: str, **options: Any
+    ) -> Tensor:
+        (sets, channels, N), real = v.shape, REAL[kind]
+        out = torch.full((sets, channels, L), float("nan"), dtype=real if conjugate else real.to_complex())
+        sizes = {"sets": sets, "channels": channels, "N": N, "L": L, "power": power}
+        name = f"vandermonde_{'pairs' if conjugate else 'plain'}_{kind}"
+        self.kernels.run(name, v=v, x=x, out=out, **sizes, **options)
+        return out
+
+    def transpose(self, g: Tensor, x: Tensor, power: int, kind: str, **options: Any) -> Tensor:
+        (sets, channels, L), (_, N) = g.shape, x.shape
+        segments = max(1, -(-L // SEGMENT))
+        partial = torch.full((segments, sets, channels, N), float("nan"), dtype=REAL[kind].to_complex())
+        sizes = {"sets": sets, "channels": channels, "N": N, "L": L, "power": power}
+        name = f"vandermonde_transpose_{'complex' if g.is_complex() else 'real'}_{kind}"
+        self.kernels.run(name, g=g, x=x, out=partial, **sizes, **options)
+        if segments == 1:
+            return partial[0]
+        out = torch.full_like(partial[0], float("nan"))
+        count = 2 * out.numel()
+        self.sums.run(
+            f"sum_segments_{kind}", partial=partial, out=out, count=count, segments=segments, **options
+        )
+        return out
+
+
+@pytest.fixture(scope="module")
+def plain() -> Emulated:
+    return Emulated(check=False)
+
+
+@pytest.fixture(scope="module")
+def checked() -> Emulated:
+    return Emulated(check=True)
+
+
+def data(sets: int, channels: int, N: int, L: int, kind: str) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(sets + 10 * channels + 100 * N + L)
+    to = REAL[kind].to_complex()
+    decay = torch.rand(channels, N, dtype=torch.float64) * 5 / L
+    x = torch.complex(-decay, 3 * torch.randn_like(decay))  # up to several turns a step
+    v, g = (torch.randn(sets, channels, size, dtype=torch.complex128) for size in (N, L))
+    return v.to(to), x.to(to), g.to(to)
+
+
+@pytest.mark.parametrize("kind", REAL)
+@pytest.mark.parametrize("conjugate", [True, False], ids=["pairs", "plain"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_product(plain: Emulated, shape: tuple[int, ...], conjugate: bool, kind: str) -> None:
+    v, x, _ = data(*shape, kind)
+    for power in (0, 1, 2):
+        actual = plain.product(v, x, shape[-1], conjugate, power, kind)
+        assert (
+            exact.relative_error(actual, exact.product(v, x, shape[-1], conjugate, power)) < TOLERANCE[kind]
+        )
+
+
+@pytest.mark.parametrize("kind", REAL)
+@pytest.mark.parametrize("part", ["real", "complex"])
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 1, 2, SEGMENT + 100)], ids=str)
+def test_transpose(plain: Emulated, shape: tuple[int, ...], part: str, kind: str) -> None:
+    _, x, g = data(*shape, kind)
+    g = g.real.contiguous() if part == "real" else g
+    for power in (0, 2):
+        actual = plain.transpose(g, x, power, kind)
+        assert exact.relative_error(actual, exact.transpose(g, x, power)) < TOLERANCE[kind]
+
+
+@pytest.mark.parametrize("kind", REAL)
+@pytest.mark.parametrize("sizes", [(0, 3), (3, 1)], ids=["no exponents", "one position"])
+def test_smallest_sizes(plain: Emulated, sizes: tuple[int, int], kind: str) -> None:
+    N, L = sizes
+    v, x, g = data(2, 2, N, L, kind)
+    out = plain.product(v, x, L, True, 0, kind)
+    torch.testing.assert_close(out, 2 * v.real.sum(-1, keepdim=True).expand(2, 2, L))
+    if N:
+        torch.testing.assert_close(plain.transpose(g, x, 0, kind), g.expand(2, 2, N))
+
+
+@pytest.mark.parametrize("rate", [1e-4, 1e-2, 1.0])
+def test_float32_keeps_its_digits_at_a_million_positions(plain: Emulated, rate: float) -> None:
+    """float32 inputs, 2^20 positions and the exponents of HiPPO models: 2e-6 of the norm."""
+    N, L = 32, 1 << 20
+    torch.manual_seed(0)
+    x = exact.hippo_exponents(N, rate).to(torch.complex64)
+    v, g = torch.randn(1, 1, N, dtype=torch.complex64), torch.randn(1, 1, L)
+    rows, columns = exact.levels(x[0], 1 << 10, 1 << 10)
+    expected = 2 * torch.einsum("n,ni,nj->ij", v[0, 0].to(torch.complex128), rows, columns).real
+    assert exact.relative_error(plain.product(v, x, L, True, 0, "f32"), expected.view(1, 1, L)) < 2e-6
+    weights = g.view(1 << 10, 1 << 10).to(torch.complex128)
+    moments = torch.einsum("ij,ni,nj->n", weights, rows, columns)
+    assert exact.relative_error(plain.transpose(g, x, 0, "f32"), moments.view(1, 1, N)) < 2e-6
+
+
+def test_results_do_not_depend_on_the_order_of_threads(plain: Emulated) -> None:
+    v, x, g = data(2, 1, 5, SEGMENT + 300, "f32")
+    products = [plain.product(v, x, 300, True, 0, "f32", order=order, seed=5) for order in ORDERS]
+    moments = [plain.transpose(g, x, 0, "f32", order=order, seed=5) for order in ORDERS]
+    assert all(torch.equal(products[0], other) for other in products)
+    assert all(torch.equal(moments[0], other) for other in moments)
+
+
+def test_a_bad_exponent_gives_nan(plain: Emulated) -> None:
+    v = torch.ones(1, 1, 2, dtype=torch.complex64)
+    x = torch.tensor([[complex(-1.0, float("inf")), complex(float("nan"), 0.0)]], dtype=torch.complex64)
+    for n in range(2):
+        assert torch.isnan(
+            plain.product(v[..., n : n + 1], x[:, n : n + 1], 3, True, 0, "f32")[..., 1:]
+        ).all()
+
+
+def check(emulated: Emulated, kind: str, order: str, seed: int) -> None:
+    for conjugate, shape in ((True, (2, 2, 3, 70)), (False, (1, 1, 17, 130))):
+        v, x, g = data(*shape, kind)
+        L = shape[-1]
+        actual = emulated.product(v, x, L, conjugate, 1, kind, order=order, seed=seed)
+        assert exact.relative_error(actual, exact.product(v, x, L, conjugate, 1)) < TOLERANCE[kind]
+        for weights in (g, g.real.contiguous()):
+            actual = emulated.transpose(weights, x, 1, kind, order=order, seed=seed)
+            assert exact.relative_error(actual, exact.transpose(weights, x, 1)) < TOLERANCE[kind]
+
+
+@pytest.mark.parametrize("kind", REAL)
+@pytest.mark.parametrize("order", ["forward", "random"])
+def test_every_access_is_in_bounds_and_ordered(checked: Emulated, kind: str, order: str) -> None:
+    check(checked, kind, order, seed=1)
+
+
+def test_sums_of_segments_are_in_bounds(checked: Emulated) -> None:
+    partial = torch.randn(3, 300)
+    out = torch.full((300,), float("nan"))
+    checked.sums.run("sum_segments_f32", partial=partial, out=out, count=300, segments=3, order="random")
+    torch.testing.assert_close(out, partial.sum(0))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("kind", REAL)
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("seed", range(8))
+def test_every_access_is_in_bounds_and_ordered_for_many_schedules(
+    checked: Emulated, kind: str, order: str, seed: int
+) -> None:
+    check(checked, kind, order, seed)
