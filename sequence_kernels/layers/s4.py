@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -211,13 +212,14 @@ class S4(SequenceModule):
             self._require_causal("be given a state")
             self._check_state(state, u.shape[:-2])
         batch_shape, length = u.shape[:-2], u.shape[-1]
-        u = u.reshape(-1, *u.shape[-2:])
-        flat_state = None if state is None else state.reshape(-1, *state.shape[-2:])
+        batch = math.prod(batch_shape)
+        u = u.reshape(batch, *u.shape[-2:])
+        flat_state = None if state is None else state.reshape(batch, *state.shape[-2:])
         if lengths is not None:
             lengths = _lengths(lengths, u)
             u = torch.where(torch.arange(length, device=u.device) < lengths.view(-1, 1, 1), u, 0)
         y, next_state = self._convolve(u, flat_state, rate, lengths)
-        y = self._mix(y.reshape(*batch_shape, -1, length))
+        y = self._mix(y.reshape(*batch_shape, self.channels * self.d_model, length))
         return y, None if next_state is None else next_state.reshape(*batch_shape, *next_state.shape[-2:])
 
     def _convolve(

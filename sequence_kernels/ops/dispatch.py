@@ -60,13 +60,13 @@ def implementation(op: str, backend: str) -> Callable[..., Any]:
 @functools.cache
 def _refusal(op: str, backend: str, device: str, dtype: torch.dtype) -> str | None:
     """Why the backend cannot serve the op for tensors of that device and dtype; None if it can."""
-    if backend not in _implementations[op]:
-        have = ", ".join(sorted(_implementations[op]))
-        return f"{op} has no {backend!r} implementation; it has: {have}"
     if backend != "torch" and backend not in _PREFERENCE.get(device, ()):
         return (
             f"backend {backend!r} does not run on {device!r} tensors; move the tensors or use backend='torch'"
         )
+    if backend not in _implementations[op]:
+        have = ", ".join(sorted(_implementations[op]))
+        return f"{op} has no {backend!r} implementation; it has: {have}"
     return _implementations[op][backend].needs(device, dtype)
 
 

@@ -48,7 +48,7 @@ def _spectra(u: Tensor, k: Tensor, bidirectional: bool) -> tuple[Tensor, Tensor,
 @implement("fft_conv", "torch")
 def fft_conv(u: Tensor, k: Tensor, d: Tensor | None, bidirectional: bool) -> Tensor:
     length = u.shape[-1]
-    if length == 0:
+    if u.numel() == 0:
         return u.new_zeros((u.shape[0], k.shape[0] // (2 if bidirectional else 1), *u.shape[1:]))
     u_spectrum, k_spectrum, size, _ = _spectra(u, k, bidirectional)
     y = torch.fft.irfft(u_spectrum * k_spectrum, n=size)[..., :length]
@@ -63,7 +63,7 @@ def fft_conv_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     length = u.shape[-1]
     skip_gradient = torch.einsum("bchl,bhl->ch", _working(g), _working(u)).to(k.dtype)
-    if length == 0:
+    if u.numel() == 0:
         return torch.zeros_like(u), torch.zeros_like(k), skip_gradient
     u_spectrum, k_spectrum, size, taps = _spectra(u, k, bidirectional)
     g_spectrum = torch.fft.rfft(_working(g), n=size)

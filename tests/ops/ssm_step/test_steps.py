@@ -1,0 +1,73 @@
+"""The recurrent steps of every backend against dense matrices of conjugate pairs written out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sequence_kernels import ops
+
+from ..test_contract import backends
+
+C128 = torch.complex128
+
+
+def whole(x: Tensor) -> Tensor:
+    """Both of each conjugate pair."""
+    return torch.cat((x, x.conj()), -1)
+
+
+def parts(batch: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    state, u = torch.randn(*batch, 3, 4, dtype=C128), torch.randn(*batch, 3, dtype=torch.float64)
+    a, b = torch.randn(3, 4, dtype=C128), torch.randn(3, 4, dtype=C128)
+    return state, u, a, b, torch.randn(2, 3, 4, dtype=C128), torch.randn(2, 3, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("backend", backends("ssm_step"))
+@pytest.mark.parametrize("batch", [(), (5,), (2, 3), (0,)])
+def test_diagonal(backend: str, batch: tuple[int, ...]) -> None:
+    state, u, a, b, c, d = parts(batch)
+    y, new_state = ops.ssm_step(state, u, a, b, c, d, backend=backend)
+    matrix = torch.diag_embed(whole(a))
+    moved = torch.einsum("hmn,...hn->...hm", matrix, whole(state)) + whole(b) * u.unsqueeze(-1)
+    torch.testing.assert_close(whole(new_state), moved)
+    torch.testing.assert_close(
+        y, torch.einsum("chn,...hn->...ch", whole(c), moved).real + d * u.unsqueeze(-2)
+    )
+
+
+@pytest.mark.parametrize("backend", backends("dplr_step"))
+@pytest.mark.parametrize("batch", [(), (5,), (2, 3), (0,)])
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_diagonal_plus_low_rank(backend: str, batch: tuple[int, ...], rank: int) -> None:
+    state, u, a, b, c, d = parts(batch)
+    p, q = torch.randn(2, rank, 3, 4, dtype=C128)
+    y, new_state = ops.dplr_step(state, u, a, p, q, b, c, d, backend=backend)
+    matrix = torch.diag_embed(whole(a)) + torch.einsum("rhm,rhn->hmn", whole(p), whole(q))
+    moved = torch.einsum("hmn,...hn->...hm", matrix, whole(state)) + whole(b) * u.unsqueeze(-1)
+    torch.testing.assert_close(whole(new_state), moved)
+    torch.testing.assert_close(
+        y, torch.einsum("chn,...hn->...ch", whole(c), moved).real + d * u.unsqueeze(-2)
+    )
+
+
+def test_half_precision_input_keeps_a_float32_state() -> None:
+    state, u, a, b, c, d = (t.to(torch.complex64 if t.is_complex() else torch.float32) for t in parts((5,)))
+    y, new_state = ops.ssm_step(state, u.bfloat16(), a, b, c, d)
+    want, want_state = ops.ssm_step(state, u.bfloat16().float(), a, b, c, d)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y, want.bfloat16())
+    torch.testing.assert_close(new_state, want_state)
+
+
+def test_bad_arguments() -> None:
+    state, u, a, b, c, d = parts((5,))
+    with pytest.raises(ValueError, match=r"u must have shape \(..., H\) = \(5, 3\), got \(4, 3\)"):
+        ops.ssm_step(state, u[:4], a, b, c, d)
+    with pytest.raises(TypeError, match=r"state must be one of complex64, complex128, got torch.float64"):
+        ops.ssm_step(state.real, u, a, b, c, d)
+    with pytest.raises(TypeError, match=r"a must be one of complex128, got torch.complex64"):
+        ops.ssm_step(state, u, a.to(torch.complex64), b, c, d)
+    with pytest.raises(ValueError, match=r"p and q must have the same rank R"):
+        ops.dplr_step(state, u, a, c, c[:1], b, c, d)
