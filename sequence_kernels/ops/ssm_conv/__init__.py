@@ -59,6 +59,11 @@ def ssm_conv(
     if lengths is not None:
         given["lengths"] = lengths
     checks.tensors(**given)
+    checks.dtype("u", u, (*checks.HALF, *checks.REAL))
+    expected = torch.float64 if u.dtype == torch.float64 else torch.float32
+    for name, value in parameters.items():
+        checks.dtype(name, value, (expected,))
+    checks.dtype("a_powers", a_powers, (expected, checks.COMPLEX_OF[expected]))
     checks.shape("u", u, (("B", None), ("H", None), ("L", None)))
     checks.shape("taps", taps, (("C", None), ("H", u.shape[1]), ("T", None)))
     checks.shape("e_in", e_in, (("H", u.shape[1]), ("T", taps.shape[2]), ("S", None)))
@@ -73,11 +78,6 @@ def ssm_conv(
     if lengths is not None:
         checks.shape("lengths", lengths, (("B", u.shape[0]),))
         checks.lengths("lengths", lengths, u.shape[2])
-    checks.dtype("u", u, (*checks.HALF, *checks.REAL))
-    expected = torch.float64 if u.dtype == torch.float64 else torch.float32
-    for name, value in parameters.items():
-        checks.dtype(name, value, (expected,))
-    checks.dtype("a_powers", a_powers, (expected, checks.COMPLEX_OF[expected]))
     return _ssm_conv(
         u, taps, e_out, e_in, a_powers, d, initial_state, lengths, choose("ssm_conv", backend, u)
     )
