@@ -1,0 +1,102 @@
+"""What stepping an S4 and an S4D layer has in common: the recurrence alone, the layer, getting ready to step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.harness.declare import Bench, Cost, Inputs, Peer, Shape, Target, grid
+from bench.harness.needs import package
+from bench.peers import espnet
+from sequence_kernels import S4
+
+ESPNET = "ESPnet S4"
+Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def step_inputs(make: Callable[[int, int], S4]) -> Callable[[Shape, torch.device], Inputs]:
+    """A layer with its readouts, one position of a batch of sequences, and a state."""
+
+    def inputs(shape: Shape, device: torch.device) -> Inputs:
+        batch, heads, pairs = (shape[key] for key in "BHN")
+        return {
+            "layer": make(heads, 2 * pairs).to(device).eval(),
+            "x": torch.randn(batch, heads, device=device),
+            "state": torch.randn(batch, heads, pairs, dtype=torch.complex64, device=device),
+            "part": shape["part"],
+        }
+
+    return inputs
+
+
+def step_bench(
+    name: str,
+    make: Callable[[int, int], S4],
+    prepared: Callable[[S4], Step],
+    rank: int,
+    targets: tuple[Target, ...],
+    **espnet_arguments: Any,
+) -> Bench:
+    """`prepared` makes of a layer the function that takes (state, u) to (y, next state) without the skip."""
+    dense = rank > 0
+
+    def setup(x: Inputs) -> Inputs:
+        return {**x, "step": prepared(x["layer"])}
+
+    def run(x: Inputs) -> tuple[Tensor, Tensor]:
+        if x["part"] == "layer":
+            return x["layer"].step(x["x"], x["state"])
+        step = prepared(x["layer"]) if x["part"] == "prepare" else x["step"]
+        return step(x["state"], x["x"])
+
+    def like(x: Inputs) -> Inputs:
+        theirs = espnet.like(
+            x["layer"], d_state=2 * x["state"].shape[-1], transposed=False, **espnet_arguments
+        )
+        state = torch.cat([x["state"], x["state"].conj()], -1) if dense else x["state"]
+        theirs.setup_step()
+        theirs.default_state(len(state))
+        return {**x, "theirs": theirs, "full": state}
+
+    def their_run(x: Inputs) -> tuple[Tensor, Tensor]:
+        if x["part"] == "prepare":
+            x["theirs"].setup_step()
+        stepped = x["theirs"] if x["part"] == "layer" else x["theirs"].kernel
+        y, state = stepped.step(x["x"], x["full"])
+        return y, state[..., : x["state"].shape[-1]]
+
+    def cost(shape: Shape, mode: str) -> Cost:
+        """`ssm_step` or `dplr_step` without the skip; for whole layers also the (H, 2 H) linear map."""
+        batch, heads, pairs = (shape[key] for key in "BHN")
+        states, poles = batch * heads * pairs, heads * pairs
+        found = Cost(16 * states + (24 + 16 * rank) * poles + 8 * batch * heads, (14 + 8 * rank) * states)
+        return (
+            found + Cost(8 * heads * heads, 4 * batch * heads * heads) if shape["part"] == "layer" else found
+        )
+
+    return Bench(
+        entry=f"layers.{name}",
+        shapes={
+            "quick": grid(B=(1, 16), H=256, N=32, part=("kernel", "layer"))
+            + grid(B=1, H=256, N=32, part="prepare"),
+            "cuda": grid(B=(1, 64), H=256, N=32, part=("kernel", "layer")),
+        },
+        inputs=step_inputs(make),
+        setup=setup,
+        run=run,
+        cost=cost,
+        peers=(Peer(ESPNET, their_run, like, needs=package("espnet2", espnet.INSTALL)),),
+        targets=targets,
+    )
+
+
+def step_targets(name: str, kernel: float, layer: float) -> tuple[Target, ...]:
+    """Issue 7's rows for a layer's step at d_model=256, d_state=64."""
+    return tuple(
+        Target(7, f"{name} step d_model=256 d_state=64 B={b}, {part}", f"B{b}-H256-N32-{part}", ESPNET, least)
+        for part, least in (("kernel", kernel), ("layer", layer))
+        for b in (1, 16)
+    )

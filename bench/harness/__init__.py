@@ -1,0 +1,1 @@
+"""What the benchmark files share: declarations, clocks, child processes, results, reports."""

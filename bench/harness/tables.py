@@ -1,0 +1,163 @@
+"""Markdown tables of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from bench.harness.ceilings import floor
+from bench.harness.declare import DEFAULT, KEEPS, Cost
+from bench.harness.results import Record, Run
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table, padded to be readable as text; the first `left` columns are text, the others numbers."""
+    grid = [list(head), *map(list, rows)]
+    widths = [max(3, *(len(row[i]) for row in grid)) for i in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = [("-" * w if i < left else "-" * (w - 1) + ":") for i, w in enumerate(widths)]
+    return "\n".join([line(grid[0]), line(rule), *map(line, grid[1:])])
+
+
+def milliseconds(seconds: float) -> str:
+    """Three significant digits: 0.0123, 1.23, 123 (and more before the point)."""
+    return significant(seconds * 1e3)
+
+
+def significant(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    if value == 0:
+        return "0"
+    digits = 0
+    while digits < 9 and abs(value) * 10**digits < 99.95:
+        digits += 1
+    return f"{value:.{digits}f}"
+
+
+def mebibytes(count: int | None) -> str:
+    return "" if count is None else significant(count / 2**20)
+
+
+def spread(summary: Record) -> str:
+    return f"{significant(summary['q20'])}–{significant(summary['q80'])}"
+
+
+def share_of_floor(run: Run, pair: Record) -> tuple[float, str] | None:
+    """How much of the roofline our time reaches, and which ceiling bounds it."""
+    rates = run.rates(pair["allocator"])
+    if rates is None:
+        return None
+    seconds, bound = floor(Cost(**pair["cost"]), rates)
+    return seconds / pair["ours_s"]["median"], bound
+
+
+def heading(run: Run) -> str:
+    """One paragraph: machine, versions, commit, day, and the ceilings measured in the same run."""
+    machine, versions = run.header["machine"], run.header["versions"]
+    name = machine.get("gpu") or f"{machine['processor']}, {machine['cores']} cores ({machine['vectors']})"
+    packages = ", ".join(f"{key} {value}" for key, value in versions.items())
+    text = f"{name}; commit {run.header['commit']}, {run.header['time'][:10]}; {packages}."
+    for allocator, rates in sorted(run.ceilings.items()):
+        gflops, gexp, grec = (rates[key] / 1e9 for key in ("sgemm", "exp", "reciprocal"))
+        text += (
+            f"\nCeilings ({allocator} allocator): copy {rates['copy'] / 1e9:.1f} GB/s, sgemm {gflops:.0f} GFLOP/s, "
+            f"{grec:.1f} G reciprocals/s, {gexp:.1f} G exponentials/s."
+        )
+    busy = [pair["foreign"] for pair in run.pairs if (pair.get("foreign") or 0) > 0.05]
+    if busy:
+        text += (
+            f"\nOther programs used more than 5 % of the cores during {len(busy)} of {len(run.pairs)} measurements "
+            f"(at most {max(busy):.0%}): trust the ratios, not the times."
+        )
+    return text
+
+
+def ratio_tables(run: Run) -> str:
+    """One table an operation: our time and each peer's, how many times faster we are, floor, memory."""
+    parts = []
+    for op, pairs in groupby(sorted(run.pairs, key=lambda pair: pair["op"]), key=lambda pair: pair["op"]):
+        rows = []
+        for pair in pairs:
+            found = share_of_floor(run, pair)
+            share = f"{found[0]:.0%} ({found[1]})" if found else ""
+            alone = pair["peer"] is None
+            rows.append(
+                [
+                    pair["shape"],
+                    pair["mode"],
+                    pair["allocator"],
+                    pair["peer"] or "",
+                    pair["ours"],
+                    milliseconds(pair["ours_s"]["median"]),
+                    "" if alone else milliseconds(pair["peer_s"]["median"]),
+                    "" if alone else significant(pair["ratio"]["median"]),
+                    "" if alone else spread(pair["ratio"]),
+                    share,
+                    mebibytes(pair["ours_bytes"]),
+                    "" if alone else mebibytes(pair["peer_bytes"]),
+                ]
+            )
+        head = [
+            "shape",
+            "mode",
+            "allocator",
+            "against",
+            "our backend",
+            "ours ms",
+            "theirs ms",
+            "times faster",
+        ]
+        head += ["20–80 %", "of roofline", "ours MiB", "theirs MiB"]
+        parts.append(f"### {op}\n\n{table(head, rows, left=5)}")
+    return "\n\n".join(parts)
+
+
+def skipped(run: Run) -> str:
+    """What was not measured and why, each reason once."""
+    reasons: dict[tuple[str, str, str], int] = {}
+    for skip in run.skips:
+        key = (skip["op"], skip["peer"] or "all of it", skip["reason"])
+        reasons[key] = reasons.get(key, 0) + 1
+    rows = [[op, peer, reason, str(count)] for (op, peer, reason), count in sorted(reasons.items())]
+    return table(["operation", "against", "why it was skipped", "times"], rows, left=3) if rows else ""
+
+
+def document(run: Run) -> str:
+    """The whole run as Markdown."""
+    parts = ["## Benchmarks", heading(run), ratio_tables(run)]
+    if run.skips:
+        parts += ["### Not measured", skipped(run)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def summary(run: Run) -> str:
+    """README's table: a row for each operation, shape, mode and peer, both allocator settings side by side."""
+    kept = {_work(pair): pair for pair in run.pairs if pair["allocator"] == KEEPS and pair["peer"]}
+    rows = []
+    for pair in run.pairs:
+        if pair["allocator"] != DEFAULT or not pair["peer"]:
+            continue
+        other = kept.get(_work(pair))
+        rows.append(
+            [
+                f"{pair['op']} {pair['shape']}",
+                pair["mode"],
+                pair["peer"],
+                milliseconds(pair["ours_s"]["median"]),
+                milliseconds(pair["peer_s"]["median"]),
+                significant(pair["ratio"]["median"]),
+                significant(other["ratio"]["median"]) if other else "",
+            ]
+        )
+    head = ["work", "mode", "against", "ours ms", "theirs ms", "times faster", "pages kept"]
+    return table(head, rows, left=3)
+
+
+def _work(pair: Record) -> tuple[str, ...]:
+    return pair["op"], pair["shape"], pair["mode"], pair["peer"]

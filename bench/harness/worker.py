@@ -1,0 +1,207 @@
+"""The measuring process: takes jobs as JSON on standard input, prints one JSON record a line."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import sequence_kernels
+from bench.harness import ceilings, memory
+from bench.harness.calls import Prepared, difference, prepare
+from bench.harness.clock import Call, Clock, CudaClock, Sampler, as_graph, clock_for, interleave
+from bench.harness.declare import BOTH, DEFAULT, FORWARD, Bench, Inputs, Peer
+from bench.harness.plan import EFFORTS, Job, benches
+from bench.harness.stats import Summary, ratio
+from sequence_kernels.ops import dispatch
+
+Emit = Callable[[dict[str, Any]], None]
+
+TORCH_BACKEND = "our torch backend"
+AUTOMATIC = "automatic"  # a layer's ops choose their backends one by one
+GRAPHED_BELOW = 2e-4  # seconds; shorter CUDA calls are timed as graph replays
+
+
+def main() -> None:
+    """Measure the jobs on standard input; what libraries print goes to standard error."""
+    records = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def emit(record: dict[str, Any]) -> None:
+        print(json.dumps(record), file=records, flush=True)
+
+    jobs = [Job(**{**job, "against": tuple(job["against"])}) for job in json.load(sys.stdin)]
+    if jobs:
+        device = torch.device(jobs[0].device)
+        emit({"kind": "ceilings", "allocator": jobs[0].allocator, "rates": ceilings.measure(device)})
+    known = benches()
+    for job in jobs:
+        emit({"kind": "start", "job": job.key})
+        measure(job, known[job.op], emit)
+        emit({"kind": "done", "job": job.key})
+
+
+def measure(job: Job, bench: Bench, emit: Emit) -> None:
+    """Emit a "pair" or a "skip" record for each peer of the job (for none, one "pair" of our time alone)."""
+    about = {key: asdict(job)[key] for key in ("op", "shape", "mode", "allocator", "device")}
+    shape = bench.every_shape()[job.shape]
+    reason = missing(bench.entry)
+    if reason:
+        emit({"kind": "skip", **about, "peer": None, "reason": reason})
+        return
+    torch.manual_seed(0)
+    device = torch.device(job.device)
+    inputs = bench.inputs(shape, device)
+    clock = clock_for(device)
+    with torch.set_grad_enabled(job.mode == BOTH):
+        try:
+            backend = serving(bench.entry, inputs, job.backend)
+            ours = prepare(bench.run, bench.setup, bench.wrt, inputs, job.mode, _using(job.backend))
+        except Exception as error:
+            emit({"kind": "skip", **about, "peer": None, "reason": _said(error)})
+            return
+        about.update(ours=backend, dims=dict(shape), cost=asdict(bench.cost(shape, job.mode)))
+        timed = 0
+        for peer in peers_of(bench, backend):
+            if job.against and peer.name not in job.against:
+                continue
+            why_not = (
+                None
+                if peer.quick or job.effort != "quick"
+                else "left out of quick runs: slow, or slow to compile"
+            )
+            why_not = why_not or peer.needs(job.device) or peer.serves(shape)
+            if why_not:
+                emit({"kind": "skip", **about, "peer": peer.name, "reason": why_not})
+                continue
+            try:
+                emit({"kind": "pair", **about, **_pair(job, bench, peer, ours, inputs, clock)})
+                timed += 1
+            except Exception as error:
+                emit({"kind": "skip", **about, "peer": peer.name, "reason": _said(error)})
+        if not timed:
+            emit({"kind": "pair", **about, **_alone(job, ours, clock)})
+
+
+def _pair(job: Job, bench: Bench, peer: Peer, ours: Prepared, inputs: Inputs, clock: Clock) -> dict[str, Any]:
+    """Check the answers, then time both in turn."""
+    wrt = bench.wrt if peer.wrt is None else peer.wrt
+    around = _using("torch") if peer.name == TORCH_BACKEND else nullcontext
+    theirs = prepare(peer.run, peer.setup, wrt, inputs, job.mode, around)
+    gap = difference(ours, theirs)
+    if not gap <= peer.tolerance:
+        raise ArithmeticError(
+            f"gives another answer: relative difference {gap:.1e}, allowed {peer.tolerance:.0e}"
+        )
+    samplers = {"ours": _sampler(ours, job, clock), "theirs": _sampler(theirs, job, clock)}
+    effort = EFFORTS[job.effort]
+    with _foreign_load() as foreign:
+        samples = interleave(samplers, effort.seconds, effort.least)
+    return {
+        "peer": peer.name,
+        "difference": gap,
+        "ours_s": Summary.of(samples["ours"]).as_dict(),
+        "peer_s": Summary.of(samples["theirs"]).as_dict(),
+        "ratio": ratio(samples["ours"], samples["theirs"]).as_dict(),
+        "ours_bytes": _peak(ours, job),
+        "peer_bytes": _peak(theirs, job),
+        "foreign": foreign(),
+    }
+
+
+def _alone(job: Job, ours: Prepared, clock: Clock) -> dict[str, Any]:
+    effort = EFFORTS[job.effort]
+    with _foreign_load() as foreign:
+        samples = interleave({"ours": _sampler(ours, job, clock)}, effort.seconds / 2, effort.least)
+    summary = Summary.of(samples["ours"]).as_dict()
+    return {"peer": None, "ours_s": summary, "ours_bytes": _peak(ours, job), "foreign": foreign()}
+
+
+def missing(entry: str) -> str | None:
+    """None if `sequence_kernels.<entry>` exists, else a sentence."""
+    try:
+        functools.reduce(getattr, entry.split("."), sequence_kernels)
+    except AttributeError:
+        return f"sequence_kernels.{entry} does not exist yet"
+    return None
+
+
+def serving(entry: str, inputs: Inputs, backend: str | None) -> str:
+    """The name of the backend that serves our side."""
+    op = entry.removeprefix("ops.")
+    if op not in dispatch.operations():
+        return backend or AUTOMATIC
+    tensor = next(value for value in inputs.values() if isinstance(value, torch.Tensor))
+    return dispatch.choose(op, backend, tensor)
+
+
+def peers_of(bench: Bench, backend: str) -> tuple[Peer, ...]:
+    """The declared peers, and our own torch backend where something faster serves."""
+    if backend == "torch":
+        return bench.peers
+    return (*bench.peers, Peer(TORCH_BACKEND, bench.run, bench.setup))
+
+
+def _using(backend: str | None) -> Callable[[], Any]:
+    return partial(dispatch.use_backend, backend) if backend else nullcontext
+
+
+def _sampler(side: Prepared, job: Job, clock: Clock) -> Sampler:
+    call: Call = side.call
+    if isinstance(clock, CudaClock) and job.mode == FORWARD:
+        with side.around():
+            call()
+            if clock.block(call, 1) < GRAPHED_BELOW:
+                call = as_graph(call)
+    return Sampler(call, clock, side.around)
+
+
+def _peak(side: Prepared, job: Job) -> int | None:
+    """Peak memory; only under the default allocator, the other one keeps what it once had."""
+    if job.allocator != DEFAULT:
+        return None
+    with side.around():
+        return memory.peak(side.call, torch.device(job.device))
+
+
+@contextmanager
+def _foreign_load() -> Iterator[Callable[[], float | None]]:
+    """Yields a function that says what share of all cores' time other programs used since."""
+    start, mine, busy = time.perf_counter(), time.process_time(), _busy()
+
+    def share() -> float | None:
+        now = _busy()
+        if busy is None or now is None:
+            return None
+        available = (time.perf_counter() - start) * (os.cpu_count() or 1)
+        return round(max(0.0, now - busy - (time.process_time() - mine)) / available, 3)
+
+    yield share
+
+
+def _busy() -> float | None:
+    """Seconds that all cores together spent working since the system started."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return None
+    user, nice, system, _, _, irq, softirq, *_ = map(int, stat.read_text().splitlines()[0].split()[1:])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def _said(error: Exception) -> str:
+    first = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {first[0] if first else ''}"
+
+
+if __name__ == "__main__":
+    main()

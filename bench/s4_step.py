@@ -1,0 +1,28 @@
+"""Stepping an S4 layer in O(N), against ESPnet's S4 with its dense matrix, its most accurate mode."""
+
+from __future__ import annotations
+
+from bench._steps import ESPNET, Step, step_bench, step_targets
+from bench.harness.declare import Target
+from sequence_kernels import S4, ops
+
+
+def prepared(layer: S4) -> Step:
+    system = layer.kernel.system()
+    a, p, q, b = (each.to(system.c.dtype) for each in system.discrete())
+    c = system.c
+    return lambda state, u: ops.dplr_step(state, u, a, p, q, b, c)
+
+
+BENCH = step_bench(
+    "S4",
+    lambda d_model, d_state: S4(d_model, d_state, transposed=False),
+    prepared,
+    rank=1,
+    targets=(
+        *step_targets("S4", kernel=10, layer=4),
+        Target(7, "preparing an S4 layer to step, and a step", "B1-H256-N32-prepare", ESPNET, 20),
+    ),
+    mode="nplr",
+    measure="legs",
+)

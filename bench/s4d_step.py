@@ -1,0 +1,25 @@
+"""Stepping an S4D layer, against ESPnet's S4 in its diagonal mode."""
+
+from __future__ import annotations
+
+from bench._steps import Step, step_bench, step_targets
+from sequence_kernels import S4D, ops
+from sequence_kernels.layers.s4 import S4
+
+
+def prepared(layer: S4) -> Step:
+    system = layer.kernel.system()
+    a, b, c = system.a, system.b, system.c
+    return lambda state, u: ops.ssm_step(state, u, a, b, c)
+
+
+BENCH = step_bench(
+    "S4D",
+    lambda d_model, d_state: S4D(d_model, d_state, transposed=False),
+    prepared,
+    rank=0,
+    targets=step_targets("S4D", kernel=5, layer=3),
+    mode="diag",
+    measure="diag-lin",
+    disc="zoh",
+)
