@@ -158,6 +158,26 @@ def test_float32(espnet: ModuleType, seed: int) -> None:
     assert error < max(2e-6, difference(theirs(x)[0].double(), expected)), config
 
 
+@pytest.mark.parametrize(
+    "config", [{"measure": m, "mode": d} for m, d in [("legs", "nplr"), ("diag-lin", "diag")]]
+)
+def test_defaults_at_length(espnet: ModuleType, config: dict[str, Any]) -> None:
+    """64 states, 1000 elements, initial values: where float32 has cost ESPnet's nplr kernel three digits."""
+    config = {"d_model": 8} | config
+    torch.manual_seed(0)
+    theirs = espnet.S4(**config).eval()
+    exact, ours = copy.deepcopy(theirs).double(), same_in_ours(theirs, config)
+    x = torch.randn(2, 8, 1000)
+    expected = exact(x.double())[0]
+    assert difference(same_in_ours(exact, config)(x.double())[0], expected) < EXACT
+    assert difference(ours(x)[0].double(), expected) < 2e-6
+    split, state = [], ours.default_state(2)
+    for piece in x.split(300, dim=-1):
+        y, state = ours(piece, state)
+        split.append(y)
+    assert difference(torch.cat(split, -1).double(), expected) < 2e-6
+
+
 def truncated_readout(layer: Any, c: Tensor, length: int) -> Tensor:
     """C (I - A^length) of an nplr layer of theirs from C (C, H, n, 2), by dense matrices over all N states."""
     kernel = layer.kernel.kernel
