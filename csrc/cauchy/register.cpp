@@ -1,0 +1,87 @@
+// Cauchy products as ops of torch: shapes checked, outputs made, work shared out to the threads.
+
+#include "cauchy/cauchy.h"
+#include "runtime/cpu_isa.h"
+#include "runtime/library.h"
+#include "runtime/sum_parts.h"
+
+namespace sequence_kernels {
+namespace {
+
+template <typename Real>
+CauchyArguments<Real> arguments_of(const Tensor& weight, const Tensor& z, const Tensor& w, int64_t order) {
+  const auto sizes = weight.sizes(), nodes = z.sizes();
+  CauchyArguments<Real> arguments{};
+  arguments.sets = sizes[0], arguments.channels = sizes[1], arguments.N = w.sizes()[1],
+  arguments.L = nodes[1];
+  arguments.order = order;
+  arguments.z = z.data<Real>();
+  arguments.z_stride = nodes[0] == sizes[1] ? nodes[1] : 0;
+  arguments.w = w.data<Real>();
+  arguments.weight = weight.data<Real>();
+  return arguments;
+}
+
+void check_arguments(const Tensor& weight, const Tensor& z, const Tensor& w, int64_t order, bool transpose) {
+  check(weight.is_contiguous() && z.is_contiguous() && w.is_contiguous(),
+        "cauchy expects contiguous tensors");
+  check(is_complex(w.dtype()) && weight.dtype() == w.dtype() && z.dtype() == w.dtype(),
+        "cauchy expects complex tensors of one dtype");
+  const auto shape = weight.sizes(), nodes = z.sizes(), poles = w.sizes();
+  check(shape.size() == 3 && nodes.size() == 2 && poles.size() == 2 && shape[1] == poles[0] &&
+            (nodes[0] == 1 || nodes[0] == poles[0]) && shape[2] == (transpose ? nodes[1] : poles[1]),
+        "cauchy expects v (sets, channels, N) or g (sets, channels, L), z (channels or 1, L) and w "
+        "(channels, N)");
+  check(order >= 1, "cauchy expects order >= 1");
+}
+
+template <typename Real>
+Tensor run(const Tensor& v, const Tensor& z, const Tensor& w, bool conjugate, int64_t order) {
+  auto arguments = arguments_of<Real>(v, z, w, order);
+  Tensor out = Tensor::empty({arguments.sets, arguments.channels, arguments.L}, v.dtype());
+  arguments.conjugate = conjugate;
+  arguments.out = out.mutable_data<Real>();
+  with_instruction_set([&](auto isa) {
+    parallel_for<Real>(arguments.channels * node_blocks(arguments.L), cauchy_scratch(arguments.N),
+                       [&](int64_t begin, int64_t end, Real* scratch) {
+                         cauchy<Real, isa()>(arguments, begin, end, scratch);
+                       });
+  });
+  return out;
+}
+
+template <typename Real>
+Tensor run_transpose(const Tensor& g, const Tensor& z, const Tensor& w, int64_t order) {
+  auto arguments = arguments_of<Real>(g, z, w, order);
+  const int64_t blocks = node_blocks(arguments.L);
+  Tensor parts = Tensor::empty({blocks, arguments.sets, arguments.channels, arguments.N}, g.dtype());
+  Tensor out = Tensor::empty({arguments.sets, arguments.channels, arguments.N}, g.dtype());
+  arguments.out = parts.mutable_data<Real>();
+  with_instruction_set([&](auto isa) {
+    parallel_for<Real>(arguments.channels * blocks, cauchy_transpose_scratch(),
+                       [&](int64_t begin, int64_t end, Real* scratch) {
+                         cauchy_transpose<Real, isa()>(arguments, begin, end, scratch);
+                       });
+  });
+  sum_parts(blocks, 2 * arguments.sets * arguments.channels * arguments.N, parts.data<Real>(),
+            out.mutable_data<Real>());
+  return out;
+}
+
+Tensor cauchy_op(const Tensor& v, const Tensor& z, const Tensor& w, bool conjugate, int64_t order) {
+  check_arguments(v, z, w, order, false);
+  return is_double(v.dtype()) ? run<double>(v, z, w, conjugate, order)
+                              : run<float>(v, z, w, conjugate, order);
+}
+
+Tensor cauchy_transpose_op(const Tensor& g, const Tensor& z, const Tensor& w, int64_t order) {
+  check_arguments(g, z, w, order, true);
+  return is_double(g.dtype()) ? run_transpose<double>(g, z, w, order) : run_transpose<float>(g, z, w, order);
+}
+
+const Op op("cauchy(Tensor v, Tensor z, Tensor w, bool conjugate, int order) -> Tensor", boxed<cauchy_op>);
+const Op transpose("cauchy_transpose(Tensor g, Tensor z, Tensor w, int order) -> Tensor",
+                   boxed<cauchy_transpose_op>);
+
+}  // namespace
+}  // namespace sequence_kernels
