@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -52,26 +53,34 @@ def _includes() -> list[str]:
     return [f"-I{folder}" for folder in folders]
 
 
-@functools.cache
-def _library_hash() -> str:
-    """Of everything but the kernel file: the emulator, the headers of csrc/, the compiler and the flags."""
-    digest = hashlib.sha256(subprocess.check_output([str(compiler()), "--version"]))
-    digest.update(repr((sys.version, FLAGS, KERNEL_FLAGS, CHECK_FLAGS, _includes())).encode())
-    headers = [
-        *(ROOT / "csrc").rglob("*.cuh"),
-        *(ROOT / "csrc").rglob("*.h"),
-        *HERE.rglob("*.h"),
-        *HERE.rglob("*.cpp"),
-    ]
-    for path in sorted(headers):
+def sources(kernels: Path) -> list[Path]:
+    """A kernel file and the headers of csrc/ that it includes."""
+    found = [kernels]
+    for path in found:
+        for header in re.findall(r'#\s*include "([^"]+)"', path.read_text()):
+            if (ROOT / "csrc" / header).exists() and ROOT / "csrc" / header not in found:
+                found.append(ROOT / "csrc" / header)
+    return found
+
+
+def _hash(*paths: Path, more: str = "") -> str:
+    digest = hashlib.sha256(more.encode())
+    for path in paths:
         digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def _emulator_hash() -> str:
+    version = subprocess.check_output([str(compiler()), "--version"], text=True)
+    settings = repr((version, sys.version, FLAGS, KERNEL_FLAGS, CHECK_FLAGS, _includes()))
+    return _hash(*sorted([*HERE.rglob("*.h"), *HERE.rglob("*.cpp")]), more=settings)
 
 
 def _ninja(folder: Path, source: Path, check: bool) -> str:
     flags = " ".join([*FLAGS, *_includes()])
     kernel_flags = " ".join([*KERNEL_FLAGS, *(CHECK_FLAGS if check else [])])
-    binding = BUILD / f"binding-{_library_hash()[:16]}.o"
+    binding = BUILD / f"binding-{_emulator_hash()}.o"
     module = folder / "_cuda_emulator.so"
     return "\n".join(
         [
@@ -92,7 +101,7 @@ def build(source: Path, check: bool) -> Path:
     """The path of the module for this kernel file, built if there is none for its hash yet."""
     import fcntl
 
-    key = hashlib.sha256(source.read_bytes() + _library_hash().encode()).hexdigest()[:16]
+    key = _hash(*sources(source), more=_emulator_hash())
     folder = BUILD / f"{source.parent.name}-{source.stem}-{'check' if check else 'plain'}-{key}"
     module = folder / "_cuda_emulator.so"
     if module.exists():

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from .build import ROOT, build, skip_reason
+from .build import ROOT, build, skip_reason, sources
 
-__all__ = ["Kernels", "skip_reason"]
+__all__ = ["Kernels", "skip_reason", "sum_segments"]
 
 _C_TYPES = {
     "int64_t": ctypes.c_int64,
@@ -37,14 +37,11 @@ def _fields(body: str) -> list[tuple[str, Any]]:
 
 def params_types(source: Path) -> dict[str, type[ctypes.Structure]]:
     """The plain params structs of a kernel file and of the headers of csrc/ that it includes, as ctypes."""
-    text = source.read_text()
     found = {}
-    for header in re.findall(r'#include "([^"]+)"', text):
-        if (ROOT / "csrc" / header).exists():
-            found.update(params_types(ROOT / "csrc" / header))
-    for name, body in _STRUCT.findall(text):
-        if name.endswith("Params"):
-            found[name] = type(name, (ctypes.Structure,), {"_fields_": _fields(body)})
+    for path in sources(source):
+        for name, body in _STRUCT.findall(path.read_text()):
+            if name.endswith("Params"):
+                found[name] = type(name, (ctypes.Structure,), {"_fields_": _fields(body)})
     return found
 
 
@@ -96,11 +93,19 @@ class Kernels:
             setattr(params, name, value)
         return bytes(params), buffers
 
-    def launch_rule(self, kernel: str, **fields: Any) -> tuple[int, int, int]:
+    def launch_rule(self, kernel: str, fields: dict[str, Any]) -> tuple[int, int, int]:
         """Blocks, threads and bytes of dynamic shared memory that the kernel's launch rule gives."""
         grid, block, shared = self._module.launch_rule(kernel, self._pack(kernel, fields)[0])
         return grid[0], block[0], shared
 
-    def run(self, kernel: str, *, order: str = "forward", seed: int = 0, **fields: Any) -> None:
+    def run(self, kernel: str, fields: dict[str, Any], *, order: str = "forward", seed: int = 0) -> None:
         packed, buffers = self._pack(kernel, fields)
         self._module.run(kernel, packed, order, seed, buffers if self._check else [])
+
+
+def sum_segments(kernels: Kernels, partial: torch.Tensor, kind: str, **options: Any) -> torch.Tensor:
+    """The sum over the first dimension of a complex workspace, by the kernels of csrc/common/sum_segments.cu."""
+    out = torch.full_like(partial[0], float("nan"))
+    fields = {"partial": partial, "out": out, "count": 2 * out.numel(), "segments": partial.shape[0]}
+    kernels.run(f"sum_segments_{kind}", fields, **options)
+    return out

@@ -58,7 +58,7 @@ def run(kernels: Kernels, kernel: str, *, fault: bool, **options: Any) -> torch.
     blocks = 2 if kernel == "race_between_blocks" else 1
     around = torch.arange(3.0 * n * blocks) / 7 + 1  # a fault in plain mode stays inside this memory
     x, y = around[n * blocks : 2 * n * blocks], torch.zeros(3 * n * blocks)[n * blocks : 2 * n * blocks]
-    kernels.run(kernel, x=x, y=y, n=n, blocks=blocks, fault=int(fault), **options)
+    kernels.run(kernel, {"x": x, "y": y, "n": n, "blocks": blocks, "fault": int(fault)}, **options)
     return y
 
 
@@ -96,7 +96,7 @@ def test_schedules_and_poison_change_the_result_of_a_fault(plain: Kernels, kerne
 def test_refuses_a_launch_that_a_device_would_refuse(plain: Kernels) -> None:
     x = torch.zeros(2048)
     with pytest.raises(RuntimeError, match="too_many_threads: launch rule gives a bad block size, 2048"):
-        plain.run("too_many_threads", x=x, y=x, n=2048, blocks=1, fault=0)
+        plain.run("too_many_threads", {"x": x, "y": x, "n": 2048, "blocks": 1, "fault": 0})
 
 
 def test_a_fault_leaves_the_emulator_usable(checked: Kernels) -> None:

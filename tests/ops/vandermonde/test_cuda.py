@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cuda_emulator import Kernels, skip_reason
+from tests.cuda_emulator import Kernels, skip_reason, sum_segments
 
 from . import exact
 
@@ -35,7 +35,7 @@ class Emulated:
         out = torch.full((sets, channels, L), float("nan"), dtype=real if conjugate else real.to_complex())
         sizes = {"sets": sets, "channels": channels, "N": N, "L": L, "power": power}
         name = f"vandermonde_{'pairs' if conjugate else 'plain'}_{kind}"
-        self.kernels.run(name, v=v, x=x, out=out, **sizes, **options)
+        self.kernels.run(name, {"v": v, "x": x, "out": out, **sizes}, **options)
         return out
 
     def transpose(self, g: Tensor, x: Tensor, power: int, kind: str, **options: Any) -> Tensor:
@@ -44,15 +44,10 @@ class Emulated:
         partial = torch.full((segments, sets, channels, N), float("nan"), dtype=REAL[kind].to_complex())
         sizes = {"sets": sets, "channels": channels, "N": N, "L": L, "power": power}
         name = f"vandermonde_transpose_{'complex' if g.is_complex() else 'real'}_{kind}"
-        self.kernels.run(name, g=g, x=x, out=partial, **sizes, **options)
+        self.kernels.run(name, {"g": g, "x": x, "out": partial, **sizes}, **options)
         if segments == 1:
             return partial[0]
-        out = torch.full_like(partial[0], float("nan"))
-        count = 2 * out.numel()
-        self.sums.run(
-            f"sum_segments_{kind}", partial=partial, out=out, count=count, segments=segments, **options
-        )
-        return out
+        return sum_segments(self.sums, partial, kind, **options)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +155,8 @@ def test_every_access_is_in_bounds_and_ordered(checked: Emulated, kind: str, ord
 def test_sums_of_segments_are_in_bounds(checked: Emulated) -> None:
     partial = torch.randn(3, 300)
     out = torch.full((300,), float("nan"))
-    checked.sums.run("sum_segments_f32", partial=partial, out=out, count=300, segments=3, order="random")
+    fields = {"partial": partial, "out": out, "count": 300, "segments": 3}
+    checked.sums.run("sum_segments_f32", fields, order="random")
     torch.testing.assert_close(out, partial.sum(0))
 
 

@@ -1,0 +1,168 @@
+"""The CUDA kernels of the Cauchy family, in the emulator, against the sums as written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.cuda_emulator import Kernels, skip_reason, sum_segments
+
+from . import exact
+
+pytestmark = pytest.mark.skipif(skip_reason() is not None, reason=str(skip_reason()))
+
+COMPLEX = {"f32": torch.complex64, "f64": torch.complex128}
+TOLERANCE = {"f32": 2e-6, "f64": 1e-12}  # of the norm
+SEGMENT = 4096
+SHAPES = [(1, 1, 1, 2), (1, 2, 3, 5), (3, 2, 5, 128), (2, 1, 17, 129), (9, 1, 2, 200), (1, 2, 70, 300)]
+ORDERS = ("forward", "reverse", "random", "skewed")
+
+
+class Emulated:
+    """The two products on the kernels of the emulator, launched as the host will launch them."""
+
+    def __init__(self, check: bool) -> None:
+        self.kernels = Kernels("csrc/cauchy/cuda.cu", check=check)
+        self.sums = Kernels("csrc/common/sum_segments.cu", check=check)
+
+    def sizes(self, weights: Tensor, z: Tensor, w: Tensor) -> dict[str, int]:
+        sets, channels, _ = weights.shape
+        stride = 0 if z.shape[0] == 1 else z.shape[1]
+        together = 1 if sets == 1 else 4
+        sizes = {"sets": sets, "channels": channels, "N": w.shape[1], "L": z.shape[1]}
+        return {**sizes, "z_stride": stride, "sets_together": together}
+
+    def product(
+        self, v: Tensor, z: Tensor, w: Tensor, pairs: bool, power: int, kind: str, **options: Any
+    ) -> Tensor:
+        out = torch.full((*v.shape[:2], z.shape[1]), float("nan"), dtype=COMPLEX[kind])
+        name = f"cauchy_{'one' if v.shape[0] == 1 else 'four'}_{kind}"
+        fields = {
+            "v": v,
+            "z": z,
+            "w": w,
+            "out": out,
+            "order": power,
+            "pairs": int(pairs),
+            **self.sizes(v, z, w),
+        }
+        self.kernels.run(name, fields, **options)
+        return out
+
+    def transpose(self, g: Tensor, z: Tensor, w: Tensor, power: int, kind: str, **options: Any) -> Tensor:
+        segments = max(1, -(-z.shape[1] // SEGMENT))
+        partial = torch.full((segments, *g.shape[:2], w.shape[1]), float("nan"), dtype=COMPLEX[kind])
+        name = f"cauchy_transpose_{'one' if g.shape[0] == 1 else 'four'}_{kind}"
+        fields = {"g": g, "z": z, "w": w, "out": partial, "order": power, **self.sizes(g, z, w)}
+        self.kernels.run(name, fields, **options)
+        if segments == 1:
+            return partial[0]
+        return sum_segments(self.sums, partial, kind, **options)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Emulated:
+    return Emulated(check=False)
+
+
+@pytest.fixture(scope="module")
+def checked() -> Emulated:
+    return Emulated(check=True)
+
+
+def data(
+    sets: int, channels: int, N: int, L: int, kind: str, *, imaginary: bool = True
+) -> tuple[Tensor, ...]:
+    """v, z (one row for all channels, its last node infinite), w and g."""
+    torch.manual_seed(sets + 10 * channels + 100 * N + L)
+    w = torch.complex(
+        -torch.rand(channels, N, dtype=torch.float64) - 0.1, 10 * torch.randn(channels, N).double()
+    )
+    z = exact.nodes(L) if imaginary else torch.randn(L, dtype=torch.complex128)
+    v, g = (torch.randn(sets, channels, size, dtype=torch.complex128) for size in (N, L))
+    to = COMPLEX[kind]
+    return v.to(to), z[None].to(to), w.to(to), g.to(to)
+
+
+@pytest.mark.parametrize("kind", COMPLEX)
+@pytest.mark.parametrize("pairs", [True, False], ids=["pairs", "plain"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_product(plain: Emulated, shape: tuple[int, ...], pairs: bool, kind: str) -> None:
+    for imaginary, order in ((True, 1), (True, 2), (False, 3)):
+        v, z, w, _ = data(*shape, kind, imaginary=imaginary)
+        actual = plain.product(v, z, w, pairs, order, kind)
+        assert exact.relative_error(actual, exact.product(v, z, w, pairs, order)) < TOLERANCE[kind]
+        if imaginary:
+            assert (actual[..., -1] == 0).all()
+
+
+@pytest.mark.parametrize("kind", COMPLEX)
+@pytest.mark.parametrize("shape", [*SHAPES, (5, 1, 3, SEGMENT + 100)], ids=str)
+def test_transpose(plain: Emulated, shape: tuple[int, ...], kind: str) -> None:
+    for imaginary, order in ((True, 1), (False, 2)):
+        _, z, w, g = data(*shape, kind, imaginary=imaginary)
+        actual = plain.transpose(g, z, w, order, kind)
+        assert exact.relative_error(actual, exact.transpose(g, z, w, order)) < TOLERANCE[kind]
+
+
+def test_nodes_of_their_own_for_each_channel(plain: Emulated) -> None:
+    v, _, w, g = data(2, 3, 4, 150, "f64")
+    z = torch.randn(3, 150, dtype=torch.complex128)
+    assert (
+        exact.relative_error(plain.product(v, z, w, True, 1, "f64"), exact.product(v, z, w, True, 1)) < 1e-12
+    )
+    assert exact.relative_error(plain.transpose(g, z, w, 1, "f64"), exact.transpose(g, z, w, 1)) < 1e-12
+
+
+def test_no_poles(plain: Emulated) -> None:
+    v, z, w, _ = data(2, 2, 0, 5, "f32")
+    assert (plain.product(v, z, w, True, 1, "f32") == 0).all()
+
+
+@pytest.mark.parametrize("rate", [1e-4, 1e-2, 1.0])
+def test_float32_next_to_the_imaginary_axis(plain: Emulated, rate: float) -> None:
+    """float32 inputs, poles of a HiPPO model at all step sizes and nodes up to infinity: 2e-6 of the norm."""
+    N, L = 64, 2049
+    torch.manual_seed(0)
+    w = (rate * torch.complex(torch.full((1, N), -0.5), torch.pi * torch.arange(N)[None])).to(torch.complex64)
+    z = exact.nodes(L)[None].to(torch.complex64)
+    v, g = torch.randn(1, 1, N, dtype=torch.complex64), torch.randn(1, 1, L, dtype=torch.complex64)
+    product = plain.product(v, z, w, True, 1, "f32")
+    assert exact.relative_error(product, exact.product(v, z, w, True, 1)) < 2e-6
+    assert exact.relative_error(plain.transpose(g, z, w, 1, "f32"), exact.transpose(g, z, w, 1)) < 2e-6
+
+
+def test_results_do_not_depend_on_the_order_of_threads(plain: Emulated) -> None:
+    v, z, w, g = data(5, 1, 5, SEGMENT + 100, "f32")
+    products = [plain.product(v, z, w, True, 1, "f32", order=order, seed=5) for order in ORDERS]
+    moments = [plain.transpose(g, z, w, 1, "f32", order=order, seed=5) for order in ORDERS]
+    assert all(torch.equal(products[0], other) for other in products)
+    assert all(torch.equal(moments[0], other) for other in moments)
+
+
+def check(emulated: Emulated, kind: str, order: str, seed: int) -> None:
+    for shape in ((5, 2, 3, 140), (1, 1, 35, 60)):
+        v, z, w, g = data(*shape, kind)
+        product = emulated.product(v, z, w, True, 2, kind, order=order, seed=seed)
+        assert exact.relative_error(product, exact.product(v, z, w, True, 2)) < TOLERANCE[kind]
+        moments = emulated.transpose(g, z, w, 2, kind, order=order, seed=seed)
+        assert exact.relative_error(moments, exact.transpose(g, z, w, 2)) < TOLERANCE[kind]
+
+
+@pytest.mark.parametrize("kind", COMPLEX)
+@pytest.mark.parametrize("order", ["forward", "random"])
+def test_every_access_is_in_bounds_and_ordered(checked: Emulated, kind: str, order: str) -> None:
+    check(checked, kind, order, seed=1)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("kind", COMPLEX)
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("seed", range(8))
+def test_every_access_is_in_bounds_and_ordered_for_many_schedules(
+    checked: Emulated, kind: str, order: str, seed: int
+) -> None:
+    check(checked, kind, order, seed)
