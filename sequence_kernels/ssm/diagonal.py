@@ -83,7 +83,7 @@ class DiagonalSSM(SSMParameters):
         self.register("log_dt", log_dt, group="dt", lr=lr)
         self.register("B", torch.view_as_real(b), group="B", lr=lr)
         self.register("inv_A_real", self.to_stored(a.real), group="A", lr=lr)
-        self.register("A_imag", a.imag.clone(), group="A", lr=lr)
+        self.register("A_imag", a.imag, group="A", lr=lr)
         discretize(a[:1], b[:1], log_dt[:1].exp(), disc, l_max)  # an unknown or incomplete disc fails here
 
     def system(self, rate: float = 1.0) -> DiagonalSystem:

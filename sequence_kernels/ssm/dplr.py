@@ -173,7 +173,7 @@ class DPLRSSM(SSMParameters):
         self.register("B", torch.view_as_real(b.unsqueeze(0)), group="B", lr=lr)
         self.register("P", torch.view_as_real(p), group="A", lr=lr)
         self.register("inv_w_real", self.to_stored(w.real), group="A", lr=lr)
-        self.register("w_imag", w.imag.clone(), group="A", lr=lr)
+        self.register("w_imag", w.imag, group="A", lr=lr)
         self.register_buffer("L", torch.tensor(0))
 
     def system(self, rate: float = 1.0) -> DPLRSystem:

@@ -57,6 +57,7 @@ class SSMParameters(nn.Module):
         A parameter of a group (dt, A or B) carries ``_optim``: no weight decay, and the group's learning rate if one
         is given. See ``sequence_kernels.optim.parameter_groups``.
         """
+        value = value.detach().clone()
         rate = lr.get(group or "") if isinstance(lr, dict) else lr
         if group is not None and rate == 0.0:
             self.register_buffer(name, value)
