@@ -283,7 +283,7 @@ def draw_confusion_matrix(logits: Tensor, label: Tensor, title: str, path: Path)
     right = torch.eye(10, dtype=torch.bool)
     figure = Figure(figsize=(6, 6), dpi=150, layout="constrained", facecolor="white")
     axes = figure.subplots()
-    axes.imshow(share.where(right, math.nan).numpy(), cmap="Blues", vmin=0, vmax=1.25)
+    axes.imshow(share.where(right, math.nan).numpy(), cmap="Blues", vmin=0, vmax=2)
     axes.imshow(share.where(~right & (counts > 0), math.nan).numpy(), cmap="Oranges", vmin=-0.1, vmax=0.4)
     for true, answer in counts.nonzero().tolist():
         axes.text(answer, true, f"{counts[true, answer]:.0f}", ha="center", va="center")

@@ -236,6 +236,21 @@ def test_one_bidirectional_layer_makes_a_model_not_causal() -> None:
         model(x, [None, None])
 
 
+@pytest.mark.parametrize("transposed", [False, pytest.param(True, marks=pytest.mark.thorough)])
+def test_a_stack_compiles_to_one_graph_for_all_lengths(transposed: bool) -> None:
+    model = SequenceModel(
+        D, transposed=transposed, layer=[S4D_SMALL, "ff"], residual="R", norm="layer"
+    ).eval()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    x, state = torch.randn(BATCH, 40, D), model.default_state(BATCH)
+    compiled(x), compiled(x, state)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for length in (40, 33, 7):
+            piece = x[:, :length].contiguous()
+            torch.testing.assert_close(compiled(piece)[0], model(piece)[0])
+            torch.testing.assert_close(compiled(piece, state), model(piece, state))
+
+
 # --- configuration ----------------------------------------------------------------------------------------------
 
 
