@@ -58,16 +58,16 @@ def test_speed(case: Case, benchmark: Any) -> None:
     torch.manual_seed(0)
     inputs = bench.inputs(shape, device)
     wrt = bench.wrt if contender.wrt is None else contender.wrt
-    with torch.set_grad_enabled(case.mode == BOTH):
-        with use_backend(contender.name) if case.contender in ours else nullcontext():
-            try:
-                call = prepare(contender.run, contender.setup, wrt, inputs, case.mode).call
-            except BackendUnavailableError as error:
-                pytest.skip(str(error))
+    around = use_backend(contender.name) if case.contender in ours else nullcontext()
+    with torch.set_grad_enabled(case.mode == BOTH), around:
+        try:
+            call = prepare(contender.run, contender.setup, wrt, inputs, case.mode).call
+        except BackendUnavailableError as error:
+            pytest.skip(str(error))
 
-            def synchronised() -> None:
-                call()
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
+        def synchronised() -> None:
+            call()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
 
-            benchmark(synchronised)
+        benchmark(synchronised)

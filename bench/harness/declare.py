@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -108,6 +108,8 @@ class Bench:
     shapes: "quick", "full" (quick ones are part of it) and "cuda" lists of shapes.
     inputs: (shape, device) -> named tensors, from torch's global generator, which the harness seeds.
     cost: (shape, mode) -> Cost.
+    gate: how many times faster than our torch backend the one chosen by itself must be on the first quick shape,
+        forward: a wide margin below what is measured, for CI.
     """
 
     entry: str
@@ -118,7 +120,8 @@ class Bench:
     setup: Callable[[Inputs], Inputs] = same
     wrt: tuple[str, ...] = ()
     peers: tuple[Peer, ...] = ()
-    targets: tuple[Target, ...] = field(default=())
+    targets: tuple[Target, ...] = ()
+    gate: float | None = None
 
     @property
     def modes(self) -> tuple[str, ...]:

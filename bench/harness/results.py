@@ -60,6 +60,6 @@ def load(path: Path) -> Run:
 
 
 def load_all(paths: Iterable[Path]) -> list[Run]:
-    """Results files, and those in folders, oldest run first."""
-    files = [file for path in paths for file in (sorted(path.rglob("*.jsonl")) if path.is_dir() else [path])]
+    """Results files, and those in folders (which need not exist), oldest run first."""
+    files = [file for path in paths for file in ([path] if path.suffix else sorted(path.rglob("*.jsonl")))]
     return sorted((load(file) for file in files), key=lambda run: (run.header["time"], str(run.path)))

@@ -1,0 +1,195 @@
+"""Plans, measuring processes, allocator settings, interruption; the command line from outside."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bench.harness import cli
+from bench.harness.declare import DEFAULT, KEEPS
+from bench.harness.machine import ROOT
+from bench.harness.plan import Job, UsageError, plan
+from bench.harness.progress import Progress, clock
+from bench.harness.results import load
+from bench.harness.run import environment, run
+
+from . import toy
+
+STEP = ("--op", "dplr_step", "--shape", "B1-H256-N32-R1")
+
+
+def test_a_plan_takes_every_shape_mode_and_allocator():
+    jobs = plan({"toy": toy.TOY}, "quick")
+    assert len(jobs) == 2 * 2 * 2
+    assert [job.allocator for job in jobs] == [DEFAULT] * 4 + [KEEPS] * 4  # one process each
+    assert {job.shape for job in plan({"toy": toy.TOY}, "full")} == {"L8", "L32", "L64"}
+    assert {job.shape for job in plan({"toy": toy.TOY}, "quick", shapes=["L64"])} == {"L64"}
+    assert {(job.shape, job.allocator) for job in plan({"toy": toy.TOY}, "quick", "cuda")} == {
+        ("L128", DEFAULT)
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"ops": ["tyo"]}, "--op 'tyo' does not exist; expected one of: toy"),
+        ({"shapes": ["L9"]}, "--shape 'L9' does not exist; expected one of: L128, L32, L64, L8"),
+        (
+            {"against": ["nobody"]},
+            "--against 'nobody' does not exist; expected one of: absent, added, slow, wrong",
+        ),
+    ],
+)
+def test_wrong_names_are_answered_with_the_valid_ones(given, message):
+    with pytest.raises(UsageError, match=message):
+        plan({"toy": toy.TOY}, "quick", **given)
+
+
+def test_the_command_line_says_so_too(capsys):
+    assert cli.main(["run", "--op", "vandermond"]) == 2
+    assert "expected one of: backbone_step, cauchy, cauchy_transpose" in capsys.readouterr().out
+    assert cli.main(["run", "--op", "ssm_step", "--shape", "B3"]) == 2
+    assert "B16-H256-N32" in capsys.readouterr().out
+    assert cli.main(["gpu", "--stage", "lunch"]) == 2
+    assert "expected one of: bench, sanitizer, tests" in capsys.readouterr().out
+
+
+def test_list_names_operations_shapes_and_peers(capsys):
+    assert cli.main(["list"]) == 0
+    printed = capsys.readouterr().out
+    for word in (
+        "vandermonde",
+        "H32-N32-L1024 (quick)",
+        "against torch naive",
+        "sequence_kernels.ops.ssm_conv",
+    ):
+        assert word in printed
+
+
+FAULTS = """
+import resource, torch
+for i in range(16):
+    torch.ones(64 << 18)
+    if i == 11:  # the heap has settled
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the settings are glibc's")
+def test_the_allocator_settings_differ_in_page_faults():
+    """64 MiB made and freed again: by default the 16384 pages come anew each time, else they are kept."""
+    faults = {
+        name: int(subprocess.check_output([sys.executable, "-c", FAULTS], env=environment(name), text=True))
+        for name in (DEFAULT, KEEPS)
+    }
+    assert faults[KEEPS] < 100 < 100 * faults[KEEPS] + 100 < faults[DEFAULT]
+
+
+def test_the_environment_of_a_setting_replaces_what_was_there():
+    base = {"PATH": "/bin", "MALLOC_MMAP_MAX_": "7"}
+    assert environment(DEFAULT, base) == {"PATH": "/bin"}
+    assert environment(KEEPS, base)["MALLOC_MMAP_MAX_"] == "0"
+    with pytest.raises(ValueError, match="expected one of"):
+        environment("generous")
+
+
+def quiet(total: int) -> Progress:
+    return Progress(total, io.StringIO())
+
+
+def test_a_run_measures_in_child_processes_and_resumes(tmp_path):
+    out = tmp_path / "r.jsonl"
+    jobs = [
+        Job("dplr_step", "B1-H256-N32-R1", "forward", allocator, "cpu", "quick")
+        for allocator in (DEFAULT, KEEPS)
+    ]
+    run(jobs[:1], out, toy.header(), quiet(1))
+    first = out.read_text()
+    run(jobs, out, toy.header(), quiet(2), resume=True)
+    assert out.read_text().startswith(first)
+    done = load(out)
+    assert {pair["allocator"] for pair in done.pairs} == {DEFAULT, KEEPS}
+    assert set(done.ceilings) == {DEFAULT, KEEPS}
+    assert all(rate > 0 for rates in done.ceilings.values() for rate in rates.values())
+    assert {"torch naive", "torch dense"} <= {pair["peer"] for pair in done.pairs}
+    assert all(pair["ours_bytes"] is None for pair in done.pairs if pair["allocator"] == KEEPS)
+
+
+def test_a_process_that_dies_costs_its_job_alone(tmp_path):
+    jobs = [
+        Job("dplr_step", "no such shape", "forward", DEFAULT, "cpu", "quick"),
+        Job("dplr_step", "B1-H256-N32-R1", "forward", DEFAULT, "cpu", "quick"),
+    ]
+    run(jobs, tmp_path / "r.jsonl", toy.header(), quiet(2))
+    done = load(tmp_path / "r.jsonl")
+    assert [skip["shape"] for skip in done.skips] == ["no such shape"]
+    assert "ended early (exit status 1" in done.skips[0]["reason"]
+    assert done.pairs
+    assert "KeyError" in (tmp_path / "r.log").read_text()
+
+
+def test_ctrl_c_keeps_what_was_measured(tmp_path):
+    out = tmp_path / "r.jsonl"
+    command = [sys.executable, "-m", "bench", "run", *STEP, "--op", "ssm_conv", "--shape"]
+    command += ["B8-H16-N32-L1024-float32", "--out", str(out)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    limit = time.monotonic() + 120
+    while time.monotonic() < limit and not (out.exists() and '"kind": "pair"' in out.read_text()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "what was measured until here is kept" in printed
+    assert "| dplr_step" in printed or "### dplr_step" in printed
+    assert load(out).pairs
+    assert not _children_of(process.pid)
+
+
+def _children_of(parent: int) -> list[int]:
+    if not sys.platform.startswith("linux"):
+        return []
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):  # noqa: PTH208
+        try:
+            command = open(f"/proc/{name}/cmdline").read()  # noqa: PTH123, SIM115
+            status = open(f"/proc/{name}/stat").read()  # noqa: PTH123, SIM115
+        except OSError:
+            continue
+        if "bench.harness.worker" in command and int(status.rsplit(")", 1)[1].split()[1]) in (parent, 1):
+            found.append(int(name))
+    return found
+
+
+def test_progress_says_how_much_is_left():
+    stream, times = io.StringIO(), iter([0.0, 10.0, 20.0])
+    bar = Progress(4, stream, lambda: next(times))
+    for name in ("a", "b", "c"):
+        bar.step(name)
+    assert stream.getvalue().splitlines() == [
+        "[........................] 0/4 a",
+        "[######..................] 1/4 b, 0:30 left",
+        "[############............] 2/4 c, 0:20 left",
+    ]
+    assert clock(125) == "2:05"
+
+
+def test_the_header_tells_no_host_and_no_path():
+    import torch
+
+    from bench.harness.machine import header
+
+    text = json.dumps(header(torch.device("cpu"), "quick"))
+    assert os.uname().nodename not in text
+    assert str(ROOT) not in text
+    assert {"machine", "versions", "commit", "time", "threads"} <= json.loads(text).keys()
