@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import checks
 from ..dispatch import choose
 from ..registration import gradient_for, register
-from . import reference  # noqa: F401 (registers the implementations)
+from . import cpu, reference  # noqa: F401 (register the implementations)
 
 
 def cauchy(
