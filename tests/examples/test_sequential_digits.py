@@ -36,7 +36,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         return tuple(module.Digits(part.x[:64], part.label[:64]) for part in read_digits(device))
 
     monkeypatch.setattr(module, "read_digits", read_few)
-    monkeypatch.setattr(module, "QUICK_ACCURACY_GOAL", 0.0)
+    monkeypatch.setattr(module, "ACCURACY_GOALS", {})
     return module
 
 
@@ -109,9 +109,9 @@ def test_what_cannot_be_resumed_is_said(example: ModuleType, tmp_path: Path) -> 
         run(example, tmp_path, "--resume", "--seed", "1")
 
 
-@pytest.mark.parametrize(("name", "value"), [("QUICK_ACCURACY_GOAL", 1.1), ("LARGEST_DIFFERENCE", -1.0)])
+@pytest.mark.parametrize(("name", "value"), [("ACCURACY_GOALS", {1: 1.1}), ("LARGEST_DIFFERENCE", -1.0)])
 def test_a_missed_goal_fails_the_run(
-    example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: float
+    example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: Any
 ) -> None:
     monkeypatch.setattr(example, name, value)
     assert run(example, tmp_path, "--epochs", "1") == 1
