@@ -28,7 +28,7 @@ inline void checked(AOTITorchError error, const char* function) {
 }
 #define SEQUENCE_KERNELS_CALL(function, ...) ::sequence_kernels::checked(function(__VA_ARGS__), #function)
 
-enum class Dtype { float32, float64, complex64, complex128 };
+enum class Dtype { float32, float64, complex64, complex128, int64 };
 
 inline Dtype complex_of(Dtype real) {
   return real == Dtype::float32 ? Dtype::complex64 : Dtype::complex128;
@@ -66,9 +66,9 @@ class Tensor {
   Dtype dtype() const {
     int32_t dtype = 0;
     SEQUENCE_KERNELS_CALL(aoti_torch_get_dtype, handle_.get(), &dtype);
-    for (Dtype known : {Dtype::float32, Dtype::float64, Dtype::complex64, Dtype::complex128})
+    for (Dtype known : {Dtype::float32, Dtype::float64, Dtype::complex64, Dtype::complex128, Dtype::int64})
       if (dtype == torch_dtype(known)) return known;
-    throw std::runtime_error("sequence_kernels: expected float32, float64, complex64 or complex128");
+    throw std::runtime_error("sequence_kernels: expected float32, float64, complex64, complex128 or int64");
   }
 
   bool is_contiguous() const {
@@ -78,11 +78,11 @@ class Tensor {
   }
 
   // The elements; a complex tensor's as interleaved real and imaginary parts.
-  template <typename Real>
-  const Real* data() const {
+  template <typename T>
+  const T* data() const {
     const void* data = nullptr;
     SEQUENCE_KERNELS_CALL(torch_get_const_data_ptr, handle_.get(), &data);
-    return static_cast<const Real*>(data);
+    return static_cast<const T*>(data);
   }
 
   template <typename Real>
@@ -107,8 +107,10 @@ class Tensor {
         return aoti_torch_dtype_float64();
       case Dtype::complex64:
         return aoti_torch_dtype_complex64();
-      default:
+      case Dtype::complex128:
         return aoti_torch_dtype_complex128();
+      default:
+        return aoti_torch_dtype_int64();
     }
   }
 
