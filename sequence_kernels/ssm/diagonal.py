@@ -42,8 +42,7 @@ class DiagonalSystem:
             powers = torch.cat((powers, powers * a.unsqueeze(-2)), -2)
         states = self.b.unsqueeze(-2) * powers
         reads = readout(self.c.unsqueeze(-2) * powers * self.a.unsqueeze(-2))
-        taps = torch.einsum("hts,chs->cht", interleaved(states), readout(self.c))
-        return ChunkMatrices(taps, reads.mT, interleaved(states.flip(-2)), a_powers)
+        return ChunkMatrices(self.kernel(chunk), reads.mT, interleaved(states.flip(-2)), a_powers)
 
     def step(self, state: Tensor, u: Tensor, d: Tensor | None) -> tuple[Tensor, Tensor]:
         return ops.ssm_step(state, u, self.a, self.b, self.c, d)

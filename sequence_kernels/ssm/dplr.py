@@ -30,6 +30,41 @@ def _inverse_small(m: Tensor) -> Tensor:
     return torch.linalg.inv(m) if m.shape[-1] > 1 else m.reciprocal()
 
 
+def _krylov(x: Tensor, count: int, a: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    """``A^j x`` for j < count, A = diag(a) + p q^T over conjugate pairs: (K, H, N) to (K, H, count, N).
+
+    With p and q exchanged, the functionals ``x A^j``.
+    """
+    powers = [x]
+    for _ in range(count - 1):
+        x = powers[-1]
+        sums = 2 * torch.einsum("khn,rhn->khr", x, q).real.to(x.dtype)
+        powers.append(a * x + torch.einsum("khr,rhn->khn", sums, p))
+    return torch.stack(powers, -2)
+
+
+def _powers(a: Tensor, count: int) -> Tensor:
+    """``a^j`` for j < count, a power of two: (H, N) to (H, count, N)."""
+    powers, a = torch.ones_like(a).unsqueeze(-2), a.unsqueeze(-2)
+    while powers.shape[-2] < count:
+        powers = torch.cat((powers, powers * a), -2)
+        a = a.square()
+    return powers
+
+
+def _dense_power(a: Tensor, lifts: Tensor, reads: Tensor) -> Tensor:
+    """``diag(a) + sum_{r, j} lifts_rj reads_rj^T`` as a real (H, S, S) matrix that acts on rows.
+
+    a (H, N); lifts and reads (R, H, J, N), over conjugate pairs.
+    """
+    pairs = a.shape[-1]
+    blocks = torch.stack((interleaved(a), interleaved(1j * a)), -2)  # (H, 2, S): rows of re and of im
+    spread = torch.eye(pairs, dtype=blocks.dtype, device=blocks.device).repeat_interleave(2, -1)
+    diagonal = (blocks.unsqueeze(1) * spread.view(1, pairs, 1, 2 * pairs)).flatten(1, 2)
+    left, right = (t.transpose(0, 1).flatten(1, 2) for t in (readout(reads), interleaved(lifts)))
+    return diagonal + left.mT @ right
+
+
 @dataclass(frozen=True)
 class DPLRSystem:
     """The discrete system of continuous parameters, all complex128 but ``c``: w, b (H, N), p (R, H, N), dt (H).
@@ -55,35 +90,34 @@ class DPLRSystem:
         pull = torch.einsum("qhn,hq->hn", p, _paired_inner(q, self.b.unsqueeze(0)).squeeze(-1).to(p.dtype))
         return 2 * g - 1, p, q, half * (2 * g * self.b + pull)
 
-    def _dense(self) -> tuple[Tensor, Tensor]:
-        """A_bar as a real (H, S, S) matrix that acts on rows, and B_bar as a row (H, S), in float64."""
-        a, p, q, b = self.discrete()
-        blocks = torch.stack((interleaved(a), interleaved(1j * a)), -2)  # (H, 2, S): rows of re and of im
-        pairs = a.shape[-1]
-        spread = torch.eye(pairs, dtype=blocks.dtype, device=blocks.device).repeat_interleave(2, -1)
-        diagonal = (blocks.unsqueeze(1) * spread.view(1, pairs, 1, 2 * pairs)).flatten(1, 2)
-        low_rank = torch.einsum("rhs,rht->hst", readout(q), interleaved(p))
-        return diagonal + low_rank, interleaved(b)
-
-    def _powers(self, count: int) -> tuple[list[Tensor], Tensor]:
-        matrix, b = self._dense()
-        powers = [matrix]
-        for _ in range(count - 1):
-            powers.append(powers[-1] @ powers[-1])
-        return powers, b
+    def _dense(self) -> Tensor:
+        """A_bar as a real (H, S, S) matrix that acts on rows, in float64."""
+        a, p, q, _ = self.discrete()
+        return _dense_power(a, p.unsqueeze(-2), q.unsqueeze(-2))
 
     def chunk_matrices(self, chunk: int) -> ChunkMatrices:
-        powers, b = self._powers(len(powers_of_two(chunk)))
-        c = readout(self.c.to(torch.complex128))
-        rows = b.unsqueeze(-2)  # B, B A, B A^2, ..: (H, T, S)
-        columns = (powers[0] @ c.unsqueeze(-1)).squeeze(-1).unsqueeze(-1)  # A c, A^2 c, ..: (C, H, S, T)
-        for matrix in powers[:-1]:
-            rows = torch.cat((rows, rows @ matrix), -2)
-            columns = torch.cat((columns, matrix @ columns), -1)
-        taps = torch.einsum("hts,chs->cht", rows, c)
+        """All from vectors times powers of A_bar: with D = diag(a), ``A^k = D^k + sum_{j<k} D^{k-1-j} p (q A^j)``."""
+        sizes = [1 << i for i in powers_of_two(chunk)]
+        a, p, q, b = self.discrete()
+        c = self.c.to(torch.complex128)
+        states = _krylov(b.unsqueeze(0), chunk, a, p, q).squeeze(0)  # A^j b
+        reads = _krylov(torch.cat((c, q)), chunk + 1, a, q, p)  # c A^j and q A^j
+        c_reads, q_reads = reads[: c.shape[0]], reads[c.shape[0] :]
+        rows, powers = interleaved(states), _powers(a, 2 * chunk)
+        a_powers = [
+            _dense_power(
+                powers[:, k],
+                p.unsqueeze(-2) * powers[:, :k].flip(-2),
+                q_reads[..., :k, :],
+            )
+            for k in sizes
+        ]
         out = self.c.real.dtype
         return ChunkMatrices(
-            taps.to(out), columns.to(out), rows.flip(-2).to(out), torch.stack(powers, 1).to(out)
+            taps=torch.einsum("hts,chs->cht", rows, readout(c)).to(out),
+            e_out=readout(c_reads[..., 1:, :]).mT.to(out),
+            e_in=rows.flip(-2).to(out),
+            a_powers=torch.stack(a_powers, 1).to(out),
         )
 
     def truncated_readout(self, length: int) -> Tensor:
@@ -95,7 +129,7 @@ class DPLRSystem:
         return self._through_truncation(length, solve=True)
 
     def _through_truncation(self, length: int, solve: bool) -> Tensor:
-        matrix, _ = self._dense()
+        matrix = self._dense()
         kept = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
         kept = kept - torch.linalg.matrix_power(matrix, length)
         c = readout(self.c.to(torch.complex128)).unsqueeze(-1)
@@ -122,17 +156,16 @@ class DPLRSystem:
         left = torch.cat((self.truncated_readout(odd), self.p.conj()))  # rows of the small matrix
         right = torch.cat((self.b.unsqueeze(0), self.p))
         weights = left.unsqueeze(1) * right  # (C + R, 1 + R, H, N)
-        out = self.c.dtype
-        r = ops.cauchy(weights.to(out), z.to(out), self.w.to(out))
+        r = ops.cauchy(weights, z, self.w)  # complex128: the correction cancels digits that float32 has not
         channels = self.c.shape[0]
         main, to_low = r[:channels, :1], r[:channels, 1:]
         from_low, low = r[channels:, :1], r[channels:, 1:]
-        identity = torch.eye(low.shape[0], dtype=out, device=low.device)
+        identity = torch.eye(low.shape[0], dtype=low.dtype, device=low.device)
         small = (low.permute(2, 3, 0, 1) + identity).inverse()  # (H, F, R, R)
         correction = torch.einsum("crhf,hfrq,qhf->chf", to_low, small, from_low.squeeze(1))
-        factor = torch.complex(torch.ones_like(t), t).to(out)
+        factor = torch.complex(torch.ones_like(t), t)
         generating = (main.squeeze(1) - correction) * factor
-        return torch.fft.irfft(generating, n=odd)[..., :length]
+        return torch.fft.irfft(generating, n=odd)[..., :length].to(self.c.real.dtype)
 
     def step(self, state: Tensor, u: Tensor, d: Tensor | None) -> tuple[Tensor, Tensor]:
         a, p, q, b = (t.to(self.c.dtype) for t in self.discrete())
