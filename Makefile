@@ -44,7 +44,7 @@ native: $(NATIVE)
 clean:
 	rm -rf $(VENV) build $(NATIVE) *.egg-info
 
-$(INSTALLED): constraints.txt pyproject.toml
+$(INSTALLED): constraints.txt pyproject.toml tests/parity/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	  echo "sequence_kernels needs Python 3.10 or newer, and $(PYTHON) is $$($(PYTHON) -V 2>&1); name another one: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -52,6 +52,7 @@ $(INSTALLED): constraints.txt pyproject.toml
 	@{ grep -v '^torch==' constraints.txt; echo '$(TORCH)'; } > $(VENV)/constraints.txt
 	$(BIN)/pip install -q --disable-pip-version-check -c $(VENV)/constraints.txt setuptools ninja
 	$(BIN)/pip install -q --disable-pip-version-check -c $(VENV)/constraints.txt --no-build-isolation -e '.[dev]'
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps -r tests/parity/requirements.txt
 	@touch $@
 
 # Without a C++ compiler setup.py says so and builds nothing: the library then runs on torch alone.
