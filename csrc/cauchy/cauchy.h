@@ -3,8 +3,9 @@
 //   cauchy            out[l] = sum_n v_n / (z_l - w_n)^q, or with conj(v_n) / (z_l - conj(w_n))^q added
 //   cauchy_transpose  out[n] = sum_l g_l / (z_l - w_n)^q
 //
-// A node z_l that has an infinite part adds, and receives, exactly 0. Each reciprocal is computed once for up
-// to four sets of weights. Nodes are cut in blocks: they are what the threads share out.
+// Five cases have code of their own (Kind in cpu.cpp); nodes on the imaginary axis are recognised. A node z_l
+// that has an infinite part adds, and receives, exactly 0. Each reciprocal is computed once for up to four
+// sets of weights. Nodes are cut in blocks: they are what the threads share out.
 #pragma once
 
 #include <cstdint>

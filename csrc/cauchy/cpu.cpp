@@ -37,6 +37,9 @@ inline double magnitude(double x) {
   return x < 0 ? -x : x;
 }
 
+// What is summed, the cases that have code of their own: pairs are with conj(v) / (z - conj(w))^q added.
+enum class Kind { powers, reciprocals, pair_powers, pairs, pairs_on_axis };
+
 // What one pole gives a node: the product is c0 first + c1 second, with real c0 and c1 that depend on v and w
 // alone.
 template <typename Real>
@@ -44,45 +47,73 @@ struct Terms {
   Complex<Real> first, second;
 };
 
-// For pairs of order 1, with d = (z - w)(z - conj(w)): (z - Re w) / d and 1 / d; c0 = 2 Re v, c1 = -2 Im v Im
-// w. Neither d nor the numerator cancels, however near to the pole or far from it the node is. For pairs of
-// any order: the sum of both powers and i times their difference; c0 = Re v, c1 = Im v. Without pairs: the
-// power and i times it; c0 = Re v, c1 = Im v.
-template <bool conjugate, bool simple, typename T, typename Real>
+// powers, reciprocals: the power and i times it; c0 = Re v, c1 = Im v.
+// pair_powers: the sum of both powers and i times their difference; c0 = Re v, c1 = Im v.
+// pairs, with d = (z - w)(z - conj(w)): (z - Re w) / d and 1 / d; c0 = 2 Re v, c1 = -2 Im v Im w. Neither d
+// nor the numerator cancels, however near to the pole or far from it the node is.
+template <Kind kind, typename T, typename Real>
 inline Terms<T> terms(Complex<T> z, Real w_re, Real w_im, int64_t order) {
-  const T x = z.re - w_re, below = z.im - w_im;
-  if constexpr (!conjugate) {
-    const Complex<T> power = to_power(reciprocal(Complex<T>{x, below}), simple ? 1 : order);
+  const T x = z.re - w_re, below = z.im - w_im, above = z.im + w_im;
+  if constexpr (kind == Kind::powers || kind == Kind::reciprocals) {
+    const Complex<T> power = to_power(reciprocal(Complex<T>{x, below}), kind == Kind::powers ? order : 1);
     return {power, {-power.im, power.re}};
   } else {
-    const T above = z.im + w_im;
     const Complex<T> inverse = reciprocal(Complex<T>{x * x - below * above, x * (z.im + z.im)});
-    if constexpr (simple) {
-      return {Complex<T>{x, z.im} * inverse, inverse};
-    } else {
-      const Complex<T> p = to_power(Complex<T>{x, above} * inverse, order);
-      const Complex<T> q = to_power(Complex<T>{x, below} * inverse, order);
-      return {{p.re + q.re, p.im + q.im}, {q.im - p.im, p.re - q.re}};
-    }
+    if constexpr (kind == Kind::pairs) return {Complex<T>{x, z.im} * inverse, inverse};
+    const Complex<T> p = to_power(Complex<T>{x, above} * inverse, order);
+    const Complex<T> q = to_power(Complex<T>{x, below} * inverse, order);
+    return {{p.re + q.re, p.im + q.im}, {q.im - p.im, p.re - q.re}};
   }
 }
 
-// One vector of nodes, for `sets` sets of weights: out[set][2] from coefficients (N, sets, 2).
-template <bool conjugate, bool simple, int sets, typename Real>
+template <typename Real, typename T>
+inline void add(Complex<T>& sum, Real factor, Complex<T> term) {
+  sum.re += term.re * factor;
+  sum.im += term.im * factor;
+}
+
+// One vector of nodes, for `sets` sets of weights with coefficients (N, sets, 2).
+template <Kind kind, int sets, typename Real>
 inline void vector_of_nodes(int64_t N, int64_t order, Complex<Vector<Real>> z, const Real* w,
                             const Real* coefficients, Complex<Vector<Real>>* out) {
   Complex<Vector<Real>> sums[sets] = {};
-  for (int64_t n = 0; n < N; ++n) {
-    const auto term = terms<conjugate, simple>(z, w[2 * n], w[2 * n + 1], order);
-    for (int set = 0; set < sets; ++set) {
-      const Real c0 = coefficients[(n * sets + set) * 2], c1 = coefficients[(n * sets + set) * 2 + 1];
-      sums[set].re += term.first.re * c0;
-      sums[set].im += term.first.im * c0;
-      sums[set].re += term.second.re * c1;
-      sums[set].im += term.second.im * c1;
+  if constexpr (kind != Kind::pairs_on_axis) {
+    for (int64_t n = 0; n < N; ++n) {
+      const auto term = terms<kind>(z, w[2 * n], w[2 * n + 1], order);
+      for (int set = 0; set < sets; ++set, coefficients += 2) {
+        add(sums[set], coefficients[0], term.first);
+        add(sums[set], coefficients[1], term.second);
+      }
     }
+    for (int set = 0; set < sets; ++set) out[set] = sums[set];
+  } else {
+    // z = i t: the product is i t c0 / d + c1 / d, c0 = 2 Re v, c1 = -2 Re(v conj(w)), and i t waits for the
+    // end.
+    Complex<Vector<Real>> leading[sets] = {};
+    const Vector<Real> t = z.im, twice = t + t;
+    for (int64_t n = 0; n < N; ++n) {
+      const Real w_re = w[2 * n], w_im = w[2 * n + 1];
+      const Vector<Real> re = w_re * w_re - (t - w_im) * (t + w_im), minus_im = twice * w_re;
+      const Vector<Real> scale = 1 / (re * re + minus_im * minus_im);
+      const Complex<Vector<Real>> inverse = {re * scale, minus_im * scale};
+      for (int set = 0; set < sets; ++set, coefficients += 2) {
+        add(leading[set], coefficients[0], inverse);
+        add(sums[set], coefficients[1], inverse);
+      }
+    }
+    for (int set = 0; set < sets; ++set)
+      out[set] = {sums[set].re - t * leading[set].im, sums[set].im + t * leading[set].re};
   }
-  for (int set = 0; set < sets; ++set) out[set] = sums[set];
+}
+
+template <Kind kind, typename Real>
+inline void coefficients_of(const Real* v, const Real* w, Real* to) {
+  if constexpr (kind == Kind::pairs_on_axis)
+    to[0] = 2 * v[0], to[1] = -2 * (v[0] * w[0] + v[1] * w[1]);
+  else if constexpr (kind == Kind::pairs)
+    to[0] = 2 * v[0], to[1] = -2 * v[1] * w[1];
+  else
+    to[0] = v[0], to[1] = v[1];
 }
 
 inline Complex<double> power_of_reciprocal(Complex<double> a, int64_t power) {
@@ -121,7 +152,7 @@ struct Place {
         length(L - base < kNodes ? L - base : kNodes) {}
 };
 
-template <bool conjugate, bool simple, int sets, typename Real>
+template <Kind kind, int sets, typename Real>
 void block_of_nodes(const CauchyArguments<Real>& arguments, const Place& at, int64_t first_set,
                     const Real* z_re, const Real* z_im, Real* coefficients) {
   const int64_t N = arguments.N, L = arguments.L;
@@ -135,14 +166,9 @@ void block_of_nodes(const CauchyArguments<Real>& arguments, const Place& at, int
   };
   bool huge_poles = false;
   for (int64_t n = 0; n < N; ++n) {
-    const Real w_im = w[2 * n + 1];
-    huge_poles |= magnitude(w[2 * n]) > largest || magnitude(w_im) > largest;
-    for (int set = 0; set < sets; ++set) {
-      const Real re = weights(set)[2 * n], im = weights(set)[2 * n + 1];
-      Real* c = coefficients + (n * sets + set) * 2;
-      c[0] = conjugate && simple ? 2 * re : re;
-      c[1] = conjugate && simple ? -2 * im * w_im : im;
-    }
+    huge_poles |= magnitude(w[2 * n]) > largest || magnitude(w[2 * n + 1]) > largest;
+    for (int set = 0; set < sets; ++set)
+      coefficients_of<kind>(weights(set) + 2 * n, w + 2 * n, coefficients + (n * sets + set) * 2);
   }
   for (int64_t l = 0; l < at.length; l += kLanes<Real>) {
     const int64_t count = at.length - l < kLanes<Real> ? at.length - l : kLanes<Real>;
@@ -150,8 +176,8 @@ void block_of_nodes(const CauchyArguments<Real>& arguments, const Place& at, int
     for (int i = 0; i < kLanes<Real>; ++i)
       huge |= magnitude(z_re[l + i]) > largest, huge |= magnitude(z_im[l + i]) > largest;
     Complex<Vector<Real>> sums[sets];
-    vector_of_nodes<conjugate, simple, sets, Real>(N, arguments.order, {load(z_re + l), load(z_im + l)}, w,
-                                                   coefficients, sums);
+    vector_of_nodes<kind, sets, Real>(N, arguments.order, {load(z_re + l), load(z_im + l)}, w, coefficients,
+                                      sums);
     for (int set = 0; set < sets; ++set) {
       Real* to = out(set) + 2 * l;
       Real both[2 * kLanes<Real>];
@@ -194,7 +220,7 @@ inline void split(int64_t count, const Real* from, Real padding, Real* re, Real*
 }
 
 // `sets` sums over a block of nodes for every pole, from weights g: (sets, 2, kNodes).
-template <bool simple, int sets, typename Real>
+template <Kind kind, int sets, typename Real>
 void block_of_sums(const CauchyArguments<Real>& arguments, const Place& at, int64_t first_set,
                    const Real* z_re, const Real* z_im, const Real* g) {
   const int64_t N = arguments.N;
@@ -203,7 +229,7 @@ void block_of_sums(const CauchyArguments<Real>& arguments, const Place& at, int6
     Complex<Vector<Real>> sums[sets] = {};
     for (int64_t l = 0; l < at.length; l += kLanes<Real>) {
       const Complex<Vector<Real>> z = {load(z_re + l), load(z_im + l)};
-      const auto power = terms<false, simple>(z, w[2 * n], w[2 * n + 1], arguments.order).first;
+      const auto power = terms<kind>(z, w[2 * n], w[2 * n + 1], arguments.order).first;
       for (int set = 0; set < sets; ++set) {
         const Vector<Real> re = load(g + 2 * set * kNodes + l), im = load(g + (2 * set + 1) * kNodes + l);
         sums[set].re += re * power.re;
@@ -228,16 +254,21 @@ void cauchy(const CauchyArguments<Real>& arguments, int64_t begin, int64_t end, 
   for (int64_t item = begin; item < end; ++item) {
     const Place at(item, arguments.L);
     split(at.length, arguments.z + (at.channel * arguments.z_stride + at.base) * 2, Real(0), z_re, z_im);
+    bool on_axis = true;
+    for (int64_t l = 0; l < at.length; ++l) on_axis &= z_re[l] == 0;
     in_groups(arguments.sets, [&](int64_t first, auto count) {
       constexpr int sets = count.sets;
-      if (arguments.conjugate && arguments.order == 1)
-        block_of_nodes<true, true, sets>(arguments, at, first, z_re, z_im, coefficients);
+      const auto block = [&](auto function) { function(arguments, at, first, z_re, z_im, coefficients); };
+      if (arguments.conjugate && arguments.order == 1 && on_axis)
+        block(block_of_nodes<Kind::pairs_on_axis, sets, Real>);
+      else if (arguments.conjugate && arguments.order == 1)
+        block(block_of_nodes<Kind::pairs, sets, Real>);
       else if (arguments.conjugate)
-        block_of_nodes<true, false, sets>(arguments, at, first, z_re, z_im, coefficients);
+        block(block_of_nodes<Kind::pair_powers, sets, Real>);
       else if (arguments.order == 1)
-        block_of_nodes<false, true, sets>(arguments, at, first, z_re, z_im, coefficients);
+        block(block_of_nodes<Kind::reciprocals, sets, Real>);
       else
-        block_of_nodes<false, false, sets>(arguments, at, first, z_re, z_im, coefficients);
+        block(block_of_nodes<Kind::powers, sets, Real>);
     });
   }
 }
@@ -265,9 +296,9 @@ void cauchy_transpose(const CauchyArguments<Real>& arguments, int64_t begin, int
           if (excluded[l]) re[l] = im[l] = 0;
       }
       if (arguments.order == 1)
-        block_of_sums<true, sets>(arguments, at, first, z_re, z_im, g);
+        block_of_sums<Kind::reciprocals, sets>(arguments, at, first, z_re, z_im, g);
       else
-        block_of_sums<false, sets>(arguments, at, first, z_re, z_im, g);
+        block_of_sums<Kind::powers, sets>(arguments, at, first, z_re, z_im, g);
     });
   }
 }
