@@ -5,6 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests import triton_kernels
+
+triton_kernels.interpret_without_gpu()
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(

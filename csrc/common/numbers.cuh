@@ -67,40 +67,33 @@ struct Exponent {
 constexpr double inverse_two_pi = 0.15915494309189535, inverse_two_pi_rest = -9.839338337591243e-18;
 constexpr double log2_e = 1.4426950408889634, log2_e_rest = 2.0355273740931033e-17;
 
-// turns + rest, less whole turns, as a 64-bit fraction.
-__device__ __forceinline__ uint64_t fraction_of_a_turn(double turns, double rest) {
-  const double fraction = turns - rint(turns);
-  return (static_cast<uint64_t>(__double2ll_rn(fraction * 0x1p63)) << 1) +
-         static_cast<uint64_t>(__double2ll_rn(rest * 0x1p64));
-}
 template <class T>
 __device__ __forceinline__ Exponent<T> exponent(Complex<T> x) {
   const double re = x.x, im = x.y;
-  const double turns = im * inverse_two_pi, rate = re * log2_e;
-  const double turns_rest = fma(im, inverse_two_pi, -turns) + im * inverse_two_pi_rest;
-  const double rate_rest = fma(re, log2_e, -rate) + re * log2_e_rest;
+  const double upper = rint(im * (inverse_two_pi * 0x1p32));  // in units of 2^-32; the rest is exact
+  const double lower = fma(im, inverse_two_pi, -upper * 0x1p-32) + im * inverse_two_pi_rest;
   Exponent<T> e;
-  e.turns = fraction_of_a_turn(turns, turns_rest);
-  e.high = static_cast<T>(rate) + static_cast<T>(im - im);  // NaN if Im(x) is not finite
-  e.low = static_cast<T>(rate - static_cast<double>(static_cast<T>(rate)) + rate_rest);
+  e.turns = (static_cast<uint64_t>(__double2ll_rn(upper)) << 32) +
+            static_cast<uint64_t>(__double2ll_rn(lower * 0x1p64));
+  e.high = static_cast<T>(re * log2_e);
+  e.low = static_cast<T>(fma(re, log2_e, -static_cast<double>(e.high)) + re * log2_e_rest);
+  e.high += static_cast<T>(im - im);  // NaN if Im(x) is not finite
   return e;
 }
 
 __device__ __forceinline__ Complex<float> exponential(Exponent<float> e, int64_t k) {
-  const uint64_t phase = e.turns * static_cast<uint64_t>(k);
-  const float steps = static_cast<float>(k), power = e.high * steps, whole = rintf(power);
-  const float rest = fmaf(e.high, steps, -power) + e.low * steps;
-  const float magnitude = exp2f(power - whole + rest) * exp2f(whole);
+  const float steps = static_cast<float>(k), whole = rintf(e.high * steps);
+  const float magnitude = exp2f(fmaf(e.high, steps, -whole) + e.low * steps) * exp2f(whole);
+  const int64_t phase = static_cast<int64_t>(e.turns * static_cast<uint64_t>(k));
   float s, c;
   sincospif(static_cast<float>(static_cast<int32_t>(phase >> 32)) * 0x1p-31f, &s, &c);
   return make_complex(magnitude * c, magnitude * s);
 }
 __device__ __forceinline__ Complex<double> exponential(Exponent<double> e, int64_t k) {
-  const uint64_t phase = e.turns * static_cast<uint64_t>(k);
-  const double steps = static_cast<double>(k), power = e.high * steps, whole = rint(power);
-  const double rest = fma(e.high, steps, -power) + e.low * steps;
-  const double magnitude = exp2(power - whole + rest) * exp2(whole);
+  const double steps = static_cast<double>(k), whole = rint(e.high * steps);
+  const double magnitude = exp2(fma(e.high, steps, -whole) + e.low * steps) * exp2(whole);
+  const int64_t phase = static_cast<int64_t>(e.turns * static_cast<uint64_t>(k));
   double s, c;
-  sincospi(static_cast<double>(static_cast<int64_t>(phase)) * 0x1p-63, &s, &c);
+  sincospi(static_cast<double>(phase) * 0x1p-63, &s, &c);
   return make_complex(magnitude * c, magnitude * s);
 }

@@ -11,6 +11,7 @@ __device__ __forceinline__ void product(const VandermondeParams& p) {
   constexpr int depth = 16;              // exponents that are in shared memory at a time
   SHARED(T, rows, [depth][2][tile]);     // v_n e^{x_n tile i}: real parts, imaginary parts
   SHARED(T, columns, [depth][2][tile]);  // e^{x_n j}
+  SHARED(Exponent<T>, prepared, [depth]);
   const int thread = threadIdx.x, row0 = thread / 16 * 4, column0 = thread % 16 * 4;
   const int bits = step_bits(p.L), steps = 1 << bits;
   const int64_t tiles = (p.L + steps * tile - 1) / (steps * tile);
@@ -22,9 +23,11 @@ __device__ __forceinline__ void product(const VandermondeParams& p) {
   T re[4][4] = {}, im[4][4] = {};
   for (int64_t n0 = 0; n0 < p.N; n0 += depth) {
     const int count = static_cast<int>(min(p.N - n0, int64_t(depth)));
+    if (thread < count) prepared[thread] = exponent<T>(x[n0 + thread]);
+    __syncthreads();
     for (int at = thread; at < count * tile; at += threads) {
       const int n = at / tile, lane = at % tile;
-      const Exponent<T> e = exponent<T>(x[n0 + n]);
+      const Exponent<T> e = prepared[n];
       const Complex<T> column = exponential(e, lane);
       columns[n][0][lane] = column.x;
       columns[n][1][lane] = column.y;
@@ -134,13 +137,13 @@ __device__ __forceinline__ void transpose(const VandermondeTransposeParams& p) {
 
 }  // namespace vandermonde
 
-KERNEL(vandermonde_pairs_f32, VandermondeParams, 256) {
+KERNEL(vandermonde_pairs_f32, VandermondeParams, 256, 2) {
   vandermonde::product<float, true>(p);
 }
 KERNEL(vandermonde_pairs_f64, VandermondeParams, 256) {
   vandermonde::product<double, true>(p);
 }
-KERNEL(vandermonde_plain_f32, VandermondeParams, 256) {
+KERNEL(vandermonde_plain_f32, VandermondeParams, 256, 2) {
   vandermonde::product<float, false>(p);
 }
 KERNEL(vandermonde_plain_f64, VandermondeParams, 256) {

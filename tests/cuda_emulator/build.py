@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import os
@@ -77,39 +78,12 @@ def _emulator_hash() -> str:
     return _hash(*sorted([*HERE.rglob("*.h"), *HERE.rglob("*.cpp")]), more=settings)
 
 
-def _ninja(folder: Path, source: Path, check: bool) -> str:
-    flags = " ".join([*FLAGS, *_includes()])
-    kernel_flags = " ".join([*KERNEL_FLAGS, *(CHECK_FLAGS if check else [])])
-    binding = BUILD / f"binding-{_emulator_hash()}.o"
-    module = folder / "_cuda_emulator.so"
-    return "\n".join(
-        [
-            "rule compile",
-            f"  command = {compiler()} {flags} $more -c $in -o $out",
-            "rule link",
-            f"  command = {compiler()} -shared $in -o $out -ldl",
-            f"build {binding}: compile {HERE / 'runtime' / 'binding.cpp'}",
-            f"build {folder / 'kernels.o'}: compile {source}",
-            f"  more = {kernel_flags}",
-            f"build {module}: link {binding} {folder / 'kernels.o'}",
-            "",
-        ]
-    )
-
-
-def build(source: Path, check: bool) -> Path:
-    """The path of the module for this kernel file, built if there is none for its hash yet."""
-    import fcntl
-
-    key = _hash(*sources(source), more=_emulator_hash())
-    folder = BUILD / f"{source.parent.name}-{source.stem}-{'check' if check else 'plain'}-{key}"
-    module = folder / "_cuda_emulator.so"
-    if module.exists():
-        return module
+def _ninja(folder: Path, rules: list[str]) -> None:
+    """Builds in a folder; pytest's workers take turns if they build the same."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (BUILD / "lock").open("w") as lock:  # pytest workers build one at a time, and share the binding
+    with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        (folder / "build.ninja").write_text(_ninja(folder, source, check))
+        (folder / "build.ninja").write_text("\n".join([*rules, ""]))
         done = subprocess.run(
             [sys.executable, "-m", "ninja", "-C", str(folder), "--quiet"],
             capture_output=True,
@@ -117,5 +91,32 @@ def build(source: Path, check: bool) -> Path:
             check=False,
         )
     if done.returncode:
-        raise RuntimeError(f"building the emulator for {source.name} failed:\n{done.stdout}{done.stderr}")
+        raise RuntimeError(f"building {folder.name} failed:\n{done.stdout}{done.stderr}")
+
+
+def _binding() -> Path:
+    folder = BUILD / f"binding-{_emulator_hash()}"
+    compile_rule = f"  command = {compiler()} {' '.join([*FLAGS, *_includes()])} -c $in -o $out"
+    source = HERE / "runtime" / "binding.cpp"
+    _ninja(folder, ["rule compile", compile_rule, f"build binding.o: compile {source}"])
+    return folder / "binding.o"
+
+
+def build(source: Path, check: bool) -> Path:
+    """The path of the module for this kernel file, built if there is none for its hash yet."""
+    mode = "check" if check else "plain"
+    key = _hash(*sources(source), more=_emulator_hash())
+    folder = BUILD / f"{source.parent.name}-{source.stem}-{mode}-{key}"
+    module = folder / "_cuda_emulator.so"
+    if not module.exists():
+        flags = [*FLAGS, *KERNEL_FLAGS, *(CHECK_FLAGS if check else []), *_includes()]
+        rules = [
+            "rule compile",
+            f"  command = {compiler()} {' '.join(flags)} -c $in -o $out",
+            "rule link",
+            f"  command = {compiler()} -shared $in -o $out.new -ldl && mv $out.new $out",
+            f"build kernels.o: compile {source}",
+            f"build {module.name}: link kernels.o {_binding()}",
+        ]
+        _ninja(folder, rules)
     return module

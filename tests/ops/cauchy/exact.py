@@ -8,8 +8,9 @@ from torch import Tensor
 
 def _inverse_powers(z: Tensor, w: Tensor, order: int) -> Tensor:
     """(channels, L, N): 1 / (z_l - w_n)^order, 0 at infinite nodes."""
+    z, w = z.to(torch.complex128), w.to(torch.complex128)
     infinite = (z.real.isinf() | z.imag.isinf())[..., None]
-    difference = z.to(torch.complex128)[..., None] - w.to(torch.complex128)[..., None, :]
+    difference = z[..., None] - w[..., None, :]
     return torch.where(infinite, 0, 1 / torch.where(infinite, 1, difference) ** order)
 
 

@@ -1,0 +1,94 @@
+"""The Triton kernels of the Cauchy family against the sums as written: interpreted, or compiled on a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.triton_kernels import DEVICE, skip_reason
+
+from . import exact
+
+if skip_reason() is not None:
+    pytest.skip(str(skip_reason()), allow_module_level=True)
+
+from sequence_kernels.ops.cauchy import triton as kernels
+
+TOLERANCE = {torch.complex64: 2e-6, torch.complex128: 1e-12}  # of the norm
+SHAPES = [(1, 1, 1, 2), (2, 2, 3, 5), (5, 2, 9, 129), (1, 2, 20, 200)]
+
+
+def data(sets: int, channels: int, N: int, L: int, dtype: torch.dtype, imaginary: bool) -> tuple[Tensor, ...]:
+    """v, z (one row for all channels, its last node infinite if imaginary), w and g."""
+    torch.manual_seed(sets + 10 * channels + 100 * N + L)
+    w = torch.complex(
+        -torch.rand(channels, N, dtype=torch.float64) - 0.1, 10 * torch.randn(channels, N).double()
+    )
+    z = exact.nodes(L) if imaginary else torch.randn(L, dtype=torch.complex128)
+    v, g = (torch.randn(sets, channels, size, dtype=torch.complex128) for size in (N, L))
+    return tuple(t.to(dtype) for t in (v, z[None], w, g))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("pairs", [True, False], ids=["pairs", "plain"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_product(shape: tuple[int, ...], pairs: bool, dtype: torch.dtype) -> None:
+    for imaginary, order in ((True, 1), (False, 3)):
+        v, z, w, _ = data(*shape, dtype, imaginary)
+        actual = kernels.cauchy(v.to(DEVICE), z.to(DEVICE), w.to(DEVICE), pairs, order)
+        assert actual.dtype == dtype
+        assert exact.relative_error(actual, exact.product(v, z, w, pairs, order)) < TOLERANCE[dtype]
+        if imaginary:
+            assert (actual[..., -1] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 1, 3, kernels.SEGMENT + 100)], ids=str)
+def test_transpose(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    for imaginary, order in ((True, 1), (False, 2)):
+        _, z, w, g = data(*shape, dtype, imaginary)
+        actual = kernels.cauchy_transpose(g.to(DEVICE), z.to(DEVICE), w.to(DEVICE), order)
+        assert exact.relative_error(actual, exact.transpose(g, z, w, order)) < TOLERANCE[dtype]
+
+
+def test_nodes_of_their_own_for_each_channel() -> None:
+    v, _, w, g = data(2, 3, 4, 50, torch.complex128, False)
+    z = torch.randn(3, 50, dtype=torch.complex128)
+    actual = kernels.cauchy(v.to(DEVICE), z.to(DEVICE), w.to(DEVICE), True, 1)
+    assert exact.relative_error(actual, exact.product(v, z, w, True, 1)) < 1e-12
+    actual = kernels.cauchy_transpose(g.to(DEVICE), z.to(DEVICE), w.to(DEVICE), 1)
+    assert exact.relative_error(actual, exact.transpose(g, z, w, 1)) < 1e-12
+
+
+def test_real_arguments_and_broadcasting() -> None:
+    v, w = torch.randn(2, 1, 3, dtype=torch.float64), -torch.rand(4, 3, dtype=torch.float64)
+    z = torch.rand(10, dtype=torch.float64) + 0.1
+    expected = exact.product(v.expand(2, 4, 3), z[None], w, False, 1).real
+    on = v.to(DEVICE), z.to(DEVICE), w.to(DEVICE)
+    torch.testing.assert_close(kernels.cauchy(*on, False, 1).cpu(), expected)
+    torch.testing.assert_close(kernels.cauchy(*on, True, 1).cpu(), 2 * expected)
+
+
+def test_empty_dimensions() -> None:
+    v, w = torch.ones(2, 0, device=DEVICE), torch.ones(0, device=DEVICE)
+    z = torch.ones(3, device=DEVICE)
+    assert torch.equal(kernels.cauchy(v, z, w, True, 1), torch.zeros(2, 3, device=DEVICE))
+    assert kernels.cauchy(torch.ones(2, device=DEVICE), w, torch.ones(2, device=DEVICE), True, 1).shape == (
+        0,
+    )
+    assert torch.equal(kernels.cauchy_transpose(v, w, z, 1), torch.zeros(2, 3, device=DEVICE))
+
+
+@pytest.mark.parametrize("rate", [1e-4, 1.0])
+def test_float32_next_to_the_imaginary_axis(rate: float) -> None:
+    """float32 inputs, poles of a HiPPO model and nodes up to infinity: 2e-6 of the norm."""
+    N, L = 32, 513
+    torch.manual_seed(0)
+    w = (rate * torch.complex(torch.full((1, N), -0.5), torch.pi * torch.arange(N)[None])).to(torch.complex64)
+    z = exact.nodes(L)[None].to(torch.complex64)
+    v, g = torch.randn(1, 1, N, dtype=torch.complex64), torch.randn(1, 1, L, dtype=torch.complex64)
+    actual = kernels.cauchy(v.to(DEVICE), z.to(DEVICE), w.to(DEVICE), True, 1)
+    assert exact.relative_error(actual, exact.product(v, z, w, True, 1)) < 2e-6
+    actual = kernels.cauchy_transpose(g.to(DEVICE), z.to(DEVICE), w.to(DEVICE), 1)
+    assert exact.relative_error(actual, exact.transpose(g, z, w, 1)) < 2e-6
