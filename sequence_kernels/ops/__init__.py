@@ -2,10 +2,10 @@
 
 from .cauchy import cauchy, cauchy_transpose
 from .dispatch import BACKENDS, BackendUnavailableError, explain, operations, use_backend
-from .dplr_step import dplr_step
+from .dplr_step import dplr_step, dplr_step_
 from .fft_conv import fft_conv
 from .ssm_conv import ssm_conv
-from .ssm_step import ssm_step
+from .ssm_step import ssm_step, ssm_step_
 from .vandermonde import vandermonde, vandermonde_transpose
 
 __all__ = [
@@ -14,11 +14,13 @@ __all__ = [
     "cauchy",
     "cauchy_transpose",
     "dplr_step",
+    "dplr_step_",
     "explain",
     "fft_conv",
     "operations",
     "ssm_conv",
     "ssm_step",
+    "ssm_step_",
     "use_backend",
     "vandermonde",
     "vandermonde_transpose",

@@ -85,14 +85,19 @@ def integer(name: str, value: Any, least: int) -> None:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
-def lengths(name: str, value: Tensor, most: int) -> None:
-    """The tensor holds integers in 0 .. most; the values are looked at on the CPU only, where that is free."""
+def integers(name: str, value: Tensor, least: int, most: int) -> None:
+    """The tensor holds integers in least .. most; the values are looked at on the CPU only, where that is free."""
     dtype(name, value, (torch.int32, torch.int64))
     if torch.compiler.is_compiling() or value.device.type != "cpu" or value.numel() == 0:
         return
     low, high = value.aminmax()
-    if low < 0 or high > most:
-        raise ValueError(f"{name} must be in 0 .. {most}, got values in {int(low)} .. {int(high)}")
+    if low < least or high > most:
+        raise ValueError(f"{name} must be in {least} .. {most}, got values in {int(low)} .. {int(high)}")
+
+
+def lengths(name: str, value: Tensor, most: int) -> None:
+    """The tensor holds integers in 0 .. most, looked at as in ``integers``."""
+    integers(name, value, 0, most)
 
 
 def promoted(*values: Tensor) -> tuple[Tensor, ...]:

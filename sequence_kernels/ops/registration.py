@@ -27,17 +27,25 @@ def register(
 
     The last argument of the schema is ``str backend``; an implementation takes all the others. Under autocast the
     arguments at the positions ``follows_autocast`` are cast to autocast's dtype, as the inputs of a linear layer are,
-    and all other half-precision ones to float32.
+    and all other half-precision ones to float32. An op whose schema declares a mutated argument has no gradient, and
+    raises RuntimeError when one would be needed; its implementations also get tensors whose conjugation is pending.
     """
     _library.define(f"{name}{schema}")
     op = getattr(getattr(torch.ops, NAMESPACE), name).default
+    mutated = [i for i, a in enumerate(op._schema.arguments) if a.alias_info is not None]
 
     def run(*args: Any) -> Any:
         return implementation(name, args[-1])(*args[:-1])
 
     _library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
-    if backward is not None:
+    if mutated:
+        _library.impl(name, _without_gradient(op), "Autograd", with_keyset=True)
+        _library.impl(name, _counts_mutations(op, mutated), "ADInplaceOrView", with_keyset=True)
+        _library.impl(
+            name, torch.library.fallthrough_kernel, "Conjugate"
+        )  # its own rule is for returned tensors
+    elif backward is not None:
         torch.library.register_autograd(
             f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library
         )
@@ -46,6 +54,30 @@ def register(
             name, _autocast_rule(op, device, frozenset(follows_autocast)), f"Autocast{device.upper()}"
         )
     return op
+
+
+def _without_gradient(op: Any) -> Callable[..., Any]:
+    def rule(keyset: Any, *args: Any) -> Any:
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            raise RuntimeError(
+                f"{op._schema.name.partition('::')[2]} works in place and has no gradient, but an argument requires "
+                "one: call it under torch.no_grad(), or use the op that returns a new tensor"
+            )
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+    return rule
+
+
+def _counts_mutations(op: Any, mutated: Sequence[int]) -> Callable[..., Any]:
+    """What lets autograd notice that a tensor it has saved was changed."""
+
+    def rule(keyset: Any, *args: Any) -> Any:
+        for i in mutated:
+            torch.autograd.graph.increment_version(args[i])
+        return op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args)
+
+    return rule
 
 
 def _autocast_rule(op: Callable[..., Any], device: str, follows: frozenset[int]) -> Callable[..., Any]:

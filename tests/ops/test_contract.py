@@ -42,7 +42,8 @@ def fresh(sample: Sample) -> list[Tensor]:
 
 
 def test_every_op_has_a_sample() -> None:
-    assert {s.op for s in SAMPLES.values()} == set(ops.operations()) - BACKWARD_OPS
+    functional = {name for name in ops.operations() if not name.endswith("_")}  # the others work in place
+    assert {s.op for s in SAMPLES.values()} == functional - BACKWARD_OPS
 
 
 @every

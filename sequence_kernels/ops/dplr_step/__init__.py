@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..dispatch import choose
 from ..registration import register
-from ..ssm_step import check_step, step_fake, step_save
-from . import reference
+from ..ssm_step import check_step, in_place_fake, step_fake, step_save
+from . import cpu, reference  # noqa: F401 (register the implementations)
 
 
 def dplr_step(
@@ -41,10 +41,45 @@ def dplr_step(
     The bilinear discretisation of a diagonal-plus-low-rank matrix is 2 (I - A dt/2)^-1 - I, so it is again diagonal
     plus low rank, of the same rank (Woodbury). Differentiable in every argument, any number of times.
     """
-    check_step(state, u, d, {"a": a, "b": b}, {"p": p, "q": q, "c": c})
+    _check(state, u, a, p, q, b, c, d)
+    return _dplr_step(state, u, a, p, q, b, c, d, choose("dplr_step", backend, state))
+
+
+def dplr_step_(
+    state: Tensor,
+    u: Tensor,
+    a: Tensor,
+    p: Tensor,
+    q: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None = None,
+    *,
+    state_indices: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """``dplr_step`` in place: writes the new state into ``state`` and returns ``y`` ``(..., C, H)``.
+
+    ``state_indices`` and the missing gradient are those of ``ssm_step_``, the other arguments those of ``dplr_step``.
+    """
+    _check(state, u, a, p, q, b, c, d, state_indices)
+    return _dplr_step_(state, u, a, p, q, b, c, d, state_indices, choose("dplr_step_", backend, state))
+
+
+def _check(
+    state: Tensor,
+    u: Tensor,
+    a: Tensor,
+    p: Tensor,
+    q: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    state_indices: Tensor | None = None,
+) -> None:
+    check_step(state, u, d, {"a": a, "b": b}, {"p": p, "q": q, "c": c}, state_indices)
     if p.shape[0] != q.shape[0]:
         raise ValueError(f"p and q must have the same rank R, got {tuple(p.shape)} and {tuple(q.shape)}")
-    return _dplr_step(state, u, a, p, q, b, c, d, choose("dplr_step", backend, state))
 
 
 def _fake(
@@ -64,5 +99,12 @@ _dplr_step = register(
     fake=_fake,
     setup_context=step_save,
     backward=_backward,
+    follows_autocast=(1,),
+)
+_dplr_step_ = register(
+    "dplr_step_",
+    "(Tensor(a!) state, Tensor u, Tensor a, Tensor p, Tensor q, Tensor b, Tensor c, Tensor? d, "
+    "Tensor? state_indices, str backend) -> Tensor",
+    fake=lambda state, u, a, p, q, b, c, *rest: in_place_fake(u, c),
     follows_autocast=(1,),
 )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import implement
-from ..ssm_step.reference import over_batch, readout, readout_backward
+from ..ssm_step.reference import in_place, over_batch, readout, readout_backward
 
 
 def _next(state: Tensor, u: Tensor, a: Tensor, p: Tensor, q: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,6 +27,21 @@ def dplr_step(
 ) -> tuple[Tensor, Tensor]:
     _, new_state = _next(state, u, a, p, q, b)
     return readout(new_state, u, c, d), new_state
+
+
+@implement("dplr_step_", "torch")
+def dplr_step_(
+    state: Tensor,
+    u: Tensor,
+    a: Tensor,
+    p: Tensor,
+    q: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    state_indices: Tensor | None,
+) -> Tensor:
+    return in_place(dplr_step, state, u, a, p, q, b, c, d, state_indices=state_indices)
 
 
 def dplr_step_backward(

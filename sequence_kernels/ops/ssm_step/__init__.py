@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import checks
 from ..dispatch import choose
 from ..registration import register
-from . import reference
+from . import cpu, reference  # noqa: F401 (register the implementations)
 
 
 def ssm_step(
@@ -42,15 +42,49 @@ def ssm_step(
     return _ssm_step(state, u, a, b, c, d, choose("ssm_step", backend, state))
 
 
+def ssm_step_(
+    state: Tensor,
+    u: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None = None,
+    *,
+    state_indices: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """``ssm_step`` in place: writes the new state into ``state`` and returns ``y`` ``(..., C, H)``.
+
+    Args:
+        state_indices: int32 or int64 ``(B,)``, to serve some of many streams. ``state`` is then a pool
+            ``(slots, H, N)``, and row i of ``u`` ``(B, H)`` drives the state ``state_indices[i]``. -1 marks an idle
+            row: its y is 0. A slot that no row names keeps its bits; no slot may be named twice. The values are
+            checked on the CPU only.
+
+    The others are those of ``ssm_step``. There is no gradient: raises RuntimeError if one would be needed.
+    """
+    check_step(state, u, d, {"a": a, "b": b}, {"c": c}, state_indices)
+    return _ssm_step_(state, u, a, b, c, d, state_indices, choose("ssm_step_", backend, state))
+
+
 def check_step(
-    state: Tensor, u: Tensor, d: Tensor | None, by_head: dict[str, Tensor], by_channel: dict[str, Tensor]
+    state: Tensor,
+    u: Tensor,
+    d: Tensor | None,
+    by_head: dict[str, Tensor],
+    by_channel: dict[str, Tensor],
+    state_indices: Tensor | None = None,
 ) -> None:
     """The checks that the steps of diagonal and of diagonal-plus-low-rank models share."""
-    checks.tensors(state=state, u=u, **by_head, **by_channel, **({} if d is None else {"d": d}))
+    optional = {"d": d, "state_indices": state_indices}
+    given = {name: value for name, value in optional.items() if value is not None}
+    checks.tensors(state=state, u=u, **by_head, **by_channel, **given)
     checks.dtype("state", state, checks.COMPLEX)
     if state.dim() < 2:
         raise ValueError(f"state must have shape (..., H, N), got {tuple(state.shape)}")
-    if u.shape != state.shape[:-1]:
+    if state_indices is not None:
+        _check_state_indices(state, u, state_indices)
+    elif u.shape != state.shape[:-1]:
         raise ValueError(f"u must have shape (..., H) = {tuple(state.shape[:-1])}, got {tuple(u.shape)}")
     double = state.dtype == torch.complex128
     checks.dtype("u", u, (torch.float64,) if double else (*checks.HALF, torch.float32))
@@ -66,9 +100,21 @@ def check_step(
         checks.dtype("d", d, (state.real.dtype,))
 
 
+def _check_state_indices(state: Tensor, u: Tensor, indices: Tensor) -> None:
+    checks.shape("state", state, (("slots", None), ("H", None), ("N", None)))
+    checks.shape("u", u, (("B", None), ("H", state.shape[-2])))
+    checks.shape("state_indices", indices, (("B", len(u)),))
+    checks.integers("state_indices", indices, -1, len(state) - 1)
+
+
+def in_place_fake(u: Tensor, c: Tensor) -> Tensor:
+    """An empty tensor like the output of a step in place."""
+    return u.new_empty((*u.shape[:-1], c.shape[0], u.shape[-1]))
+
+
 def step_fake(state: Tensor, u: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """Empty tensors like the results of a step."""
-    return u.new_empty((*u.shape[:-1], c.shape[0], u.shape[-1])), state.new_empty(state.shape)
+    return in_place_fake(u, c), state.new_empty(state.shape)
 
 
 def _fake(state: Tensor, u: Tensor, a: Tensor, b: Tensor, c: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -90,5 +136,12 @@ _ssm_step = register(
     fake=_fake,
     setup_context=step_save,
     backward=_backward,
+    follows_autocast=(1,),
+)
+_ssm_step_ = register(
+    "ssm_step_",
+    "(Tensor(a!) state, Tensor u, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? state_indices, str backend) "
+    "-> Tensor",
+    fake=lambda state, u, a, b, c, *rest: in_place_fake(u, c),
     follows_autocast=(1,),
 )

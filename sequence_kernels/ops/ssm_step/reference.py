@@ -8,6 +8,8 @@ du = Re(sum_n b* p) + sum_c d_c g_c, dc = 2 sum g_c x'*, dd = sum g_c u; sums wi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,37 @@ def ssm_step(
 ) -> tuple[Tensor, Tensor]:
     new_state = a * state + b * u.unsqueeze(-1).to(state.real.dtype)
     return readout(new_state, u, c, d), new_state
+
+
+def in_place(
+    step: Callable[..., tuple[Tensor, Tensor]],
+    state: Tensor,
+    u: Tensor,
+    *parameters: Tensor | None,
+    state_indices: Tensor | None,
+) -> Tensor:
+    """Step, write the new states where the old ones were, and return y."""
+    if state_indices is None:
+        y, new_state = step(state, u, *parameters)
+        state.copy_(new_state)
+        return y
+    rows = (state_indices >= 0).nonzero().squeeze(-1)
+    slots = state_indices[rows]
+    y_rows, state[slots] = step(state[slots], u[rows], *parameters)
+    return y_rows.new_zeros((len(u), *y_rows.shape[1:])).index_copy_(0, rows, y_rows)
+
+
+@implement("ssm_step_", "torch")
+def ssm_step_(
+    state: Tensor,
+    u: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    state_indices: Tensor | None,
+) -> Tensor:
+    return in_place(ssm_step, state, u, a, b, c, d, state_indices=state_indices)
 
 
 def over_batch(t: Tensor, dims: int) -> Tensor:

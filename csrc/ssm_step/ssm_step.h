@@ -1,0 +1,31 @@
+// One step of many heads of many sequences on the CPU: what the kernel in cpu.cpp takes.
+#pragma once
+
+#include <cstdint>
+
+#include "common/isa.h"
+
+namespace sequence_kernels {
+
+constexpr int64_t kHeadsAtOnce = 16;  // a work item: these heads of all sequences, one after the other
+
+// Complex values are interleaved; all arrays contiguous.
+template <typename Real>
+struct StepArguments {
+  int64_t rows, heads, pairs, channels, rank;
+  const Real* state;     // (slots, heads, pairs) complex
+  Real* next;            // like state; the same array to step in place
+  const int64_t* slots;  // (rows): where each row's state is, negative: nowhere; null: in row order
+  const Real* u;         // (rows, heads)
+  const Real *a, *b;     // (heads, pairs) complex
+  const Real *p, *q;     // (rank, heads, pairs) complex
+  const Real* c;         // (channels, heads, pairs) complex
+  const Real* d;         // (channels, heads), or null
+  Real* y;               // (rows, channels, heads)
+};
+
+// Work items [begin, end) of ceil(heads / kHeadsAtOnce); scratch for `rank` elements.
+template <typename Real, Isa isa>
+void recurrent_step(const StepArguments<Real>& arguments, int64_t begin, int64_t end, Real* scratch);
+
+}  // namespace sequence_kernels

@@ -1,0 +1,232 @@
+"""The steps that write to the state they are given: all of it, or the slots of some streams in a pool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sequence_kernels import ops
+
+from ..test_contract import backends
+
+H, N, C = 5, 7, 2
+C64 = torch.complex64
+FAMILIES: dict[str, tuple[Callable[..., Any], Callable[..., Tensor], int]] = {
+    "ssm_step_": (ops.ssm_step, ops.ssm_step_, 0),
+    "dplr_step_": (ops.dplr_step, ops.dplr_step_, 2),
+}
+
+every = pytest.mark.parametrize(
+    ("name", "backend"), [(name, backend) for name in FAMILIES for backend in backends(name)]
+)
+names = pytest.mark.parametrize("name", FAMILIES)
+
+
+def parameters(name: str, dtype: torch.dtype = C64) -> list[Tensor]:
+    low_rank = FAMILIES[name][2] * [torch.randn(3, H, N, dtype=dtype)]
+    a, b = torch.randn(2, H, N, dtype=dtype)
+    return [a, *low_rank, b, torch.randn(C, H, N, dtype=dtype), torch.randn(C, H, dtype=dtype.to_real())]
+
+
+@every
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3), (0,)])
+@pytest.mark.parametrize("dtype", [C64, torch.complex128])
+def test_in_place_is_the_step(name: str, backend: str, batch: tuple[int, ...], dtype: torch.dtype) -> None:
+    out_of_place, in_place, _ = FAMILIES[name]
+    state, u = torch.randn(*batch, H, N, dtype=dtype), torch.randn(*batch, H, dtype=dtype.to_real())
+    p = parameters(name, dtype)
+    want, want_state = out_of_place(state, u, *p, backend=backend)
+    y = in_place(state, u, *p, backend=backend)
+    torch.testing.assert_close(y, want, rtol=0, atol=0)
+    torch.testing.assert_close(state, want_state, rtol=0, atol=0)
+
+
+@every
+def test_any_layout_of_the_state(name: str, backend: str) -> None:
+    _, in_place, _ = FAMILIES[name]
+    u, p = torch.randn(3, H), parameters(name)
+    state = torch.randn(3, H, N, dtype=C64)
+    strided = torch.zeros(3, N, 2 * H, dtype=C64).mT[:, ::2].copy_(state)
+    assert strided.stride() != state.stride()
+    conjugated = state.conj().resolve_conj().conj()
+    want = in_place(state, u, *p, backend=backend)
+    for other in (strided, conjugated):
+        torch.testing.assert_close(in_place(other, u, *p, backend=backend), want)
+        torch.testing.assert_close(other.resolve_conj(), state)
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_rows_drive_the_slots_they_name(name: str, backend: str, dtype: torch.dtype) -> None:
+    out_of_place, in_place, _ = FAMILIES[name]
+    pool = torch.randn(6, H, N, dtype=C64)
+    pool.view(-1)[::3] = complex(float("nan"), float("-inf"))  # bits that arithmetic would not keep
+    pool[[4, 0, 2]] = torch.randn(3, H, N, dtype=C64)
+    before = pool.clone()
+    u, p = torch.randn(5, H), parameters(name)
+    u[1] = float("nan")  # of an idle row: read by nobody
+    y = in_place(pool, u, *p, state_indices=torch.tensor([4, -1, 0, -1, 2], dtype=dtype), backend=backend)
+    want, want_state = out_of_place(before[[4, 0, 2]], u[[0, 2, 4]], *p, backend=backend)
+    torch.testing.assert_close(y[[0, 2, 4]], want)
+    assert torch.equal(y[[1, 3]], torch.zeros(2, C, H))
+    torch.testing.assert_close(pool[[4, 0, 2]], want_state)
+    idle = [1, 3, 5]
+    assert torch.equal(pool[idle].view(torch.int64), before[idle].view(torch.int64))
+
+
+@every
+def test_no_row_and_idle_rows_only(name: str, backend: str) -> None:
+    _, in_place, _ = FAMILIES[name]
+    pool, p = torch.randn(2, H, N, dtype=C64), parameters(name)
+    before = pool.clone()
+    for count in (0, 3):
+        indices = torch.full((count,), -1)
+        y = in_place(pool, torch.ones(count, H), *p, state_indices=indices, backend=backend)
+        assert torch.equal(y, torch.zeros(count, C, H))
+    assert torch.equal(pool, before)
+
+
+@every
+def test_half_precision_input(name: str, backend: str) -> None:
+    _, in_place, _ = FAMILIES[name]
+    state, u, p = torch.randn(3, H, N, dtype=C64), torch.randn(3, H).bfloat16(), parameters(name)
+    twin = state.clone()
+    y, want = in_place(state, u, *p, backend=backend), in_place(twin, u.float(), *p, backend=backend)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y, want.bfloat16())
+    torch.testing.assert_close(state, twin)
+
+
+@names
+def test_a_gradient_raises(name: str) -> None:
+    _, in_place, _ = FAMILIES[name]
+    state, u, p = torch.randn(3, H, N, dtype=C64), torch.randn(3, H), parameters(name)
+    with pytest.raises(RuntimeError, match=rf"{name} works in place and has no gradient"):
+        in_place(state, u.clone().requires_grad_(), *p)
+    p[0].requires_grad_()
+    with pytest.raises(RuntimeError, match="no gradient"):
+        in_place(state, u, *p)
+    with torch.no_grad():
+        in_place(state, u, *p)
+
+
+@names
+def test_autograd_notices_the_change(name: str) -> None:
+    _, in_place, _ = FAMILIES[name]
+    state, weight = torch.randn(3, H, N, dtype=C64), torch.ones((), requires_grad=True)
+    product = (weight * state).abs().sum()
+    in_place(state, torch.randn(3, H), *parameters(name))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
+@names
+@pytest.mark.parametrize("indices", [None, torch.tensor([1, -1])])
+def test_registration_and_compilation(name: str, indices: Tensor | None) -> None:
+    _, in_place, _ = FAMILIES[name]
+    state, u, p = torch.randn(2, H, N, dtype=C64), torch.randn(2, H), parameters(name)
+    op = getattr(torch.ops.sequence_kernels, name).default
+    torch.library.opcheck(op, (state.clone(), u, *p, indices, "torch"))
+
+    def two_steps(state: Tensor, u: Tensor) -> Tensor:
+        first = in_place(state, u, *p, state_indices=indices)
+        return first + in_place(state, u, *p, state_indices=indices)
+
+    twin = state.clone()
+    compiled = torch.compile(two_steps, fullgraph=True, dynamic=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(state, u), two_steps(twin, u))
+    torch.testing.assert_close(state, twin)
+
+
+@names
+def test_bad_indices(name: str) -> None:
+    _, in_place, _ = FAMILIES[name]
+    pool, u, p = torch.randn(2, H, N, dtype=C64), torch.randn(3, H), parameters(name)
+
+    def call(indices: Any) -> Tensor:
+        return in_place(pool, u, *p, state_indices=indices)
+
+    with pytest.raises(ValueError, match=r"state_indices must be in -1 .. 1, got values in 0 .. 2"):
+        call(torch.tensor([0, 1, 2]))
+    with pytest.raises(ValueError, match=r"state_indices must be in -1 .. 1, got values in -2 .. 1"):
+        call(torch.tensor([0, 1, -2]))
+    with pytest.raises(ValueError, match=r"state_indices must have shape \(B=3\), got \(2,\)"):
+        call(torch.tensor([0, 1]))
+    with pytest.raises(TypeError, match=r"state_indices must be one of int32, int64, got torch.float32"):
+        call(torch.zeros(3))
+    with pytest.raises(TypeError, match=r"state_indices must be a torch.Tensor, got list"):
+        call([0, 1, -1])
+    with pytest.raises(ValueError, match=r"state must have shape \(slots, H, N\), got \(1, 2, 5, 7\)"):
+        in_place(pool.unsqueeze(0), u, *p, state_indices=torch.tensor([0, 1, -1]))
+
+
+@pytest.mark.skipif("cpu" not in backends("ssm_step_"), reason="needs the native library")
+class TestNative:
+    """The C++ kernel against the reference, over every instruction set, size and number of threads."""
+
+    @pytest.fixture(params=[0, 1, 2])
+    def limited(self, request: pytest.FixtureRequest) -> Any:
+        limit = torch.ops.sequence_kernels_native.limit_instruction_set
+        if limit(request.param) != request.param:
+            pytest.skip("this machine does not have it")
+        yield request.param
+        limit(2)
+
+    @pytest.mark.parametrize("dtype", [C64, torch.complex128])
+    @pytest.mark.parametrize("rank", [None, 0, 1, 3])
+    def test_sizes(self, limited: int, dtype: torch.dtype, rank: int | None) -> None:
+        step = ops.ssm_step if rank is None else ops.dplr_step
+        for heads in (1, 16, 17):
+            for pairs in (0, 1, 3, 4, 9, 16, 33):
+                for channels in (0, 1, 3):
+                    low_rank = [] if rank is None else 2 * [torch.randn(rank, heads, pairs, dtype=dtype)]
+                    a, b = torch.randn(2, heads, pairs, dtype=dtype)
+                    c = torch.randn(channels, heads, pairs, dtype=dtype)
+                    d = torch.randn(channels, heads, dtype=dtype.to_real())
+                    state = torch.randn(2, heads, pairs, dtype=dtype)
+                    u = torch.randn(2, heads, dtype=dtype.to_real())
+                    arguments = (state, u, a, *low_rank, b, c, d)
+                    tolerance = 2e-5 if dtype == C64 else 1e-13
+                    for got, want in zip(
+                        step(*arguments, backend="cpu"), step(*arguments, backend="torch"), strict=True
+                    ):
+                        scale = float(want.abs().max()) if want.numel() else 1.0
+                        torch.testing.assert_close(got, want, rtol=0, atol=tolerance * scale)
+
+    def test_the_same_bits_for_any_number_of_threads_and_rows(self) -> None:
+        heads, pairs, rows = 64, 33, 40  # enough to be shared out
+        a, b, p, q, c = torch.randn(5, 1, heads, pairs, dtype=C64)
+        state, u = torch.randn(rows, heads, pairs, dtype=C64), torch.randn(rows, heads)
+        before = torch.get_num_threads()
+        results = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(ops.dplr_step(state, u, a[0], p, q, b[0], c, backend="cpu"))
+        torch.set_num_threads(before)
+        results.append(ops.dplr_step(state[:1], u[:1], a[0], p, q, b[0], c, backend="cpu"))
+        for y, new_state in results:
+            assert torch.equal(y, results[0][0][: len(y)])
+            assert torch.equal(new_state, results[0][1][: len(y)])
+
+    def test_the_kernel_itself_refuses_what_would_leave_its_memory(self) -> None:
+        step = torch.ops.sequence_kernels_native.ssm_step.default
+        state, u = torch.zeros(2, H, N, dtype=C64), torch.zeros(2, H)
+        a, b, c, d = parameters("ssm_step_")
+        none = torch.empty(0, dtype=torch.int64)
+        step(state, none, u, a, b, c, d, state)
+        for wrong in (
+            (state, torch.tensor([0, 2]), u, a, b, c, d, state),
+            (state, none, u[:1], a, b, c, d, state),
+            (state, none, u, a[:1], b, c, d, state),
+            (state, none, u, a, b, c, d[:1], state),
+            (state, none, u, a, b, c, d, state[:1]),
+            (state, none.float(), u, a, b, c, d, state),
+            (state, none, u.double(), a, b, c, d, state),
+            (state.mT.contiguous().mT, none, u, a, b, c, d, state),
+        ):
+            with pytest.raises(RuntimeError):
+                step(*wrong)
