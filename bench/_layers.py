@@ -36,8 +36,8 @@ def layer_inputs(make: Callable[[int, int], S4]) -> Callable[[Shape, torch.devic
 def ssm(x: Inputs) -> Tensor:
     """From the layer's parameters to the output of its convolution, the skip included."""
     layer = x["layer"]
-    matrices = layer.kernel.system().chunk_matrices(CHUNK)
-    return ops.ssm_conv(x["u"], *matrices, d=layer.D)[0]
+    taps, e_out, e_in, a_powers = layer.kernel.system().chunk_matrices(CHUNK)
+    return ops.ssm_conv(x["u"], taps, e_out, e_in, a_powers, layer.D)[0]
 
 
 OURS: dict[str, Callable[[Inputs], Any]] = {
@@ -71,7 +71,7 @@ def layer_bench(
         return found + linear + (linear + linear if mode == BOTH else Cost(0, 0))
 
     def like(x: Inputs) -> Inputs:
-        theirs = espnet.like(
+        theirs: Any = espnet.like(
             x["layer"], d_state=2 * x["state"].shape[-1], transposed=False, **espnet_arguments
         )
         if x["part"] == "state":
@@ -82,7 +82,7 @@ def layer_bench(
     return Bench(
         entry=f"layers.{name}",
         shapes={
-            "quick": grid(B=4, H=32, N=32, L=(1024, 4096), part="layer")
+            "quick": grid(B=4, H=32, N=32, L=(1024, 2048), part="layer")
             + grid(B=4, H=32, N=32, L=1024, part="ssm"),
             "full": grid(B=4, H=256, N=32, L=4096, part=("layer", "ssm"))
             + grid(B=4, H=256, N=32, L=1024, part="state"),

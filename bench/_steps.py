@@ -53,7 +53,7 @@ def step_bench(
         return step(x["state"], x["x"])
 
     def like(x: Inputs) -> Inputs:
-        theirs = espnet.like(
+        theirs: Any = espnet.like(
             x["layer"], d_state=2 * x["state"].shape[-1], transposed=False, **espnet_arguments
         )
         state = torch.cat([x["state"], x["state"].conj()], -1) if dense else x["state"]

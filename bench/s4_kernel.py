@@ -57,7 +57,7 @@ def like(x: Inputs) -> Inputs:
 BENCH = Bench(
     entry="layers.S4",
     shapes={
-        "quick": grid(H=32, N=32, L=(1024, 4096)),
+        "quick": grid(H=16, N=32, L=(1024, 2048)),
         "full": grid(H=256, N=32, L=(1024, 4096)),
         "cuda": grid(H=512, N=32, L=(4096, 16384)),
     },

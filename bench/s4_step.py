@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from bench._steps import ESPNET, Step, step_bench, step_targets
 from bench.harness.declare import Target
 from sequence_kernels import S4, ops
+from sequence_kernels.ssm.dplr import DPLRSystem
 
 
 def prepared(layer: S4) -> Step:
-    system = layer.kernel.system()
+    system = cast(DPLRSystem, layer.kernel.system())
     a, p, q, b = (each.to(system.c.dtype) for each in system.discrete())
     c = system.c
     return lambda state, u: ops.dplr_step(state, u, a, p, q, b, c)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from bench._steps import Step, step_bench, step_targets
 from sequence_kernels import S4D, ops
 from sequence_kernels.layers.s4 import S4
+from sequence_kernels.ssm.diagonal import DiagonalSystem
 
 
 def prepared(layer: S4) -> Step:
-    system = layer.kernel.system()
+    system = cast(DiagonalSystem, layer.kernel.system())
     a, b, c = system.a, system.b, system.c
     return lambda state, u: ops.ssm_step(state, u, a, b, c)
 

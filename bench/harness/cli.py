@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,11 +58,13 @@ def _run(options: argparse.Namespace) -> int:
         options.backend,
         options.against,
         allocators,
+        options.patience,
     )
-    head = header(torch.device(options.device), options.effort)
+    head = header(torch.device(options.device), options.effort, options.threads)
     day = head["time"].replace(":", "")
     out = options.out or (RECORDED / head["machine"]["kind"] if options.record else LOCAL) / f"{day}.jsonl"
     started, interrupted = time.monotonic(), False
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run(jobs, out, head, Progress(len(jobs)), options.resume)
     except KeyboardInterrupt:
@@ -131,6 +134,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--allocator", choices=(DEFAULT, KEEPS), help="only this allocator setting")
     one.add_argument("--out", type=Path, help="results file (default: a new one below runs/bench)")
+    one.add_argument(
+        "--patience",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="how long each pair may wait for other programs to leave the cores alone",
+    )
+    one.add_argument(
+        "--threads", type=int, help="CPU threads (default: torch's own; targets are for all cores)"
+    )
     one.add_argument("--record", action="store_true", help="write below bench/results/<machine kind> instead")
     one.add_argument("--resume", action="store_true", help="go on with the file named by --out")
 

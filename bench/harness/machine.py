@@ -59,8 +59,8 @@ def commit() -> str:
     return head + ("+" if _said("git", "status", "--porcelain", "--untracked-files=no") else "")
 
 
-def header(device: torch.device, which: str) -> dict[str, Any]:
-    """The first line of a results file."""
+def header(device: torch.device, which: str, threads: int | None = None) -> dict[str, Any]:
+    """The first line of a results file; `threads` is what measuring processes use, by default as torch chooses."""
     return {
         "kind": "run",
         "schema": 1,
@@ -70,7 +70,7 @@ def header(device: torch.device, which: str) -> dict[str, Any]:
         "device": device.type,
         "machine": describe(device),
         "versions": versions(),
-        "threads": torch.get_num_threads(),
+        "threads": threads or torch.get_num_threads(),
     }
 
 

@@ -40,6 +40,7 @@ class Job:
     effort: str
     backend: str | None = None
     against: tuple[str, ...] = ()
+    patience: float = 0.0  # seconds to wait for other programs to leave the cores alone
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -64,6 +65,7 @@ def plan(
     backend: str | None = None,
     against: Sequence[str] = (),
     allocators: Sequence[str] = ALLOCATORS,
+    patience: float = 0.0,
 ) -> list[Job]:
     """The jobs, one allocator setting after the other; names that do not exist raise UsageError."""
     _known("--op", ops, known)
@@ -78,7 +80,17 @@ def plan(
             for shape in wanted.values() if shapes else each.chosen(which):
                 for mode in each.modes:
                     jobs.append(
-                        Job(name, label(shape), mode, allocator, device, effort, backend, tuple(against))
+                        Job(
+                            name,
+                            label(shape),
+                            mode,
+                            allocator,
+                            device,
+                            effort,
+                            backend,
+                            tuple(against),
+                            patience,
+                        )
                     )
     return jobs
 

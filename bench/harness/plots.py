@@ -10,10 +10,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
-from bench.harness.declare import DEFAULT, FORWARD, KEEPS, label
+from bench.harness.declare import DEFAULT, KEEPS, label
 from bench.harness.results import Record, Run
 from bench.harness.stats import quantile
-from bench.harness.tables import mebibytes, share_of_floor, significant
+from bench.harness.tables import largest, mebibytes, share_of_floor, significant, where
 
 OURS = "sequence_kernels"
 Bar = tuple[str, str, float, Record]  # group, name, value, what the label needs
@@ -46,7 +46,7 @@ def against_length(run: Run, op: str) -> Figure | None:
         return None
     family, pairs = max(families.items(), key=lambda item: len(item[1]))
     modes = sorted({pair["mode"] for pair in pairs})
-    figure = _figure(10.5, 3.7 * len(modes) + 0.6, f"{op}, {family}", _where(run))
+    figure = _figure(10.5, 3.7 * len(modes) + 0.6, f"{op}, {family}", where(run))
     grid = figure.subplots(len(modes), 2, squeeze=False)
     style = _styles(pairs)
     for (left, right), mode in zip(grid, modes, strict=True):
@@ -94,8 +94,8 @@ def speedups(run: Run) -> Figure | None:
     """One bar a peer, for the largest shape of each operation, grouped."""
     rows = [
         (f"{pair['op']} {pair['shape']}", f"{pair['mode']}, {pair['peer']}", pair["ratio"]["median"], pair)
-        for pair in _largest(run)
-        if pair["peer"]
+        for pair in largest(run)
+        if pair["peer"] and pair["allocator"] == DEFAULT
     ]
     note = "bar: ratio of medians; line: 20 to 80 % of the interleaved rounds"
     return _bars(
@@ -106,9 +106,9 @@ def speedups(run: Run) -> Figure | None:
 def roofline(run: Run) -> Figure | None:
     """One bar a mode: how much of the roofline our time reaches."""
     rows = {}
-    for pair in _largest(run):
+    for pair in largest(run):
         found = share_of_floor(run, pair)
-        if found:
+        if found and pair["allocator"] == DEFAULT:
             rows[pair["op"], pair["mode"]] = (
                 f"{pair['op']} {pair['shape']}",
                 f"{pair['mode']} ({pair['ours']})",
@@ -128,7 +128,7 @@ def roofline(run: Run) -> Figure | None:
 def memory(run: Run) -> Figure | None:
     """Peak memory of ours and of each peer."""
     rows: dict[tuple[str, str, str], tuple[str, str, float, Record]] = {}
-    for pair in _largest(run):
+    for pair in largest(run):
         group = f"{pair['op']} {pair['shape']}"
         sides = ((OURS, pair["ours_bytes"]), (pair["peer"], pair.get("peer_bytes")))
         for name, count in sides:
@@ -153,7 +153,7 @@ def _bars(
         return None
     groups = list(dict.fromkeys(group for group, *_ in rows))
     height = 0.24 * len(rows) + 0.42 * len(groups)
-    figure = _figure(10.5, height + 1.5, title, _where(run), note)
+    figure = _figure(10.5, height + 1.5, title, where(run), note)
     figure.subplots_adjust(left=0.27, right=0.88, top=1 - 1.0 / (height + 1.5), bottom=0.3 / (height + 1.5))
     axes = figure.subplots()
     at, ticks, names = 0.0, [], []
@@ -200,12 +200,6 @@ def _figure(width: float, height: float, title: str, where: str, note: str = "")
     return figure
 
 
-def _where(run: Run) -> str:
-    machine = run.header["machine"]
-    name = machine.get("gpu") or f"{machine['processor']}, {machine['cores']} cores, {machine['vectors']}"
-    return f"{name}; torch {run.header['versions']['torch']}; commit {run.header['commit']}, {run.header['time'][:10]}"
-
-
 def _families(pairs: Sequence[Record]) -> dict[str, list[Record]]:
     """Pairs by the rest of their shape, where at least two lengths were measured."""
     found: dict[str, list[Record]] = {}
@@ -213,20 +207,6 @@ def _families(pairs: Sequence[Record]) -> dict[str, list[Record]]:
         rest = label({key: value for key, value in pair["dims"].items() if key != "L"})
         found.setdefault(rest, []).append(pair)
     return {rest: group for rest, group in found.items() if len({pair["dims"]["L"] for pair in group}) > 1}
-
-
-def _largest(run: Run) -> list[Record]:
-    """Pairs under the default allocator, of the shape of each operation with the most numbers in it."""
-    size = {
-        (pair["op"], pair["shape"]): pair["cost"]["flops"] for pair in run.pairs if pair["mode"] == FORWARD
-    }
-    best: dict[str, str] = {}
-    for (op, shape), flops in size.items():
-        if op not in best or flops > size[op, best[op]]:
-            best[op] = shape
-    return [
-        pair for pair in run.pairs if pair["allocator"] == DEFAULT and best.get(pair["op"]) == pair["shape"]
-    ]
 
 
 def _styles(pairs: Sequence[Record]) -> dict[str, tuple[str, str]]:

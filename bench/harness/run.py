@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 from bench.harness.declare import DEFAULT, KEEPS
 from bench.harness.machine import ROOT
@@ -23,13 +23,16 @@ from bench.harness.progress import Progress
 _KEEPING = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 
 
-def environment(allocator: str, base: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment of a process that measures with this allocator setting."""
+def environment(
+    allocator: str, base: Mapping[str, str] = os.environ, threads: int | None = None
+) -> dict[str, str]:
+    """The environment of a process that measures with this allocator setting (and so many threads)."""
     settings = {DEFAULT: {}, KEEPS: _KEEPING}
     if allocator not in settings:
         raise ValueError(f"allocator is {allocator!r}, expected one of {tuple(settings)}")
     clean = {name: value for name, value in base.items() if not name.startswith("MALLOC_")}
-    return {**clean, **settings[allocator]}
+    counted = {} if threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    return {**clean, **settings[allocator], **counted}
 
 
 def run(
@@ -49,18 +52,20 @@ def run(
         if not done:
             _write(file, header)
         for allocator, group in groupby(left, key=lambda job: job.allocator):
-            waiting = list(group)
+            env, waiting = environment(allocator, threads=header["threads"]), list(group)
             while waiting:
-                waiting = _spawn(waiting, allocator, file, log, progress)
+                waiting = _spawn(waiting, env, file, log, progress)
     progress.close()
 
 
-def _spawn(jobs: list[Job], allocator: str, file: TextIO, log: TextIO, progress: Progress) -> list[Job]:
+def _spawn(
+    jobs: list[Job], env: dict[str, str], file: IO[str], log: IO[str], progress: Progress
+) -> list[Job]:
     """Run the jobs in one process; returns those left when it died early."""
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.harness.worker"],
         cwd=ROOT,
-        env=environment(allocator),
+        env=env,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
@@ -78,7 +83,7 @@ def _spawn(jobs: list[Job], allocator: str, file: TextIO, log: TextIO, progress:
             record = json.loads(line)
             if record["kind"] == "start":
                 progress.step(
-                    f"{record['job'][0]} {record['job'][1]} {record['job'][2]} ({allocator} allocator)"
+                    f"{record['job'][0]} {record['job'][1]} {record['job'][2]} ({jobs[0].allocator} allocator)"
                 )
                 continue
             finished += record["kind"] == "done"
@@ -96,7 +101,7 @@ def _spawn(jobs: list[Job], allocator: str, file: TextIO, log: TextIO, progress:
     return jobs[finished + 1 :]
 
 
-def _write(file: TextIO, record: dict[str, Any]) -> None:
+def _write(file: IO[str], record: dict[str, Any]) -> None:
     file.write(json.dumps(record) + "\n")
     file.flush()
 

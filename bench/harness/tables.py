@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from bench.harness.ceilings import floor
-from bench.harness.declare import DEFAULT, KEEPS, Cost
+from bench.harness.declare import BOTH, DEFAULT, FORWARD, KEEPS, Cost
 from bench.harness.results import Record, Run
 
 
@@ -57,12 +57,19 @@ def share_of_floor(run: Run, pair: Record) -> tuple[float, str] | None:
     return seconds / pair["ours_s"]["median"], bound
 
 
+def where(run: Run) -> str:
+    """The machine, torch's version, the commit and the day, in a line."""
+    machine = run.header["machine"]
+    name = machine.get("gpu") or f"{machine['processor']}, {machine['cores']} cores, {machine['vectors']}"
+    torch, commit, day = run.header["versions"]["torch"], run.header["commit"], run.header["time"][:10]
+    threads = f"{run.header['threads']} threads" if run.header["threads"] > 1 else "1 thread"
+    return f"{name}, {threads}; torch {torch}; commit {commit}, {day}"
+
+
 def heading(run: Run) -> str:
-    """One paragraph: machine, versions, commit, day, and the ceilings measured in the same run."""
-    machine, versions = run.header["machine"], run.header["versions"]
-    name = machine.get("gpu") or f"{machine['processor']}, {machine['cores']} cores ({machine['vectors']})"
-    packages = ", ".join(f"{key} {value}" for key, value in versions.items())
-    text = f"{name}; commit {run.header['commit']}, {run.header['time'][:10]}; {packages}."
+    """Where and when, versions, the ceilings measured in the same run, and what disturbed it."""
+    versions = run.header["versions"].items()
+    text = f"{where(run)}; with {', '.join(f'{key} {value}' for key, value in versions if key != 'torch')}."
     for allocator, rates in sorted(run.ceilings.items()):
         gflops, gexp, grec = (rates[key] / 1e9 for key in ("sgemm", "exp", "reciprocal"))
         text += (
@@ -137,27 +144,28 @@ def document(run: Run) -> str:
 
 
 def summary(run: Run) -> str:
-    """README's table: a row for each operation, shape, mode and peer, both allocator settings side by side."""
-    kept = {_work(pair): pair for pair in run.pairs if pair["allocator"] == KEEPS and pair["peer"]}
-    rows = []
+    """README's table: for the largest shape of each operation, how many times faster than each peer."""
+    found: dict[tuple[str, str, str], dict[tuple[str, str], str]] = {}
+    for pair in largest(run):
+        if pair["peer"]:
+            row = found.setdefault((pair["op"], pair["shape"], pair["peer"]), {})
+            row[pair["mode"], pair["allocator"]] = significant(pair["ratio"]["median"])
+    columns = [(mode, allocator) for mode in (FORWARD, BOTH) for allocator in (DEFAULT, KEEPS)]
+    rows = [
+        [f"{op} {shape}", peer, *(row.get(key, "") for key in columns)]
+        for (op, shape, peer), row in found.items()
+    ]
+    head = [mode if allocator == DEFAULT else "pages kept" for mode, allocator in columns]
+    return table(["work", "times faster than", *head], rows, left=2)
+
+
+def largest(run: Run) -> list[Record]:
+    """The pairs of the shape of each operation whose forward pass takes the most operations."""
+    best: dict[str, Record] = {}
     for pair in run.pairs:
-        if pair["allocator"] != DEFAULT or not pair["peer"]:
-            continue
-        other = kept.get(_work(pair))
-        rows.append(
-            [
-                f"{pair['op']} {pair['shape']}",
-                pair["mode"],
-                pair["peer"],
-                milliseconds(pair["ours_s"]["median"]),
-                milliseconds(pair["peer_s"]["median"]),
-                significant(pair["ratio"]["median"]),
-                significant(other["ratio"]["median"]) if other else "",
-            ]
-        )
-    head = ["work", "mode", "against", "ours ms", "theirs ms", "times faster", "pages kept"]
-    return table(head, rows, left=3)
-
-
-def _work(pair: Record) -> tuple[str, ...]:
-    return pair["op"], pair["shape"], pair["mode"], pair["peer"]
+        if (
+            pair["mode"] == FORWARD
+            and pair["cost"]["flops"] > best.get(pair["op"], pair)["cost"]["flops"] - 1
+        ):
+            best[pair["op"]] = pair
+    return [pair for pair in run.pairs if best.get(pair["op"], pair)["shape"] == pair["shape"]]

@@ -41,7 +41,9 @@ def rows(known: Mapping[str, Bench], runs: Sequence[Run]) -> list[Row]:
 
 
 def measured(op: str, target: Target, run: Run) -> float | None:
-    """What the run measured for the target."""
+    """What the run measured for the target; promises on a CPU are for all of its cores."""
+    if target.device == "cpu" and run.header["threads"] < run.header["machine"]["cores"]:
+        return None
     wanted = {"op": op, "shape": target.shape, "mode": target.mode, "device": target.device}
     wanted["allocator"] = target.allocator
     if target.against in CEILINGS:

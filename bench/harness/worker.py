@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -26,9 +27,11 @@ from bench.harness.stats import Summary, ratio
 from sequence_kernels.ops import dispatch
 
 Emit = Callable[[dict[str, Any]], None]
+Result = TypeVar("Result")
 
 TORCH_BACKEND = "our torch backend"
 AUTOMATIC = "automatic"  # a layer's ops choose their backends one by one
+QUIET = 0.05  # share of the cores that other programs may use
 GRAPHED_BELOW = 2e-4  # seconds; shorter CUDA calls are timed as graph replays
 
 
@@ -68,7 +71,7 @@ def measure(job: Job, bench: Bench, emit: Emit) -> None:
             backend = serving(bench.entry, inputs, job.backend)
             ours = prepare(bench.run, bench.setup, bench.wrt, inputs, job.mode, _using(job.backend))
         except Exception as error:
-            emit({"kind": "skip", **about, "peer": None, "reason": _said(error)})
+            emit({"kind": "skip", **about, "peer": None, "reason": said(error)})
             return
         about.update(ours=backend, dims=dict(shape), cost=asdict(bench.cost(shape, job.mode)))
         timed = 0
@@ -88,7 +91,7 @@ def measure(job: Job, bench: Bench, emit: Emit) -> None:
                 emit({"kind": "pair", **about, **_pair(job, bench, peer, ours, inputs, clock)})
                 timed += 1
             except Exception as error:
-                emit({"kind": "skip", **about, "peer": peer.name, "reason": _said(error)})
+                emit({"kind": "skip", **about, "peer": peer.name, "reason": said(error)})
         if not timed:
             emit({"kind": "pair", **about, **_alone(job, ours, clock)})
 
@@ -104,9 +107,7 @@ def _pair(job: Job, bench: Bench, peer: Peer, ours: Prepared, inputs: Inputs, cl
             f"gives another answer: relative difference {gap:.1e}, allowed {peer.tolerance:.0e}"
         )
     samplers = {"ours": _sampler(ours, job, clock), "theirs": _sampler(theirs, job, clock)}
-    effort = EFFORTS[job.effort]
-    with _foreign_load() as foreign:
-        samples = interleave(samplers, effort.seconds, effort.least)
+    samples, foreign = _rounds(samplers, job)
     return {
         "peer": peer.name,
         "difference": gap,
@@ -115,16 +116,14 @@ def _pair(job: Job, bench: Bench, peer: Peer, ours: Prepared, inputs: Inputs, cl
         "ratio": ratio(samples["ours"], samples["theirs"]).as_dict(),
         "ours_bytes": _peak(ours, job),
         "peer_bytes": _peak(theirs, job),
-        "foreign": foreign(),
+        "foreign": foreign,
     }
 
 
 def _alone(job: Job, ours: Prepared, clock: Clock) -> dict[str, Any]:
-    effort = EFFORTS[job.effort]
-    with _foreign_load() as foreign:
-        samples = interleave({"ours": _sampler(ours, job, clock)}, effort.seconds / 2, effort.least)
+    samples, foreign = _rounds({"ours": _sampler(ours, job, clock)}, job)
     summary = Summary.of(samples["ours"]).as_dict()
-    return {"peer": None, "ours_s": summary, "ours_bytes": _peak(ours, job), "foreign": foreign()}
+    return {"peer": None, "ours_s": summary, "ours_bytes": _peak(ours, job), "foreign": foreign}
 
 
 def missing(entry: str) -> str | None:
@@ -149,7 +148,7 @@ def peers_of(bench: Bench, backend: str) -> tuple[Peer, ...]:
     """The declared peers, and our own torch backend where something faster serves."""
     if backend == "torch":
         return bench.peers
-    return (*bench.peers, Peer(TORCH_BACKEND, bench.run, bench.setup))
+    return (*bench.peers, Peer(TORCH_BACKEND, bench.run, bench.setup, quick=backend != AUTOMATIC))
 
 
 def _using(backend: str | None) -> Callable[[], Any]:
@@ -174,31 +173,41 @@ def _peak(side: Prepared, job: Job) -> int | None:
         return memory.peak(side.call, torch.device(job.device))
 
 
-@contextmanager
-def _foreign_load() -> Iterator[Callable[[], float | None]]:
-    """Yields a function that says what share of all cores' time other programs used since."""
+def _rounds(samplers: Mapping[str, Sampler], job: Job) -> tuple[dict[str, list[float]], float | None]:
+    """Interleaved rounds, and the share of the cores that other programs used meanwhile.
+
+    While that is much and the job has patience left, wait for a quieter moment and measure again; the quietest
+    attempt counts, whatever its times.
+    """
+    effort, end = EFFORTS[job.effort], time.monotonic() + job.patience
+    attempts = []
+    while True:
+        while time.monotonic() < end and _foreign_share(lambda: time.sleep(0.25))[1] > QUIET:
+            pass
+        attempts.append(_foreign_share(lambda: interleave(samplers, effort.seconds, effort.least)))
+        if attempts[-1][1] <= QUIET or time.monotonic() >= end:
+            samples, foreign = min(attempts, key=lambda attempt: attempt[1])
+            return samples, None if math.isnan(foreign) else round(foreign, 3)
+
+
+def _foreign_share(work: Callable[[], Result]) -> tuple[Result, float]:
+    """What `work` returns, and the share of all cores' time that other programs used meanwhile (NaN: unknown)."""
     start, mine, busy = time.perf_counter(), time.process_time(), _busy()
-
-    def share() -> float | None:
-        now = _busy()
-        if busy is None or now is None:
-            return None
-        available = (time.perf_counter() - start) * (os.cpu_count() or 1)
-        return round(max(0.0, now - busy - (time.process_time() - mine)) / available, 3)
-
-    yield share
+    result = work()
+    foreign = _busy() - busy - (time.process_time() - mine)
+    return result, max(0.0, foreign / ((time.perf_counter() - start) * (os.cpu_count() or 1)))
 
 
-def _busy() -> float | None:
-    """Seconds that all cores together spent working since the system started."""
+def _busy() -> float:
+    """Seconds that all cores together spent working since the system started; NaN where Linux does not say."""
     stat = Path("/proc/stat")
     if not stat.exists():
-        return None
+        return math.nan
     user, nice, system, _, _, irq, softirq, *_ = map(int, stat.read_text().splitlines()[0].split()[1:])
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     first = str(error).strip().splitlines()
     return f"{type(error).__name__}: {first[0] if first else ''}"
 

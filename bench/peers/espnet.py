@@ -58,9 +58,9 @@ def backbone(ours: nn.Module, **arguments: Any) -> nn.Module:
     from espnet2.asr.state_spaces.model import SequenceModel
 
     theirs = _corresponding(SequenceModel(ours.d_model, track_norms=False, **arguments), ours)
-    for part in theirs.modules():
-        if hasattr(part, "setup_step"):
-            part.setup_step()
+    parts: list[Any] = [part for part in theirs.modules() if hasattr(part, "setup_step")]
+    for part in parts:
+        part.setup_step()
     return theirs
 
 

@@ -90,13 +90,15 @@ def test_the_allocator_settings_differ_in_page_faults():
         name: int(subprocess.check_output([sys.executable, "-c", FAULTS], env=environment(name), text=True))
         for name in (DEFAULT, KEEPS)
     }
-    assert faults[KEEPS] < 100 < 100 * faults[KEEPS] + 100 < faults[DEFAULT]
+    assert faults[KEEPS] < 100
+    assert faults[DEFAULT] > 10_000
 
 
 def test_the_environment_of_a_setting_replaces_what_was_there():
     base = {"PATH": "/bin", "MALLOC_MMAP_MAX_": "7"}
     assert environment(DEFAULT, base) == {"PATH": "/bin"}
     assert environment(KEEPS, base)["MALLOC_MMAP_MAX_"] == "0"
+    assert environment(DEFAULT, base, threads=1)["OMP_NUM_THREADS"] == "1"
     with pytest.raises(ValueError, match="expected one of"):
         environment("generous")
 
