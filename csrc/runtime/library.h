@@ -8,6 +8,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -28,7 +29,7 @@ inline void checked(AOTITorchError error, const char* function) {
 }
 #define SEQUENCE_KERNELS_CALL(function, ...) ::sequence_kernels::checked(function(__VA_ARGS__), #function)
 
-enum class Dtype { float32, float64, complex64, complex128, int64 };
+enum class Dtype { float16, bfloat16, float32, float64, complex64, complex128, int64 };
 
 inline Dtype complex_of(Dtype real) {
   return real == Dtype::float32 ? Dtype::complex64 : Dtype::complex128;
@@ -63,12 +64,19 @@ class Tensor {
     return std::vector<int64_t>(sizes, sizes + dim);
   }
 
+  std::vector<int64_t> strides() const {
+    int64_t* strides = nullptr;
+    SEQUENCE_KERNELS_CALL(aoti_torch_get_strides, handle_.get(), &strides);
+    return std::vector<int64_t>(strides, strides + sizes().size());
+  }
+
   Dtype dtype() const {
     int32_t dtype = 0;
     SEQUENCE_KERNELS_CALL(aoti_torch_get_dtype, handle_.get(), &dtype);
-    for (Dtype known : {Dtype::float32, Dtype::float64, Dtype::complex64, Dtype::complex128, Dtype::int64})
+    for (Dtype known : {Dtype::float16, Dtype::bfloat16, Dtype::float32, Dtype::float64, Dtype::complex64,
+                        Dtype::complex128, Dtype::int64})
       if (dtype == torch_dtype(known)) return known;
-    throw std::runtime_error("sequence_kernels: expected float32, float64, complex64, complex128 or int64");
+    throw std::runtime_error("sequence_kernels: expected a floating-point, complex or int64 tensor");
   }
 
   bool is_contiguous() const {
@@ -101,6 +109,10 @@ class Tensor {
 
   static int32_t torch_dtype(Dtype dtype) {
     switch (dtype) {
+      case Dtype::float16:
+        return aoti_torch_dtype_float16();
+      case Dtype::bfloat16:
+        return aoti_torch_dtype_bfloat16();
       case Dtype::float32:
         return aoti_torch_dtype_float32();
       case Dtype::float64:
@@ -119,10 +131,14 @@ class Tensor {
 
 namespace detail {
 
+// An optional tensor comes as a pointer to its handle, which the callee deletes, or null.
 template <typename T>
 T unbox(StableIValue value) {
   if constexpr (std::is_same_v<T, Tensor>) {
     return Tensor(reinterpret_cast<AtenTensorHandle>(value));
+  } else if constexpr (std::is_same_v<T, std::optional<Tensor>>) {
+    const std::unique_ptr<StableIValue> inner(reinterpret_cast<StableIValue*>(value));
+    return inner ? std::optional<Tensor>(unbox<Tensor>(*inner)) : std::nullopt;
   } else {
     static_assert(std::is_same_v<T, int64_t> || std::is_same_v<T, double> || std::is_same_v<T, bool>);
     T result;
@@ -131,20 +147,20 @@ T unbox(StableIValue value) {
   }
 }
 
-template <typename T>
-StableIValue box(T&& value) {
-  if constexpr (std::is_same_v<std::decay_t<T>, Tensor>) {
-    return reinterpret_cast<StableIValue>(value.release());
-  } else {
-    static_assert(std::is_same_v<std::decay_t<T>, int64_t>);
-    return static_cast<StableIValue>(value);
-  }
+inline void box(Tensor&& value, StableIValue* to) {
+  *to = reinterpret_cast<StableIValue>(value.release());
+}
+inline void box(int64_t value, StableIValue* to) {
+  *to = static_cast<StableIValue>(value);
+}
+inline void box(std::vector<Tensor>&& values, StableIValue* to) {
+  for (Tensor& value : values) box(std::move(value), to++);
 }
 
 template <auto function, typename Result, typename... Arguments, size_t... index>
 void call(Result (*)(Arguments...), StableIValue* stack, std::index_sequence<index...>) {
   std::tuple<std::decay_t<Arguments>...> arguments(unbox<std::decay_t<Arguments>>(stack[index])...);
-  stack[0] = box(function(std::get<index>(arguments)...));
+  box(function(std::get<index>(arguments)...), stack);
 }
 
 template <typename Result, typename... Arguments>
@@ -154,8 +170,8 @@ constexpr auto argument_indices(Result (*)(Arguments...)) {
 
 }  // namespace detail
 
-// A C++ function of tensors and numbers in torch's calling convention: it takes over the references in its
-// arguments.
+// A C++ function of tensors, optional tensors and numbers in torch's calling convention: it takes over the
+// references in its arguments. Several results are a vector.
 template <auto function>
 void boxed(StableIValue* stack, uint64_t, uint64_t) {
   detail::call<function>(function, stack, detail::argument_indices(function));

@@ -19,6 +19,8 @@ using TorchLibraryHandle = TorchLibraryOpaque*;
 typedef void (*ParallelFunc)(int64_t begin, int64_t end, void* context);
 
 // dtypes and devices
+int32_t aoti_torch_dtype_float16();
+int32_t aoti_torch_dtype_bfloat16();
 int32_t aoti_torch_dtype_float32();
 int32_t aoti_torch_dtype_float64();
 int32_t aoti_torch_dtype_complex64();
@@ -29,6 +31,7 @@ int32_t aoti_torch_device_type_cpu();
 // tensors
 AOTITorchError aoti_torch_get_dim(AtenTensorHandle tensor, int64_t* dim);
 AOTITorchError aoti_torch_get_sizes(AtenTensorHandle tensor, int64_t** sizes);
+AOTITorchError aoti_torch_get_strides(AtenTensorHandle tensor, int64_t** strides);
 AOTITorchError aoti_torch_get_dtype(AtenTensorHandle tensor, int32_t* dtype);
 AOTITorchError aoti_torch_is_contiguous(AtenTensorHandle tensor, bool* contiguous);
 AOTITorchError torch_get_const_data_ptr(AtenTensorHandle tensor, const void** data);

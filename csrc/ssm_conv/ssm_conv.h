@@ -1,0 +1,92 @@
+// The chunked state-space convolution on the CPU: what the kernels in cpu.cpp take.
+//
+// A sequence is cut in chunks of T elements; as row vectors, with X_m the state before chunk m,
+//
+//   Y_m     = X_m E_out + U_m (Toep(taps) + d I)
+//   X_{m+1} = X_m A_T + U_m E_in
+//
+// and in the backward pass, with G_m and P_m the gradients of Y_m and X_m,
+//
+//   P_m  = P_{m+1} A_T^* + G_m E_out^T
+//   dU_m = P_{m+1} E_in^T + G_m (Toep(taps) + d I)^T
+//   dE_out = sum X_m^T G_m, dE_in = sum U_m^T P_{m+1}, dA_T = sum X_m^* P_{m+1}, dToep = sum U_m^T G_m
+//
+// Only the product with A_T goes from chunk to chunk. So the kernels take a block of chunks, of one or more
+// sequences, as the rows of a matrix that stays in cache: one matrix product with E_in for all rows, A_T row
+// by row in place, one product each with E_out and the Toeplitz matrix.
+#pragma once
+
+#include <cstdint>
+
+#include "common/isa.h"
+
+namespace sequence_kernels {
+
+enum class Element { float16, bfloat16, float32, float64 };
+
+// u, or the gradient of y: indices (batch, channel, head, step), strides in elements.
+struct Sequences {
+  const void* data;
+  Element element;
+  int64_t batch, channel, head, step;
+};
+
+// Arrays are contiguous, `Power` (see a_powers) ones of float64 where `wide`, else of Real; complex values
+// interleaved. A null pointer: that argument is not given.
+template <typename Real>
+struct SsmConvArguments {
+  int64_t B, C, H, L, T, S;
+  Sequences u;          // (B, H, L)
+  const Real* taps;     // (C, H, T)
+  const Real* e_out;    // (C, H, S, T)
+  const Real* e_in;     // (H, T, S)
+  const void* powers;   // (H, log2 T + 1, S / 2) complex, or where dense (H, log2 T + 1, S, S)
+  const Real* d;        // (C, H)
+  const Real* initial;  // (B, H, S)
+  const int64_t* lengths;
+  bool dense, wide;
+
+  void* y;            // (B, C, H, L), as all results contiguous; elements as of u
+  Real* final_state;  // (B, H, S)
+
+  Sequences g;  // backward only, from here on
+  const Real* g_final;
+  void* du;
+  Real *d_taps, *d_e_out, *d_e_in, *d_d, *d_initial;
+  void* d_powers;
+
+  int64_t chunks() const { return (L + T - 1) / T; }
+};
+
+// Rows that a block has, of `batch` sequences.
+struct SsmConvBlock {
+  int64_t batch, chunks;
+
+  template <typename Real>
+  explicit SsmConvBlock(const SsmConvArguments<Real>& arguments) {
+    constexpr int64_t rows = 64, dense_batch = 8;  // a dense A_T is applied to so many rows at a time
+    const int64_t M = arguments.chunks() > 0 ? arguments.chunks() : 1;
+    batch = rows / M > 1 ? rows / M : 1;
+    if (arguments.dense && batch < dense_batch) batch = dense_batch;
+    if (batch > arguments.B) batch = arguments.B > 0 ? arguments.B : 1;
+    chunks = M < rows / batch ? M : rows / batch;
+  }
+  template <typename Real>
+  int64_t count(const SsmConvArguments<Real>& arguments) const {
+    return (arguments.B + batch - 1) / batch;
+  }
+};
+
+// Scratch elements that one thread needs.
+template <typename Real, Isa isa>
+int64_t ssm_conv_scratch(const SsmConvArguments<Real>& arguments, bool backward);
+
+// Work items [begin, end) of H * (blocks of the batch), the blocks of one head side by side.
+template <typename Real, Isa isa>
+void ssm_conv(const SsmConvArguments<Real>& arguments, int64_t begin, int64_t end, Real* scratch);
+
+// Heads [begin, end).
+template <typename Real, Isa isa>
+void ssm_conv_backward(const SsmConvArguments<Real>& arguments, int64_t begin, int64_t end, Real* scratch);
+
+}  // namespace sequence_kernels

@@ -1,0 +1,46 @@
+"""The chunked state-space convolution and its adjoint by the C++ kernels (csrc/ssm_conv)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import native
+from ..dispatch import implement
+
+
+def _needs(device: str, dtype: torch.dtype) -> str | None:
+    return native.why_not("cpu")
+
+
+def _parameters(
+    taps: Tensor,
+    e_out: Tensor,
+    e_in: Tensor,
+    a_powers: Tensor,
+    d: Tensor | None,
+    initial_state: Tensor | None,
+    lengths: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """As the kernels take them; sequences they read at any strides."""
+    return (
+        *(t.contiguous() for t in (taps, e_out, e_in, a_powers.resolve_conj())),
+        *(None if t is None else t.contiguous() for t in (d, initial_state)),
+        None if lengths is None else lengths.to(torch.int64).contiguous(),
+    )
+
+
+@implement("ssm_conv", "cpu", needs=_needs)
+def ssm_conv(u: Tensor, *parameters: Any) -> tuple[Tensor, Tensor]:
+    return torch.ops.sequence_kernels_native.ssm_conv(u, *_parameters(*parameters))
+
+
+@implement("ssm_conv_backward", "cpu", needs=_needs)
+def ssm_conv_backward(
+    g: Tensor, g_final: Tensor, u: Tensor, *parameters: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return torch.ops.sequence_kernels_native.ssm_conv_backward(
+        g, g_final.contiguous(), u, *_parameters(*parameters)
+    )
