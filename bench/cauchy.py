@@ -76,6 +76,7 @@ BENCH = Bench(
     run=ours,
     cost=cost,
     wrt=("v", "w"),
+    gate=6,
     peers=(
         Peer("torch naive", naive, serves=fits),
         Peer("pykeops", keops.cauchy, needs=package("pykeops", "pykeops"), quick=False),

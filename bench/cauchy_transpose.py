@@ -49,5 +49,6 @@ BENCH = Bench(
     inputs=inputs,
     run=ours,
     cost=cost,
+    gate=2.5,
     peers=(Peer("torch naive", naive, serves=fits),),
 )

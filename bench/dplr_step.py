@@ -72,5 +72,6 @@ BENCH = Bench(
     inputs=inputs,
     run=ours,
     cost=cost,
+    gate=1.2,
     peers=(Peer("torch naive", naive), Peer("torch dense", dense, dense_matrix)),
 )

@@ -95,6 +95,7 @@ BENCH = Bench(
     run=ours,
     cost=cost,
     wrt=("u", *MATRICES),
+    gate=2,
     peers=(
         Peer(FFT, rfft, wrt=("u", "k"), serves=whole),
         Peer(

@@ -53,6 +53,7 @@ BENCH = Bench(
     inputs=inputs,
     run=ours,
     cost=cost,
+    gate=1.05,
     peers=(
         Peer("torch naive", naive),
         Peer("torch.compile", compiled.run, compiled.of(naive), needs=cpu_only, quick=False),

@@ -63,13 +63,13 @@ BENCH = Bench(
     run=ours,
     cost=cost,
     wrt=("v", "x"),
+    gate=3,
     peers=(
         Peer("torch naive", naive, serves=fits),
         Peer("torch two-level", two_level),
         Peer("pykeops", keops.vandermonde, needs=package("pykeops", "pykeops"), quick=False),
         Peer("torch.compile", compiled.run, compiled.of(two_level), needs=cpu_only, quick=False),
     ),
-    gate=1.5,
     targets=(
         Target(5, f"{WORK}, forward", SHAPE, "torch naive", 100),
         Target(5, f"{WORK}, forward+backward", SHAPE, "torch naive", 80, mode=BOTH),

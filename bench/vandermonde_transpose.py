@@ -45,6 +45,7 @@ BENCH = Bench(
     inputs=inputs,
     run=ours,
     cost=cost,
+    gate=2.5,
     peers=(
         Peer("torch naive", naive, serves=fits),
         Peer("pykeops", keops.vandermonde_transpose, needs=package("pykeops", "pykeops"), quick=False),

@@ -67,18 +67,9 @@ def against_length(run: Run, op: str) -> Figure | None:
                 right.plot(*_xy(faster), marker + line, color=colour, lw=1.5)
         right.axhline(1, color=INK, lw=1)
         _log_axes(left, lengths, "ms", f"{mode}: time (default allocator)")
-        _log_axes(right, lengths, "times faster", f"{mode}: how many times faster we are")
+        _log_axes(right, lengths, "times faster", f"{mode}: times faster (dashed: pages kept)")
     handles, names = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="lower center", ncols=min(len(names), 5), frameon=False)
-    grid[0][1].text(
-        0.98,
-        0.03,
-        "solid: default allocator, dashed: pages kept",
-        transform=grid[0][1].transAxes,
-        ha="right",
-        fontsize=8.5,
-        color=INK,
-    )
     figure.subplots_adjust(
         left=0.08,
         right=0.97,
@@ -160,7 +151,7 @@ def _bars(
     low = min(min(value for _, _, value, _ in rows), 1.0 if one else float("inf")) / 1.5
     for group in groups:
         axes.text(
-            -0.37, at, group, transform=axes.get_yaxis_transform(), weight="bold", va="center", color=INK
+            -0.43, at, group, transform=axes.get_yaxis_transform(), weight="bold", va="center", color=INK
         )
         at += 1
         for _, name, value, about in (row for row in rows if row[0] == group):
@@ -181,7 +172,7 @@ def _bars(
     axes.set_yticks(ticks, names, fontsize=9)
     axes.set_ylim(at - 0.5, -0.7)
     axes.set_xscale("log")
-    axes.set_xlim(low)
+    axes.set_xlim(low, max(value for _, _, value, _ in rows) * (1.5 if one else 2.5))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(axis="y", length=0)
