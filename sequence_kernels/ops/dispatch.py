@@ -7,6 +7,7 @@ An op has one implementation a backend: ``torch`` (plain torch, everywhere: the 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,11 @@ import torch
 
 BACKENDS = ("torch", "cpu", "cuda", "triton")
 
-_PREFERENCE = {"cpu": ("cpu", "torch"), "cuda": ("cuda", "triton", "torch")}
+#: The devices that each backend's kernels run on.
+_DEVICES = {"cpu": ("cpu",), "cuda": ("cuda",), "triton": ("cuda",)}
+
+#: What is tried in turn when nobody asks for a backend. Triton joins when it has been measured on a GPU.
+_PREFERENCE = {"cpu": ("cpu", "torch"), "cuda": ("cuda", "torch")}
 
 Needs = Callable[[str, torch.dtype], "str | None"]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -52,6 +57,24 @@ def implement(op: str, backend: str, *, needs: Needs | None = None) -> Callable[
     return decorate
 
 
+def implement_in_triton(package: str, *ops: str) -> None:
+    """The module ``package.triton`` implements the ops, each in a function of its name; imported at the first call."""
+
+    def missing(device: str, dtype: torch.dtype) -> str | None:
+        if importlib.util.find_spec("triton") is None:
+            return (
+                "triton is not installed; `pip install triton`, or install torch with CUDA, which brings it"
+            )
+        return None
+
+    for op in ops:
+
+        def run(*args: Any, op: str = op) -> Any:
+            return getattr(importlib.import_module(f"{package}.triton"), op)(*args)
+
+        implement(op, "triton", needs=missing)(run)
+
+
 def implementation(op: str, backend: str) -> Callable[..., Any]:
     """The function that was registered for the op and the backend."""
     return _implementations[op][backend].run
@@ -60,7 +83,7 @@ def implementation(op: str, backend: str) -> Callable[..., Any]:
 @functools.cache
 def _refusal(op: str, backend: str, device: str, dtype: torch.dtype) -> str | None:
     """Why the backend cannot serve the op for tensors of that device and dtype; None if it can."""
-    if backend != "torch" and backend not in _PREFERENCE.get(device, ()):
+    if backend != "torch" and device not in _DEVICES[backend]:
         return (
             f"backend {backend!r} does not run on {device!r} tensors; move the tensors or use backend='torch'"
         )
@@ -131,5 +154,5 @@ def explain(op: str, device: str | torch.device = "cpu", dtype: torch.dtype = to
     lines = [f"{op} on {kind}, {dtype}: {chosen}"]
     for backend in BACKENDS:
         if backend != chosen:
-            lines.append(f"  {backend}: {_refusal(op, backend, kind, dtype) or 'able, but comes later'}")
+            lines.append(f"  {backend}: {_refusal(op, backend, kind, dtype) or 'able, if it is asked for'}")
     return "\n".join(lines)

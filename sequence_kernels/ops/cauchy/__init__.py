@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..dispatch import choose
+from ..dispatch import choose, implement_in_triton
 from ..registration import gradient_for, register
 from . import cpu, reference  # noqa: F401 (register the implementations)
+
+implement_in_triton(__name__, "cauchy", "cauchy_transpose")
 
 
 def cauchy(
