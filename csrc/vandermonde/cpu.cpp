@@ -19,7 +19,7 @@ template <typename Real>
 inline void geometric(Exponent x, int64_t first, int64_t stride, int count, Real* re, Real* im) {
   uint64_t turns[kMostExponents];
   double magnitude[kMostExponents];
-  for (int k = 0; k < kMostExponents; ++k) {
+  for (int k = 0; k < round_up(count, kLanes<Real>); ++k) {
     const int64_t l = first + stride * k;
     turns[k] = x.turns * static_cast<uint64_t>(l);
     magnitude[k] = x.magnitude * static_cast<double>(l);
@@ -61,6 +61,7 @@ void vandermonde(const VandermondeArguments<Real>& arguments, int64_t begin, int
   for (int64_t item = begin; item < end; ++item) {
     const Place at(item, L);
     const Real* x = arguments.x + at.channel * N * 2;
+    const int64_t whole_rows = round_up(at.rows, kTileRows);
     for (int64_t n = 0; n < N; ++n) {
       const Exponent e = exponent_of(x, n);
       Real* column = columns + 2 * n * kTile;
@@ -76,14 +77,13 @@ void vandermonde(const VandermondeArguments<Real>& arguments, int64_t begin, int
           const Real *p = rows + 2 * n * kTile, *q = p + kTile;
           Real *to_re = weighted + 2 * n * kTile, *to_im = to_re + kTile;
           if (part == 0)
-            for (int i = 0; i < kTile; ++i)
+            for (int64_t i = 0; i < whole_rows; ++i)
               to_re[i] = re * p[i] - im * q[i], to_im[i] = -(re * q[i] + im * p[i]);
           else
-            for (int i = 0; i < kTile; ++i)
+            for (int64_t i = 0; i < whole_rows; ++i)
               to_re[i] = re * q[i] + im * p[i], to_im[i] = re * p[i] - im * q[i];
         }
-        matmul(round_up(at.rows, kTileRows), kTile, depth, weighted, kTile, int64_t(1), columns, kTile,
-               tile[part], kTile);
+        matmul(whole_rows, kTile, depth, weighted, kTile, int64_t(1), columns, kTile, tile[part], kTile);
       }
       if (arguments.power > 0)
         for (int part = 0; part < parts; ++part)
