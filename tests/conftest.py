@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests import triton_kernels
+from tests import checks_table, triton_kernels
 
 triton_kernels.interpret_without_gpu()
 
@@ -20,6 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", checks_table.MARKER)
     threads = config.getoption("--torch-threads")
     if threads is not None:
         torch.set_num_threads(threads)

@@ -32,6 +32,7 @@ def assert_in_budget(compiler: str, version: str, measured: budget.Measurement) 
 
 
 @needs_nvcc
+@pytest.mark.checks("AOT budget", of="*/cuda")
 @pytest.mark.parametrize("architecture", FAST_ARCHITECTURES)
 def test_cuda_kernels(architecture: str) -> None:
     assert_in_budget("nvcc", nvcc.version(), nvcc.measure((architecture,)))
@@ -45,6 +46,7 @@ def test_cuda_kernels_on_the_other_architectures(architecture: str) -> None:
 
 
 @needs_triton
+@pytest.mark.checks("AOT budget", of="*/triton")
 def test_triton_kernels() -> None:
     assert_in_budget("triton", *measure_triton(FAST_TARGETS))
 

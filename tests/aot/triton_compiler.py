@@ -90,11 +90,11 @@ def target(name: str) -> GPUTarget:
 def measure(targets: list[str]) -> Measurement:
     """Every launch of LAUNCHES for every target; needs TRITON_DUMP_PTXAS_LOG=1 and an empty cache."""
     measured: Measurement = {name: {} for name in targets}
-    for label, (module_name, function, make) in LAUNCHES.items():
+    for label, (module_name, function, arguments) in LAUNCHES.items():
         module = importlib.import_module(module_name)
         calls: list[tuple[Any, dict[str, Any]]] = []
         with _recorded(module, calls):
-            getattr(module, function)(*make())
+            getattr(module, function)(*arguments)
         for kernel, given in calls:
             for name in targets:
                 source, options = _source(kernel, dict(given))

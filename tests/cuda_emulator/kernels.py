@@ -79,7 +79,7 @@ class Kernels:
 
     def _pack(self, kernel: str, fields: dict[str, Any]) -> tuple[bytes, list[tuple[str, int, int, int]]]:
         kind = self._params[kernel]
-        expected = {name for name, _ in kind._fields_}
+        expected = {field[0] for field in kind._fields_}
         if set(fields) != expected:
             raise TypeError(f"{kernel} takes {sorted(expected)}, got {sorted(fields)}")
         params, buffers = kind(), []

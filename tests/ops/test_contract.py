@@ -46,6 +46,7 @@ def test_every_op_has_a_sample() -> None:
     assert {s.op for s in SAMPLES.values()} == functional - BACKWARD_OPS
 
 
+@pytest.mark.checks("gradcheck")
 @every
 def test_first_and_second_derivatives(sample: Sample, backend: str) -> None:
     with use_backend(backend):

@@ -38,6 +38,7 @@ def s4_like(heads: int, pairs: int, length: int, dtype: torch.dtype) -> tuple[Te
     return v.to(dtype), z.to(dtype), w.to(dtype)
 
 
+@pytest.mark.checks("oracle")
 @every_backend
 @pytest.mark.parametrize("conjugate", [True, False])
 @pytest.mark.parametrize("order", [1, 2, 3])

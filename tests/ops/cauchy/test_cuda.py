@@ -12,7 +12,10 @@ from tests.cuda_emulator import Kernels, skip_reason, sum_segments
 
 from . import exact
 
-pytestmark = pytest.mark.skipif(skip_reason() is not None, reason=str(skip_reason()))
+pytestmark = [
+    pytest.mark.skipif(skip_reason() is not None, reason=str(skip_reason())),
+    pytest.mark.checks("oracle", "emulator", of="cauchy/cuda"),
+]
 
 COMPLEX = {"f32": torch.complex64, "f64": torch.complex128}
 TOLERANCE = {"f32": 2e-6, "f64": 1e-12}  # of the norm
@@ -152,6 +155,7 @@ def check(emulated: Emulated, kind: str, order: str, seed: int) -> None:
         assert exact.relative_error(moments, exact.transpose(g, z, w, 2)) < TOLERANCE[kind]
 
 
+@pytest.mark.checks("sanitizers", of="cauchy/cuda")
 @pytest.mark.parametrize("kind", COMPLEX)
 @pytest.mark.parametrize("order", ["forward", "random"])
 def test_every_access_is_in_bounds_and_ordered(checked: Emulated, kind: str, order: str) -> None:

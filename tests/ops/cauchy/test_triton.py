@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
 
 from tests.triton_kernels import DEVICE, skip_reason
 
@@ -13,7 +14,10 @@ from . import exact
 if skip_reason() is not None:
     pytest.skip(str(skip_reason()), allow_module_level=True)
 
+from sequence_kernels.ops import dispatch
 from sequence_kernels.ops.cauchy import triton as kernels
+
+pytestmark = pytest.mark.checks("oracle", "interpreter", "GPU", of="cauchy/triton")
 
 TOLERANCE = {torch.complex64: 2e-6, torch.complex128: 1e-12}  # of the norm
 SHAPES = [(1, 1, 1, 2), (2, 2, 3, 5), (5, 2, 9, 129), (1, 2, 20, 200)]
@@ -92,3 +96,28 @@ def test_float32_next_to_the_imaginary_axis(rate: float) -> None:
     assert exact.relative_error(actual, exact.product(v, z, w, True, 1)) < 2e-6
     actual = kernels.cauchy_transpose(g.to(DEVICE), z.to(DEVICE), w.to(DEVICE), 1)
     assert exact.relative_error(actual, exact.transpose(g, z, w, 1)) < 2e-6
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels serve backend="triton" of the registered ops, on the CPU too."""
+    for op in ("cauchy", "cauchy_transpose"):
+        served = dispatch.Implementation(getattr(kernels, op), lambda device, dtype: None)
+        monkeypatch.setitem(dispatch._implementations[op], "triton", served)
+
+
+@pytest.mark.checks("gradcheck", of="cauchy/triton")
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("conjugate", [True, False], ids=["pairs", "plain"])
+def test_first_and_second_derivatives(conjugate: bool) -> None:
+    """Of the product; its derivatives are the transpose and the product again."""
+    torch.manual_seed(0)
+    v, z, w = (torch.randn(*shape, dtype=torch.complex128) for shape in ((1, 1, 2), (3,), (1, 2)))
+    z, w = torch.complex(z.real.abs() + 0.5, z.imag), torch.complex(-w.real.abs() - 0.5, w.imag)
+
+    def product(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
+        return torch.ops.sequence_kernels.cauchy.default(v, z, w, conjugate, 1, "triton")
+
+    arguments = [t.to(DEVICE).requires_grad_() for t in (v, z, w)]
+    assert gradcheck(product, arguments, fast_mode=True)
+    assert gradgradcheck(product, arguments, fast_mode=True)

@@ -71,6 +71,7 @@ def relative(got: Tensor, want: Tensor) -> float:
     return float((got - want).norm() / want.norm()) if want.numel() else 0.0
 
 
+@pytest.mark.checks("oracle")
 @every_backend
 @pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("chunk", [1, 2, 16])

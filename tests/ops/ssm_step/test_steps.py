@@ -24,6 +24,7 @@ def parts(batch: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tenso
     return state, u, a, b, torch.randn(2, 3, 4, dtype=C128), torch.randn(2, 3, dtype=torch.float64)
 
 
+@pytest.mark.checks("oracle")
 @pytest.mark.parametrize("backend", backends("ssm_step"))
 @pytest.mark.parametrize("batch", [(), (5,), (2, 3), (0,)])
 def test_diagonal(backend: str, batch: tuple[int, ...]) -> None:
@@ -37,6 +38,7 @@ def test_diagonal(backend: str, batch: tuple[int, ...]) -> None:
     )
 
 
+@pytest.mark.checks("oracle")
 @pytest.mark.parametrize("backend", backends("dplr_step"))
 @pytest.mark.parametrize("batch", [(), (5,), (2, 3), (0,)])
 @pytest.mark.parametrize("rank", [0, 1, 2])

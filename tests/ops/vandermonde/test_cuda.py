@@ -12,7 +12,10 @@ from tests.cuda_emulator import Kernels, skip_reason, sum_segments
 
 from . import exact
 
-pytestmark = pytest.mark.skipif(skip_reason() is not None, reason=str(skip_reason()))
+pytestmark = [
+    pytest.mark.skipif(skip_reason() is not None, reason=str(skip_reason())),
+    pytest.mark.checks("oracle", "emulator", of="vandermonde/cuda"),
+]
 
 REAL = {"f32": torch.float32, "f64": torch.float64}
 TOLERANCE = {"f32": 2e-6, "f64": 1e-12}  # of the norm
@@ -146,12 +149,14 @@ def check(emulated: Emulated, kind: str, order: str, seed: int) -> None:
             assert exact.relative_error(actual, exact.transpose(weights, x, 1)) < TOLERANCE[kind]
 
 
+@pytest.mark.checks("sanitizers", of="vandermonde/cuda")
 @pytest.mark.parametrize("kind", REAL)
 @pytest.mark.parametrize("order", ["forward", "random"])
 def test_every_access_is_in_bounds_and_ordered(checked: Emulated, kind: str, order: str) -> None:
     check(checked, kind, order, seed=1)
 
 
+@pytest.mark.checks("oracle", "emulator", "sanitizers", of="common/cuda")
 def test_sums_of_segments_are_in_bounds(checked: Emulated) -> None:
     partial = torch.randn(3, 300)
     out = torch.full((300,), float("nan"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
 
 from tests.triton_kernels import DEVICE, skip_reason
 
@@ -13,7 +14,10 @@ from . import exact
 if skip_reason() is not None:
     pytest.skip(str(skip_reason()), allow_module_level=True)
 
+from sequence_kernels.ops import dispatch
 from sequence_kernels.ops.vandermonde import triton as kernels
+
+pytestmark = pytest.mark.checks("oracle", "interpreter", "GPU", of="vandermonde/triton")
 
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12}  # of the norm
 SHAPES = [(1, 1, 1, 1), (1, 2, 3, 5), (3, 2, 17, 65), (1, 1, 5, 4097)]
@@ -86,3 +90,27 @@ def test_float32_keeps_its_digits_at_large_positions(rate: float) -> None:
     moments = torch.einsum("ij,ni,nj->n", g.view(L >> 8, 1 << 8).to(torch.complex128), rows, columns)
     actual = kernels.vandermonde_transpose(g.to(DEVICE), x.to(DEVICE), 0)
     assert exact.relative_error(actual, moments.view(1, 1, N)) < 2e-6
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels serve backend="triton" of the registered ops, on the CPU too."""
+    for op in ("vandermonde", "vandermonde_transpose"):
+        served = dispatch.Implementation(getattr(kernels, op), lambda device, dtype: None)
+        monkeypatch.setitem(dispatch._implementations[op], "triton", served)
+
+
+@pytest.mark.checks("gradcheck", of="vandermonde/triton")
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("conjugate", [True, False], ids=["pairs", "plain"])
+def test_first_and_second_derivatives(conjugate: bool) -> None:
+    """Of the product; its derivatives are the transpose and the product again."""
+    torch.manual_seed(0)
+    v, x = torch.randn(1, 1, 2, dtype=torch.complex128), torch.randn(1, 2, dtype=torch.complex128) / 2
+
+    def product(v: Tensor, x: Tensor) -> Tensor:
+        return torch.ops.sequence_kernels.vandermonde.default(v, x, 3, conjugate, 0, "triton")
+
+    arguments = [t.to(DEVICE).requires_grad_() for t in (v, x)]
+    assert gradcheck(product, arguments, fast_mode=True)
+    assert gradgradcheck(product, arguments, fast_mode=True)

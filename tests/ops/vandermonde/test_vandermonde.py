@@ -31,6 +31,7 @@ def hippo_like(heads: int, pairs: int, dt: float) -> tuple[Tensor, Tensor]:
     return torch.randn(heads, pairs, dtype=torch.complex64, generator=generator), a * dt
 
 
+@pytest.mark.checks("oracle")
 @every_backend
 @pytest.mark.parametrize("conjugate", [True, False])
 @pytest.mark.parametrize("power", [0, 1, 3])
