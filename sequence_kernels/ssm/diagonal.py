@@ -32,7 +32,7 @@ class DiagonalSystem:
     def kernel(self, length: int) -> Tensor:
         return ops.vandermonde(self.c * self.b, self.x.to(self.b.dtype), length)
 
-    def chunk_matrices(self, chunk: int) -> ChunkMatrices:
+    def chunk_matrices(self, chunk: int, *, tail: bool = True) -> ChunkMatrices:
         exponents = torch.tensor(
             [1 << i for i in powers_of_two(chunk)], device=self.x.device, dtype=torch.float64
         )
@@ -42,7 +42,12 @@ class DiagonalSystem:
             powers = torch.cat((powers, powers * a.unsqueeze(-2)), -2)
         states = self.b.unsqueeze(-2) * powers
         reads = readout(self.c.unsqueeze(-2) * powers * self.a.unsqueeze(-2))
-        return ChunkMatrices(self.kernel(chunk), reads.mT, interleaved(states.flip(-2)), a_powers)
+        return ChunkMatrices(
+            taps=self.kernel(chunk),
+            e_out=reads.mT,
+            e_in=interleaved(states.flip(-2)),
+            a_powers=a_powers if tail else a_powers[:, -1:],
+        )
 
     def step(self, state: Tensor, u: Tensor, d: Tensor | None) -> tuple[Tensor, Tensor]:
         return ops.ssm_step(state, u, self.a, self.b, self.c, d)

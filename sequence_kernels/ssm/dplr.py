@@ -57,12 +57,16 @@ def _dense_power(a: Tensor, lifts: Tensor, reads: Tensor) -> Tensor:
 
     a (H, N); lifts and reads (R, H, J, N), over conjugate pairs.
     """
-    pairs = a.shape[-1]
-    blocks = torch.stack((interleaved(a), interleaved(1j * a)), -2)  # (H, 2, S): rows of re and of im
-    spread = torch.eye(pairs, dtype=blocks.dtype, device=blocks.device).repeat_interleave(2, -1)
-    diagonal = (blocks.unsqueeze(1) * spread.view(1, pairs, 1, 2 * pairs)).flatten(1, 2)
+    heads, pairs = a.shape
+    blocks = torch.stack(
+        (torch.view_as_real(a), torch.view_as_real(1j * a)), 1
+    )  # (H, row re or im, N, column)
+    zeros = torch.zeros(heads, pairs, 2, pairs, 2, dtype=blocks.dtype, device=blocks.device)
+    diagonal = zeros.diagonal_scatter(blocks.transpose(-1, -2), dim1=1, dim2=3).view(
+        heads, 2 * pairs, 2 * pairs
+    )
     left, right = (t.transpose(0, 1).flatten(1, 2) for t in (readout(reads), interleaved(lifts)))
-    return diagonal + left.mT @ right
+    return torch.baddbmm(diagonal, left.mT, right)
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,9 @@ class DPLRSystem:
         a, p, q, _ = self.discrete()
         return _dense_power(a, p.unsqueeze(-2), q.unsqueeze(-2))
 
-    def chunk_matrices(self, chunk: int) -> ChunkMatrices:
+    def chunk_matrices(self, chunk: int, *, tail: bool = True) -> ChunkMatrices:
         """All from vectors times powers of A_bar: with D = diag(a), ``A^k = D^k + sum_{j<k} D^{k-1-j} p (q A^j)``."""
-        sizes = [1 << i for i in powers_of_two(chunk)]
+        sizes = [1 << i for i in powers_of_two(chunk)] if tail else [chunk]
         a, p, q, b = self.discrete()
         c = self.c.to(torch.complex128)
         states = _krylov(b.unsqueeze(0), chunk, a, p, q).squeeze(0)  # A^j b

@@ -23,8 +23,11 @@ class System(Protocol):
     def kernel(self, length: int) -> Tensor:
         """The first taps ``K[l] = 2 Re(C A^l B)`` of the kernel, ``(C, H, length)``."""
 
-    def chunk_matrices(self, chunk: int) -> ChunkMatrices:
-        """The matrices that ``ops.ssm_conv`` needs for chunks of that many elements, a power of two."""
+    def chunk_matrices(self, chunk: int, *, tail: bool = True) -> ChunkMatrices:
+        """The matrices that ``ops.ssm_conv`` needs for chunks of that many elements, a power of two.
+
+        Without ``tail`` they do for whole chunks only: ``a_powers`` holds A^chunk alone.
+        """
 
     def step(self, state: Tensor, u: Tensor, d: Tensor | None) -> tuple[Tensor, Tensor]:
         """One time step: state ``(..., H, N)`` and u ``(..., H)`` to y ``(..., C, H)`` and the next state."""
