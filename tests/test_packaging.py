@@ -32,7 +32,7 @@ def build(tmp_path: Path, *what: str, path: str) -> tuple[Path, str]:
     environment.pop("CXX", None)
     command = [sys.executable, "setup.py", "-q", *what, "--dist-dir", str(made)]
     result = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
     (file,) = made.iterdir()
     return file, result.stderr
 
