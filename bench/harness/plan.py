@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import bench
 from bench.harness.declare import DEFAULT, KEEPS, Bench, label
@@ -32,6 +33,8 @@ EFFORTS = {"quick": Effort(0.25, 3), "full": Effort(3.0, 5), "cuda": Effort(0.5,
 class Job:
     """One operation on one shape in one mode: our call against each peer, in one process."""
 
+    KEY: ClassVar = ("op", "shape", "mode", "allocator", "device")
+
     op: str
     shape: str
     mode: str
@@ -44,7 +47,7 @@ class Job:
 
     @property
     def key(self) -> tuple[str, ...]:
-        return self.op, self.shape, self.mode, self.allocator, self.device
+        return tuple(getattr(self, name) for name in self.KEY)
 
 
 def benches() -> dict[str, Bench]:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from bench.harness.declare import DEFAULT, KEEPS, label
-from bench.harness.results import Record, Run
+from bench.harness.results import Record, Run, quiet
 from bench.harness.stats import quantile
 from bench.harness.tables import largest, mebibytes, share_of_floor, significant, where
 
@@ -40,7 +40,11 @@ def write(run: Run, folder: Path) -> list[Path]:
 
 def against_length(run: Run, op: str) -> Figure | None:
     """Time, and how many times faster we are, against the sequence length; a row of panels for each mode."""
-    pairs = [pair for pair in run.pairs if pair["op"] == op and "L" in pair["dims"] and pair["peer"]]
+    pairs = [
+        pair
+        for pair in run.pairs
+        if pair["op"] == op and "L" in pair["dims"] and pair["peer"] and quiet(pair)
+    ]
     families = _families(pairs)
     if not families:
         return None
@@ -86,7 +90,7 @@ def speedups(run: Run) -> Figure | None:
     rows = [
         (f"{pair['op']} {pair['shape']}", f"{pair['mode']}, {pair['peer']}", pair["ratio"]["median"], pair)
         for pair in largest(run)
-        if pair["peer"] and pair["allocator"] == DEFAULT
+        if pair["peer"] and pair["allocator"] == DEFAULT and quiet(pair)
     ]
     note = "bar: ratio of medians; line: 20 to 80 % of the interleaved rounds"
     return _bars(
@@ -99,7 +103,7 @@ def roofline(run: Run) -> Figure | None:
     rows = {}
     for pair in largest(run):
         found = share_of_floor(run, pair)
-        if found and pair["allocator"] == DEFAULT:
+        if found and pair["allocator"] == DEFAULT and quiet(pair):
             rows[pair["op"], pair["mode"]] = (
                 f"{pair['op']} {pair['shape']}",
                 f"{pair['mode']} ({pair['ours']})",

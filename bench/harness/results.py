@@ -13,7 +13,19 @@ from bench.harness.machine import ROOT
 RECORDED = ROOT / "bench" / "results"  # by machine kind, committed
 LOCAL = ROOT / "runs" / "bench"  # what `run` writes unless told otherwise, not committed
 
+MUCH = 0.1  # share of the cores
+
 Record = dict[str, Any]
+
+
+def disturbance(pair: Record) -> float:
+    """The share of the cores that other programs used during the measurement; 0 where that is not known."""
+    return float(pair.get("foreign") or 0.0)
+
+
+def quiet(pair: Record) -> bool:
+    """Whether the measurement can be believed: with more, both sides mostly wait for a core, unequally."""
+    return disturbance(pair) <= MUCH
 
 
 @dataclass
@@ -35,13 +47,13 @@ class Run:
         return self.ceilings.get(allocator) or next(iter(self.ceilings.values()), None)
 
     def find(self, **wanted: Any) -> Record | None:
-        """The last pair whose fields have these values."""
-        hits = [pair for pair in self.pairs if all(pair.get(key) == value for key, value in wanted.items())]
-        return hits[-1] if hits else None
+        """The first quiet pair whose fields have these values."""
+        hits = (pair for pair in self.pairs if all(pair.get(key) == value for key, value in wanted.items()))
+        return next(filter(quiet, hits), None)
 
 
 def load(path: Path) -> Run:
-    """Read one results file; raises ValueError for a file that is none."""
+    """Read one results file; raises ValueError for a file that is none. Of repeated pairs the quietest counts."""
     try:
         records = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
     except json.JSONDecodeError as error:
@@ -49,13 +61,16 @@ def load(path: Path) -> Run:
     if not records or records[0].get("kind") != "run":
         raise ValueError(f"{path} is no results file: its first line is no run header")
     run = Run(path, records[0])
+    pairs: dict[tuple[str, ...], Record] = {}
     for record in records[1:]:
         if record["kind"] == "ceilings":
             run.ceilings[record["allocator"]] = record["rates"]
         elif record["kind"] == "pair":
-            run.pairs.append(record)
+            key = tuple(record[name] for name in ("op", "shape", "mode", "allocator", "device", "peer"))
+            pairs[key] = min(pairs.get(key, record), record, key=disturbance)
         elif record["kind"] == "skip":
             run.skips.append(record)
+    run.pairs = list(pairs.values())
     return run
 
 

@@ -17,6 +17,7 @@ from bench.harness.declare import DEFAULT, KEEPS
 from bench.harness.machine import ROOT
 from bench.harness.plan import Job
 from bench.harness.progress import Progress
+from bench.harness.results import load, quiet
 
 # glibc reads these when a process starts. With no mmap and no trimming, freed pages stay with the process, so that
 # large outputs do not pay page faults at every call.
@@ -40,16 +41,16 @@ def run(
 ) -> None:
     """Measure the jobs and append records to `out`; what peers print goes to a .log beside it.
 
-    Jobs that `out` already holds are left out when resuming. A process that dies costs its current job, which is
-    recorded as skipped. KeyboardInterrupt passes through after the measuring process has ended; everything
-    measured until then is in `out`.
+    Jobs that `out` already holds, quietly measured, are left out when resuming. A process that dies costs its
+    current job, which is recorded as skipped. KeyboardInterrupt passes through after the measuring process has ended;
+    everything measured until then is in `out`.
     """
     done = _done(out) if resume else set()
     left = [job for job in jobs if job.key not in done]
     out.parent.mkdir(parents=True, exist_ok=True)
     mode = "a" if resume else "w"
     with out.open(mode) as file, out.with_suffix(".log").open(mode) as log:
-        if not done:
+        if not file.tell():
             _write(file, header)
         for allocator, group in groupby(left, key=lambda job: job.allocator):
             env, waiting = environment(allocator, threads=header["threads"]), list(group)
@@ -96,7 +97,7 @@ def _spawn(
         return []
     failed = jobs[finished]
     reason = f"the measuring process ended early (exit status {code}; its messages are in the .log file)"
-    about = {key: asdict(failed)[key] for key in ("op", "shape", "mode", "allocator", "device")}
+    about = {key: asdict(failed)[key] for key in Job.KEY}
     _write(file, {"kind": "skip", **about, "peer": None, "reason": reason})
     return jobs[finished + 1 :]
 
@@ -109,5 +110,7 @@ def _write(file: IO[str], record: dict[str, Any]) -> None:
 def _done(out: Path) -> set[tuple[str, ...]]:
     if not out.exists():
         return set()
-    records = map(json.loads, out.read_text().splitlines())
-    return {tuple(record["job"]) for record in records if record["kind"] == "done"}
+    records = list(map(json.loads, out.read_text().splitlines()))
+    done = {tuple(record["job"]) for record in records if record["kind"] == "done"}
+    noisy = {tuple(pair[name] for name in Job.KEY) for pair in load(out).pairs if not quiet(pair)}
+    return done - noisy

@@ -56,7 +56,7 @@ def main() -> None:
 
 def measure(job: Job, bench: Bench, emit: Emit) -> None:
     """Emit a "pair" or a "skip" record for each peer of the job (for none, one "pair" of our time alone)."""
-    about = {key: asdict(job)[key] for key in ("op", "shape", "mode", "allocator", "device")}
+    about = {key: asdict(job)[key] for key in Job.KEY}
     shape = bench.every_shape()[job.shape]
     reason = missing(bench.entry)
     if reason:

@@ -118,6 +118,15 @@ def test_a_run_measures_in_child_processes_and_resumes(tmp_path):
     run(jobs, out, toy.header(), quiet(2), resume=True)
     assert out.read_text().startswith(first)
     done = load(out)
+    disturbed = [
+        {**pair, "foreign": 0.9} if pair["kind"] == "pair" else pair
+        for pair in map(json.loads, first.splitlines())
+    ]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(line) + "\n" for line in disturbed))
+    run(jobs[:1], tmp_path / "d.jsonl", toy.header(), quiet(1), resume=True)
+    assert (tmp_path / "d.jsonl").read_text().count('"pair"') == 2 * first.count(
+        '"pair"'
+    )  # measured once more
     assert {pair["allocator"] for pair in done.pairs} == {DEFAULT, KEEPS}
     assert set(done.ceilings) == {DEFAULT, KEEPS}
     assert all(rate > 0 for rates in done.ceilings.values() for rate in rates.values())
