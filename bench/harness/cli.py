@@ -188,4 +188,7 @@ def _selection(parser: argparse.ArgumentParser) -> None:
     effort.add_argument(
         "--full", dest="effort", action="store_const", const="full", help="all shapes and peers"
     )
+    effort.add_argument(
+        "--targets", dest="effort", action="store_const", const="targets", help="what targets need"
+    )
     parser.set_defaults(effort="quick")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,7 +26,12 @@ class Effort:
     least: int
 
 
-EFFORTS = {"quick": Effort(0.25, 3), "full": Effort(3.0, 5), "cuda": Effort(0.5, 10)}
+EFFORTS = {
+    "targets": Effort(1.5, 5),
+    "quick": Effort(0.25, 3),
+    "full": Effort(3.0, 5),
+    "cuda": Effort(0.5, 10),
+}
 
 
 @dataclass(frozen=True)
@@ -75,27 +80,44 @@ def plan(
     chosen = {name: known[name] for name in ops or known}
     _known("--shape", shapes, {name for each in chosen.values() for name in each.every_shape()})
     _known("--against", against, {peer.name for each in chosen.values() for peer in each.peers})
-    which = "cuda" if device == "cuda" else effort
+    allocators = allocators if device == "cpu" else (DEFAULT,)
     jobs = []
-    for allocator in allocators if device == "cpu" else (DEFAULT,):
-        for name, each in chosen.items():
-            wanted = {key: shape for key, shape in each.every_shape().items() if key in shapes}
-            for shape in wanted.values() if shapes else each.chosen(which):
-                for mode in each.modes:
-                    jobs.append(
-                        Job(
-                            name,
-                            label(shape),
-                            mode,
-                            allocator,
-                            device,
-                            effort,
-                            backend,
-                            tuple(against),
-                            patience,
-                        )
-                    )
-    return jobs
+    for name, each in chosen.items():
+        if effort == "targets":
+            wanted = _promised(each, device, shapes, against)
+        else:
+            wanted = _declared(each, "cuda" if device == "cuda" else effort, shapes, against, allocators)
+        for shape, mode, allocator, peers in wanted:
+            jobs.append(Job(name, shape, mode, allocator, device, effort, backend, peers, patience))
+    return sorted(
+        (job for job in jobs if job.allocator in allocators), key=lambda job: allocators.index(job.allocator)
+    )
+
+
+Wanted = Iterator[tuple[str, str, str, tuple[str, ...]]]  # shape, mode, allocator, peers (none: all)
+
+
+def _declared(
+    bench: Bench, which: str, shapes: Sequence[str], against: Sequence[str], allocators: Sequence[str]
+) -> Wanted:
+    """Every mode and allocator of the named shapes, or of those of the set."""
+    for shape in shapes or map(label, bench.chosen(which)):
+        if shape in bench.every_shape():
+            yield from (
+                (shape, mode, allocator, tuple(against)) for mode in bench.modes for allocator in allocators
+            )
+
+
+def _promised(bench: Bench, device: str, shapes: Sequence[str], against: Sequence[str]) -> Wanted:
+    """What the targets speak of, and no more."""
+    peers = {peer.name for peer in bench.peers}
+    found: dict[tuple[str, str, str], set[str]] = {}
+    for target in bench.targets:
+        if target.device == device and (not shapes or target.shape in shapes):
+            named = found.setdefault((target.shape, target.mode, target.allocator), set())
+            named.update({target.against} & peers)
+    for key, named in found.items():
+        yield *key, tuple(against) or tuple(sorted(named))
 
 
 def _known(option: str, given: Iterable[str], valid: Iterable[str]) -> None:

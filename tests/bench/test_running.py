@@ -36,6 +36,15 @@ def test_a_plan_takes_every_shape_mode_and_allocator():
     }
 
 
+def test_a_plan_for_targets_takes_what_they_speak_of():
+    jobs = plan({"toy": toy.TOY}, "targets")
+    assert [(job.shape, job.mode, job.allocator, job.against) for job in jobs] == [
+        ("L32", "forward", DEFAULT, ("added",)),
+        ("L64", "forward", DEFAULT, ("added",)),
+    ]
+    assert plan({"toy": toy.TOY}, "targets", "cuda") == []
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
