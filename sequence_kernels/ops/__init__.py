@@ -2,6 +2,7 @@
 
 from .cauchy import cauchy, cauchy_transpose
 from .dispatch import BACKENDS, BackendUnavailableError, explain, operations, use_backend
+from .dplr_krylov import dplr_krylov
 from .dplr_step import dplr_step, dplr_step_
 from .fft_conv import fft_conv
 from .ssm_conv import ssm_conv
@@ -13,6 +14,7 @@ __all__ = [
     "BackendUnavailableError",
     "cauchy",
     "cauchy_transpose",
+    "dplr_krylov",
     "dplr_step",
     "dplr_step_",
     "explain",

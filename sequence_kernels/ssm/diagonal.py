@@ -49,8 +49,11 @@ class DiagonalSystem:
             a_powers=a_powers if tail else a_powers[:, -1:],
         )
 
+    def step_parameters(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.a, self.b, self.c
+
     def step(self, state: Tensor, u: Tensor, d: Tensor | None) -> tuple[Tensor, Tensor]:
-        return ops.ssm_step(state, u, self.a, self.b, self.c, d)
+        return ops.ssm_step(state, u, *self.step_parameters(), d)
 
     def channels(self, start: int, stop: int) -> DiagonalSystem:
         return DiagonalSystem(self.x, self.b, self.c[start:stop])

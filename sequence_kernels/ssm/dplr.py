@@ -30,19 +30,6 @@ def _inverse_small(m: Tensor) -> Tensor:
     return torch.linalg.inv(m) if m.shape[-1] > 1 else m.reciprocal()
 
 
-def _krylov(x: Tensor, count: int, a: Tensor, p: Tensor, q: Tensor) -> Tensor:
-    """``A^j x`` for j < count, A = diag(a) + p q^T over conjugate pairs: (K, H, N) to (K, H, count, N).
-
-    With p and q exchanged, the functionals ``x A^j``.
-    """
-    powers = [x]
-    for _ in range(count - 1):
-        x = powers[-1]
-        sums = 2 * torch.einsum("khn,rhn->khr", x, q).real.to(x.dtype)
-        powers.append(a * x + torch.einsum("khr,rhn->khn", sums, p))
-    return torch.stack(powers, -2)
-
-
 def _powers(a: Tensor, count: int) -> Tensor:
     """``a^j`` for j < count, a power of two: (H, N) to (H, count, N)."""
     powers, a = torch.ones_like(a).unsqueeze(-2), a.unsqueeze(-2)
@@ -104,8 +91,8 @@ class DPLRSystem:
         sizes = [1 << i for i in powers_of_two(chunk)] if tail else [chunk]
         a, p, q, b = self.discrete()
         c = self.c.to(torch.complex128)
-        states = _krylov(b.unsqueeze(0), chunk, a, p, q).squeeze(0)  # A^j b
-        reads = _krylov(torch.cat((c, q)), chunk + 1, a, q, p)  # c A^j and q A^j
+        states = ops.dplr_krylov(b.unsqueeze(0), a, p, q, chunk).squeeze(0)  # A^j b
+        reads = ops.dplr_krylov(torch.cat((c, q)), a, q, p, chunk + 1)  # c A^j and q A^j
         c_reads, q_reads = reads[: c.shape[0]], reads[c.shape[0] :]
         rows, powers = interleaved(states), _powers(a, 2 * chunk)
         a_powers = [
@@ -171,9 +158,12 @@ class DPLRSystem:
         generating = (main.squeeze(1) - correction) * factor
         return torch.fft.irfft(generating, n=odd)[..., :length].to(self.c.real.dtype)
 
-    def step(self, state: Tensor, u: Tensor, d: Tensor | None) -> tuple[Tensor, Tensor]:
+    def step_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         a, p, q, b = (t.to(self.c.dtype) for t in self.discrete())
-        return ops.dplr_step(state, u, a, p, q, b, self.c, d)
+        return a, p, q, b, self.c
+
+    def step(self, state: Tensor, u: Tensor, d: Tensor | None) -> tuple[Tensor, Tensor]:
+        return ops.dplr_step(state, u, *self.step_parameters(), d)
 
     def channels(self, start: int, stop: int) -> DPLRSystem:
         return DPLRSystem(self.w, self.p, self.b, self.dt, self.c[start:stop])

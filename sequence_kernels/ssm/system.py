@@ -29,6 +29,9 @@ class System(Protocol):
         Without ``tail`` they do for whole chunks only: ``a_powers`` holds A^chunk alone.
         """
 
+    def step_parameters(self) -> tuple[Tensor, ...]:
+        """The parameters of a step: those of ``ops.ssm_step`` or of ``ops.dplr_step`` between u and d."""
+
     def step(self, state: Tensor, u: Tensor, d: Tensor | None) -> tuple[Tensor, Tensor]:
         """One time step: state ``(..., H, N)`` and u ``(..., H)`` to y ``(..., C, H)`` and the next state."""
 

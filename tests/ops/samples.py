@@ -120,6 +120,16 @@ SAMPLES: dict[str, Sample] = {
             real(2, 3, seed=4),
         ),
     ),
+    "dplr_krylov": Sample(
+        "dplr_krylov",
+        lambda x, a, p, q: ops.dplr_krylov(x, a, p, q, 5),
+        (
+            complexes(2, 3, 4),
+            0.5 * complexes(3, 4, seed=1),
+            0.5 * complexes(2, 3, 4, seed=2),
+            0.5 * complexes(2, 3, 4, seed=3),
+        ),
+    ),
     "dplr_step": Sample(
         "dplr_step",
         ops.dplr_step,
