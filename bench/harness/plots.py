@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from bench.harness.declare import DEFAULT, KEEPS, label
-from bench.harness.results import Record, Run, quiet
+from bench.harness.results import Record, Run
 from bench.harness.stats import quantile
 from bench.harness.tables import largest, mebibytes, share_of_floor, significant, where
 
@@ -43,7 +43,7 @@ def against_length(run: Run, op: str) -> Figure | None:
     pairs = [
         pair
         for pair in run.pairs
-        if pair["op"] == op and "L" in pair["dims"] and pair["peer"] and quiet(pair)
+        if pair["op"] == op and "L" in pair["dims"] and pair["peer"] and run.quiet(pair)
     ]
     families = _families(pairs)
     if not families:
@@ -90,7 +90,7 @@ def speedups(run: Run) -> Figure | None:
     rows = [
         (f"{pair['op']} {pair['shape']}", f"{pair['mode']}, {pair['peer']}", pair["ratio"]["median"], pair)
         for pair in largest(run)
-        if pair["peer"] and pair["allocator"] == DEFAULT and quiet(pair)
+        if pair["peer"] and pair["allocator"] == DEFAULT and run.quiet(pair)
     ]
     note = "bar: ratio of medians; line: 20 to 80 % of the interleaved rounds"
     return _bars(
@@ -103,7 +103,7 @@ def roofline(run: Run) -> Figure | None:
     rows = {}
     for pair in largest(run):
         found = share_of_floor(run, pair)
-        if found and pair["allocator"] == DEFAULT and quiet(pair):
+        if found and pair["allocator"] == DEFAULT and run.quiet(pair):
             rows[pair["op"], pair["mode"]] = (
                 f"{pair['op']} {pair['shape']}",
                 f"{pair['mode']} ({pair['ours']})",

@@ -23,11 +23,6 @@ def disturbance(pair: Record) -> float:
     return float(pair.get("foreign") or 0.0)
 
 
-def quiet(pair: Record) -> bool:
-    """Whether the measurement can be believed: with more, both sides mostly wait for a core, unequally."""
-    return disturbance(pair) <= MUCH
-
-
 @dataclass
 class Run:
     """One results file."""
@@ -46,10 +41,18 @@ class Run:
         """This machine's ceilings under the allocator setting, or under any if that one is missing."""
         return self.ceilings.get(allocator) or next(iter(self.ceilings.values()), None)
 
+    def quiet(self, pair: Record) -> bool:
+        """Whether the measurement can be believed: else both sides mostly waited for a core, unequally.
+
+        Other programs may use the cores that we have no thread for, and a little more.
+        """
+        spare = 1 - self.header["threads"] / self.header["machine"]["cores"]
+        return disturbance(pair) <= spare + MUCH
+
     def find(self, **wanted: Any) -> Record | None:
         """The first quiet pair whose fields have these values."""
         hits = (pair for pair in self.pairs if all(pair.get(key) == value for key, value in wanted.items()))
-        return next(filter(quiet, hits), None)
+        return next(filter(self.quiet, hits), None)
 
 
 def load(path: Path) -> Run:

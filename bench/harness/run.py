@@ -17,7 +17,7 @@ from bench.harness.declare import DEFAULT, KEEPS
 from bench.harness.machine import ROOT
 from bench.harness.plan import Job
 from bench.harness.progress import Progress
-from bench.harness.results import load, quiet
+from bench.harness.results import load
 
 # glibc reads these when a process starts. With no mmap and no trimming, freed pages stay with the process, so that
 # large outputs do not pay page faults at every call.
@@ -112,5 +112,6 @@ def _done(out: Path) -> set[tuple[str, ...]]:
         return set()
     records = list(map(json.loads, out.read_text().splitlines()))
     done = {tuple(record["job"]) for record in records if record["kind"] == "done"}
-    noisy = {tuple(pair[name] for name in Job.KEY) for pair in load(out).pairs if not quiet(pair)}
+    found = load(out)
+    noisy = {tuple(pair[name] for name in Job.KEY) for pair in found.pairs if not found.quiet(pair)}
     return done - noisy

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from bench.harness.ceilings import floor
 from bench.harness.declare import BOTH, DEFAULT, FORWARD, KEEPS, Cost
-from bench.harness.results import MUCH, Record, Run, quiet
+from bench.harness.results import MUCH, Record, Run
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
@@ -76,10 +76,10 @@ def heading(run: Run) -> str:
             f"\nCeilings ({allocator} allocator): copy {rates['copy'] / 1e9:.1f} GB/s, sgemm {gflops:.0f} GFLOP/s, "
             f"{grec:.1f} G reciprocals/s, {gexp:.1f} G exponentials/s."
         )
-    noisy = sum(not quiet(pair) for pair in run.pairs)
+    noisy = sum(not run.quiet(pair) for pair in run.pairs)
     if noisy:
         text += (
-            f"\nOther programs used more than {MUCH:.0%} of the cores during {noisy} of {len(run.pairs)} measurements, "
+            f"\nOther programs used more than {MUCH:.0%} of our cores during {noisy} of {len(run.pairs)} measurements, "
             'marked "disturbed": do not believe those; `--resume --out FILE` repeats them.'
         )
     return text
@@ -98,7 +98,7 @@ def ratio_tables(run: Run) -> str:
                 [
                     pair["shape"],
                     pair["mode"],
-                    pair["allocator"] + ("" if quiet(pair) else ", disturbed"),
+                    pair["allocator"] + ("" if run.quiet(pair) else ", disturbed"),
                     pair["peer"] or "",
                     pair["ours"],
                     milliseconds(pair["ours_s"]["median"]),
@@ -147,7 +147,7 @@ def summary(run: Run) -> str:
     """README's table: for the largest shape of each operation, how many times faster than each peer."""
     found: dict[tuple[str, str, str], dict[tuple[str, str], str]] = {}
     for pair in largest(run):
-        if pair["peer"] and quiet(pair):
+        if pair["peer"] and run.quiet(pair):
             row = found.setdefault((pair["op"], pair["shape"], pair["peer"]), {})
             row[pair["mode"], pair["allocator"]] = significant(pair["ratio"]["median"])
     columns = [(mode, allocator) for mode in (FORWARD, BOTH) for allocator in (DEFAULT, KEEPS)]

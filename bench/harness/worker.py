@@ -31,7 +31,7 @@ Result = TypeVar("Result")
 
 TORCH_BACKEND = "our torch backend"
 AUTOMATIC = "automatic"  # a layer's ops choose their backends one by one
-QUIET = 0.05  # share of the cores that other programs may use
+QUIET = 0.05  # share of the cores that other programs may use, besides those we have no thread for
 GRAPHED_BELOW = 2e-4  # seconds; shorter CUDA calls are timed as graph replays
 
 
@@ -180,12 +180,13 @@ def _rounds(samplers: Mapping[str, Sampler], job: Job) -> tuple[dict[str, list[f
     attempt counts, whatever its times.
     """
     effort, end = EFFORTS[job.effort], time.monotonic() + job.patience
+    allowed = QUIET + 1 - torch.get_num_threads() / (os.cpu_count() or 1)
     attempts = []
     while True:
-        while time.monotonic() < end and _foreign_share(lambda: time.sleep(0.25))[1] > QUIET:
+        while time.monotonic() < end and _foreign_share(lambda: time.sleep(0.25))[1] > allowed:
             pass
         attempts.append(_foreign_share(lambda: interleave(samplers, effort.seconds, effort.least)))
-        if attempts[-1][1] <= QUIET or time.monotonic() >= end:
+        if attempts[-1][1] <= allowed or time.monotonic() >= end:
             samples, foreign = min(attempts, key=lambda attempt: attempt[1])
             return samples, None if math.isnan(foreign) else round(foreign, 3)
 

@@ -56,7 +56,7 @@ def test_the_report_is_the_same_every_time_and_says_what_matters(results):
         "0.500",
     ):
         assert part in text
-    assert "Other programs used more than 10% of the cores during 1 of 3 measurements" in text
+    assert "Other programs used more than 10% of our cores during 1 of 3 measurements" in text
     assert "| default, disturbed |" in text
 
 
