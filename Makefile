@@ -1,7 +1,8 @@
-# make demo | test | test-thorough | lint | format | clean
+# make demo | test | test-thorough | lint | format | native | clean
 # Each makes its own .venv, installs, builds the native library in place, and runs; a second call is fast.
 #   PYTHON=python3.12          another interpreter
 #   TORCH="torch==2.11.0"      another torch than the pinned one
+#   CUDA=13.0                  the CUDA kernels too, by the nvcc of that version (in CUDA_HOME or on PATH)
 #   ARGS="..."                 passed on to the demo or to pytest
 
 PYTHON ?= python3
@@ -12,7 +13,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(shell echo '$(TORCH)' | tr -cs '[:alnum:].\n' '-')
 NATIVE := sequence_kernels/_native_cpu.so
+NATIVE_CUDA := sequence_kernels/_native_cuda.so
 NATIVE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py
+CUDA_SOURCES := $(shell find csrc -name '*.cu' -o -name '*.cuh' -o -name '*.S' -o -name '*.txt')
 FORMATTED := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 PYTEST := $(BIN)/python -m pytest -q -n 2 --torch-threads 1
 
@@ -39,10 +42,10 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $(FORMATTED)
 
-native: $(NATIVE)
+native: $(NATIVE) $(if $(CUDA),$(NATIVE_CUDA))
 
 clean:
-	rm -rf $(VENV) build $(NATIVE) *.egg-info
+	rm -rf $(VENV) build $(NATIVE) $(NATIVE_CUDA) *.egg-info
 
 $(INSTALLED): constraints.txt pyproject.toml tests/parity/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
@@ -58,4 +61,8 @@ $(INSTALLED): constraints.txt pyproject.toml tests/parity/requirements.txt
 # Without a C++ compiler setup.py says so and builds nothing: the library then runs on torch alone.
 $(NATIVE): $(INSTALLED) $(NATIVE_SOURCES)
 	@$(BIN)/python setup.py -q build_ext --inplace
+	@touch -c $@
+
+$(NATIVE_CUDA): $(NATIVE) $(CUDA_SOURCES)
+	@SEQUENCE_KERNELS_CUDA=$(CUDA) $(BIN)/python setup.py -q build_ext --inplace
 	@touch -c $@

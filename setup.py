@@ -1,17 +1,21 @@
 """Builds sequence_kernels/_native_cpu.so, if there is a C++ compiler; everything else is in pyproject.toml.
 
-The library is written on torch's stable C functions (csrc/runtime), so building it needs no torch, and the one file
-serves every torch >= 2.10 and every Python. docs/build.md explains the choices made here.
+SEQUENCE_KERNELS_CUDA=13.0 asks for sequence_kernels/_native_cuda.so too, compiled by the nvcc of that CUDA.
+
+The libraries are written on torch's stable C functions (csrc/runtime), so building them needs no torch, and the one
+file serves every torch >= 2.10 and every Python. docs/build.md explains the choices made here.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -30,6 +34,55 @@ INSTRUCTION_SETS = {
 FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -ffp-contract=fast -Wall -Wextra -Wno-psabi"
 
 
+NVCC_FLAGS = "-std=c++17 -O3 -fatbin"
+
+
+class Cuda(NamedTuple):
+    """A CUDA compiler and what it compiles for."""
+
+    nvcc: str
+    architectures: list[str]
+
+
+def find_cuda() -> Cuda | None:
+    """The compiler of the CUDA version that SEQUENCE_KERNELS_CUDA asks for, or None if it asks for none."""
+    version = os.environ.get("SEQUENCE_KERNELS_CUDA", "")
+    if not version:
+        return None
+    if not re.fullmatch(r"\d+\.\d+", version):
+        sys.exit(f"SEQUENCE_KERNELS_CUDA must be a version of CUDA, for example 13.0, got {version!r}")
+    home = os.environ.get("CUDA_HOME")
+    nvcc = shutil.which("nvcc", path=str(Path(home, "bin")) if home else None)
+    if nvcc is None:
+        sys.exit(
+            f"SEQUENCE_KERNELS_CUDA={version} needs nvcc {version}, and there is none in "
+            f"{home + '/bin' if home else 'PATH'}: install the CUDA toolkit {version} and set CUDA_HOME to its folder"
+        )
+    found = re.search(r"release (\d+\.\d+)", subprocess.check_output([nvcc, "--version"], text=True))
+    if found is None or found[1] != version:
+        sys.exit(
+            f"SEQUENCE_KERNELS_CUDA={version}, but {nvcc} is of CUDA {found[1] if found else 'unknown'}: "
+            f"set CUDA_HOME to the folder of CUDA {version}"
+        )
+    architectures = architectures_for(version)
+    print(f"sequence_kernels: {nvcc} of CUDA {version} compiles for sm_{', sm_'.join(architectures)}")
+    return Cuda(nvcc, architectures)
+
+
+def architectures_for(version: str) -> list[str]:
+    """What csrc/architectures.txt says in the last line that does not want a newer CUDA."""
+    text = (ROOT / "csrc" / "architectures.txt").read_text()
+    lines = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
+
+    def number(version: str) -> list[int]:
+        return [int(part) for part in version.split(".")]
+
+    served = [architectures for since, *architectures in lines if number(since) <= number(version)]
+    if not served:
+        sys.exit(f"SEQUENCE_KERNELS_CUDA={version} is older than what the kernels need, CUDA {lines[0][0]}")
+    return served[-1]
+
+
 def find_compiler() -> str | None:
     """The C++ compiler to use, or None where the native library cannot be built."""
     if not sys.platform.startswith("linux"):
@@ -43,11 +96,12 @@ def ninja_path(path: Path) -> str:
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
-def ninja_file(compiler: str, library: Path) -> str:
-    """The build: objects (with dependency files), an empty libtorch.so to link against, the library."""
+def ninja_file(compiler: str, cuda: Cuda | None, folder: Path) -> str:
+    """The build: objects (with dependency files), an empty libtorch.so to link against, the libraries."""
     target = subprocess.check_output([*shlex.split(compiler), "-dumpmachine"], text=True)
     instruction_sets = INSTRUCTION_SETS.get(target.split("-")[0], {"generic": ""})
-    paths = shlex.join([f"-ffile-prefix-map={ROOT}/=", f"-I{ROOT / 'csrc'}"])
+    include = shlex.quote(f"-I{ROOT / 'csrc'}")
+    paths = f"{shlex.quote(f'-ffile-prefix-map={ROOT}/=')} {include}"
     lines = [
         "rule compile",
         f"  command = {compiler} {FLAGS} {paths} $flags -MMD -MF $out.d -c $in -o $out",
@@ -59,32 +113,65 @@ def ninja_file(compiler: str, library: Path) -> str:
         f"  command = {compiler} -shared -s $in -o $out -L. -Wl,--no-as-needed -ltorch -Wl,--as-needed",
         "build libtorch.so: stub",
     ]
-    objects = []
+    libraries: dict[str, list[str]] = {"cpu": []}
+    if cuda:
+        libraries["cuda"] = []
+        lines += cuda_rules(compiler, cuda, include)
+        for source in sorted((ROOT / "csrc").glob("*/*.cu")):
+            name = source.parent.name if source.stem == "cuda" else source.stem
+            libraries["cuda"].append(f"{name}.fatbin.o")
+            lines += [
+                f"build {name}.fatbin: nvcc {ninja_path(source)}",
+                f"build {name}.fatbin.o: embed {name}.fatbin | {ninja_path(ROOT / 'csrc/runtime/embed.S')}",
+                f"  symbol = {name}_fatbin",
+            ]
     for source in sorted((ROOT / "csrc").glob("*/*.cpp")):
+        library = libraries.get("cuda" if source.stem.startswith("cuda") else "cpu")
+        if library is None:
+            continue
         stem = f"{source.parent.name}/{source.stem}"
         variants = instruction_sets if source.name == "cpu.cpp" else {"": ""}
         for name, extra in variants.items():
-            objects.append(f"{stem}.{name}.o" if name else f"{stem}.o")
-            lines.append(f"build {objects[-1]}: compile {ninja_path(source)}")
+            library.append(f"{stem}.{name}.o" if name else f"{stem}.o")
+            lines.append(f"build {library[-1]}: compile {ninja_path(source)}")
             lines.append(f"  flags = {extra} -DSEQUENCE_KERNELS_ISA={name}" if name else "")
-    lines += [f"build {ninja_path(library)}: link {' '.join(objects)} | libtorch.so", ""]
-    return "\n".join(lines)
+    for name, objects in libraries.items():
+        lines.append(
+            f"build {ninja_path(folder / f'_native_{name}.so')}: link {' '.join(objects)} | libtorch.so"
+        )
+    return "\n".join([*lines, ""])
+
+
+def cuda_rules(compiler: str, cuda: Cuda, include: str) -> list[str]:
+    """Device code to a fat binary, with PTX for GPUs to come, and that to an object."""
+    newest = cuda.architectures[-1]
+    codes = [f"-gencode arch=compute_{a},code=sm_{a}" for a in cuda.architectures]
+    codes.append(f"-gencode arch=compute_{newest},code=compute_{newest}")
+    embed = (
+        f"{compiler} -DSYMBOL=$symbol '-DFATBIN=\"$in\"' -c {shlex.quote(str(ROOT / 'csrc/runtime/embed.S'))}"
+    )
+    return [
+        "rule nvcc",
+        f"  command = {cuda.nvcc} {NVCC_FLAGS} {' '.join(codes)} {include} -MMD -MF $out.d $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule embed",
+        f"  command = {embed} -o $out",
+    ]
 
 
 class BuildNative(build_ext):
-    """Builds the one extension with ninja, as a plain shared library: no Python symbol, no Python suffix."""
+    """Builds the extensions with ninja, as plain shared libraries: no Python symbol, no Python suffix."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", os.sep) + ".so"
 
-    def build_extension(self, ext: Extension) -> None:
-        compiler = find_compiler()
+    def build_extensions(self) -> None:
         assert compiler is not None  # else there would be no extension
+        folder = Path(self.get_ext_fullpath(self.extensions[0].name)).resolve().parent
         build = Path(self.build_temp).resolve() / "native"
         build.mkdir(parents=True, exist_ok=True)
-        (build / "build.ninja").write_text(
-            ninja_file(compiler, Path(self.get_ext_fullpath(ext.name)).resolve())
-        )
+        (build / "build.ninja").write_text(ninja_file(compiler, cuda, folder))
         ninja = shutil.which("ninja")
         command = [ninja] if ninja else [sys.executable, "-m", "ninja"]
         subprocess.run([*command, "--quiet", "-C", str(build)], check=True)
@@ -98,14 +185,17 @@ class Wheel(bdist_wheel):
         return "py3", "none", platform
 
 
-if find_compiler():
-    extensions = [Extension("sequence_kernels._native_cpu", [])]
-else:
-    extensions = []
+compiler = find_compiler()
+cuda = find_cuda()
+libraries = ([] if compiler is None else ["cpu"]) + ([] if compiler is None or cuda is None else ["cuda"])
+if compiler is None:
     print(
         "sequence_kernels: no C++ compiler found, so the native kernels are not built and everything runs on torch "
         "alone; install one (for example `apt-get install g++`) and install again to have them.",
         file=sys.stderr,
     )
 
-setup(ext_modules=extensions, cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel})
+setup(
+    ext_modules=[Extension(f"sequence_kernels._native_{name}", []) for name in libraries],
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
+)

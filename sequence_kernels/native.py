@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from pathlib import Path
 
@@ -11,9 +12,10 @@ _DIRECTORY = Path(__file__).parent
 _FIX = {
     "cpu": "have a C++ compiler (`apt-get install g++`) and, in the source tree, run `pip install --force-reinstall "
     "--no-deps .`",
-    "cuda": "install a wheel of sequence-kernels that holds the CUDA kernels",
+    "cuda": "install a wheel of sequence-kernels that holds the CUDA kernels or, in the source tree and with your CUDA "
+    "toolkit's version, run `SEQUENCE_KERNELS_CUDA=13.0 pip install --force-reinstall --no-deps .`",
 }
-_lock = threading.Lock()
+_lock = threading.RLock()
 _reasons: dict[str, str | None] = {}
 
 
@@ -31,19 +33,29 @@ def why_not(name: str) -> str | None:
         raise ValueError(f"name must be one of {tuple(_FIX)}, got {name!r}")
     with _lock:
         if name not in _reasons:
-            reason = _try_to_load(name)
-            _reasons[name] = reason and f"{reason}; {_FIX[name]}"
+            _reasons[name] = _try_to_load(name)
         return _reasons[name]
 
 
 def _try_to_load(name: str) -> str | None:
+    if name == "cuda" and (reason := _no_cuda() or why_not("cpu")):  # the library for the CPU defines the ops
+        return reason
     path = _DIRECTORY / f"_native_{name}.so"
-    if name == "cuda" and torch.version.cuda is None:
-        return f"torch {torch.__version__} has no CUDA"
     if not path.exists():
-        return f"the compiled library {path.name} was not built when sequence_kernels was installed"
+        return f"the compiled library {path.name} was not built when sequence_kernels was installed; {_FIX[name]}"
     try:
         torch.ops.load_library(path)
     except OSError as error:
-        return f"the compiled library {path.name} does not load ({error.__cause__ or error})"
+        return f"the compiled library {path.name} does not load ({error.__cause__ or error}); {_FIX[name]}"
+    return None
+
+
+def _no_cuda() -> str | None:
+    """What CUDA lacks here; looks for the driver's library without starting the driver."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} has no CUDA; install a torch with CUDA (https://pytorch.org/get-started)"
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        return f"there is no NVIDIA driver ({error}); install one, or give the container its GPUs"
     return None

@@ -39,7 +39,7 @@ def compile_against_torch(shim: str, tmp_path: Path) -> subprocess.CompletedProc
     source = tmp_path / "agree.cpp"
     source.write_text(f"#include <torch/csrc/stable/c/shim.h>\n{uses}\n{shim}")
     version = "-DTORCH_TARGET_VERSION=0x020a000000000000"
-    command = ["g++", "-std=c++17", "-fsyntax-only", version, f"-I{HEADERS}", str(source)]
+    command = ["g++", "-std=c++17", "-fsyntax-only", version, "-DUSE_CUDA", f"-I{HEADERS}", str(source)]
     return subprocess.run(command, capture_output=True, text=True)
 
 

@@ -1,6 +1,7 @@
 // Cauchy products as ops of torch: shapes checked, outputs made, work shared out to the threads.
 
 #include "cauchy/cauchy.h"
+#include "cauchy/checks.h"
 #include "runtime/cpu_isa.h"
 #include "runtime/library.h"
 #include "runtime/sum_parts.h"
@@ -20,19 +21,6 @@ CauchyArguments<Real> arguments_of(const Tensor& weight, const Tensor& z, const 
   arguments.w = w.data<Real>();
   arguments.weight = weight.data<Real>();
   return arguments;
-}
-
-void check_arguments(const Tensor& weight, const Tensor& z, const Tensor& w, int64_t order, bool transpose) {
-  check(weight.is_contiguous() && z.is_contiguous() && w.is_contiguous(),
-        "cauchy expects contiguous tensors");
-  check(is_complex(w.dtype()) && weight.dtype() == w.dtype() && z.dtype() == w.dtype(),
-        "cauchy expects complex tensors of one dtype");
-  const auto shape = weight.sizes(), nodes = z.sizes(), poles = w.sizes();
-  check(shape.size() == 3 && nodes.size() == 2 && poles.size() == 2 && shape[1] == poles[0] &&
-            (nodes[0] == 1 || nodes[0] == poles[0]) && shape[2] == (transpose ? nodes[1] : poles[1]),
-        "cauchy expects v (sets, channels, N) or g (sets, channels, L), z (channels or 1, L) and w "
-        "(channels, N)");
-  check(order >= 1, "cauchy expects order >= 1");
 }
 
 template <typename Real>
@@ -69,13 +57,13 @@ Tensor run_transpose(const Tensor& g, const Tensor& z, const Tensor& w, int64_t 
 }
 
 Tensor cauchy_op(const Tensor& v, const Tensor& z, const Tensor& w, bool conjugate, int64_t order) {
-  check_arguments(v, z, w, order, false);
+  check_cauchy(v, z, w, order, false);
   return is_double(v.dtype()) ? run<double>(v, z, w, conjugate, order)
                               : run<float>(v, z, w, conjugate, order);
 }
 
 Tensor cauchy_transpose_op(const Tensor& g, const Tensor& z, const Tensor& w, int64_t order) {
-  check_arguments(g, z, w, order, true);
+  check_cauchy(g, z, w, order, true);
   return is_double(g.dtype()) ? run_transpose<double>(g, z, w, order) : run_transpose<float>(g, z, w, order);
 }
 

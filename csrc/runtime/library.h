@@ -41,18 +41,28 @@ inline bool is_double(Dtype dtype) {
   return dtype == Dtype::float64 || dtype == Dtype::complex128;
 }
 
+struct Device {
+  int32_t type, index;  // as torch numbers them
+};
+inline bool operator==(Device a, Device b) {
+  return a.type == b.type && a.index == b.index;
+}
+
 // Owns one reference to a tensor of torch.
 class Tensor {
  public:
   explicit Tensor(AtenTensorHandle handle) : handle_(handle) {}
 
-  // A new uninitialised, contiguous CPU tensor.
+  // A new uninitialised, contiguous tensor, on the CPU if no device is named.
   static Tensor empty(const std::vector<int64_t>& sizes, Dtype dtype) {
+    return empty(sizes, dtype, {aoti_torch_device_type_cpu(), 0});
+  }
+  static Tensor empty(const std::vector<int64_t>& sizes, Dtype dtype, Device device) {
     std::vector<int64_t> strides(sizes.size(), 1);
     for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * (sizes[i] > 0 ? sizes[i] : 1);
     AtenTensorHandle handle = nullptr;
     SEQUENCE_KERNELS_CALL(aoti_torch_empty_strided, static_cast<int64_t>(sizes.size()), sizes.data(),
-                          strides.data(), torch_dtype(dtype), aoti_torch_device_type_cpu(), 0, &handle);
+                          strides.data(), torch_dtype(dtype), device.type, device.index, &handle);
     return Tensor(handle);
   }
 
@@ -77,6 +87,13 @@ class Tensor {
                         Dtype::complex128, Dtype::int64})
       if (dtype == torch_dtype(known)) return known;
     throw std::runtime_error("sequence_kernels: expected a floating-point, complex or int64 tensor");
+  }
+
+  Device device() const {
+    Device device{};
+    SEQUENCE_KERNELS_CALL(aoti_torch_get_device_type, handle_.get(), &device.type);
+    SEQUENCE_KERNELS_CALL(aoti_torch_get_device_index, handle_.get(), &device.index);
+    return device;
   }
 
   bool is_contiguous() const {
@@ -177,21 +194,30 @@ void boxed(StableIValue* stack, uint64_t, uint64_t) {
   detail::call<function>(function, stack, detail::argument_indices(function));
 }
 
-// Registers an op, by default for CPU tensors, as a static object of the library. The handles live as long as
-// the process.
-class Op {
- public:
+constexpr const char* name_space = "sequence_kernels_native";
+
+// Implements an op for a dispatch key, as a static object of the library. Torch's handles live as long as the
+// process.
+struct Implementation {
+  Implementation(const std::string& name, void (*function)(StableIValue*, uint64_t, uint64_t),
+                 const char* dispatch_key) {
+    const uint64_t torch_2_10 = 0x020a000000000000;  // whose calling convention is used
+    TorchLibraryHandle library = nullptr;
+    SEQUENCE_KERNELS_CALL(aoti_torch_library_init_impl, name_space, dispatch_key, __FILE__, __LINE__,
+                          &library);
+    SEQUENCE_KERNELS_CALL(torch_library_impl, library, name.c_str(), function, torch_2_10);
+  }
+};
+
+// Defines an op and implements it, by default for CPU tensors.
+struct Op {
   Op(const char* schema, void (*function)(StableIValue*, uint64_t, uint64_t),
      const char* dispatch_key = "CPU") {
-    const char* name_space = "sequence_kernels_native";
-    const uint64_t torch_2_10 = 0x020a000000000000;  // whose calling convention is used
+    TorchLibraryHandle library = nullptr;
+    SEQUENCE_KERNELS_CALL(aoti_torch_library_init_fragment, name_space, __FILE__, __LINE__, &library);
+    SEQUENCE_KERNELS_CALL(aoti_torch_library_def, library, schema);
     const std::string name(schema, std::strchr(schema, '(') - schema);
-    TorchLibraryHandle definitions = nullptr, implementations = nullptr;
-    SEQUENCE_KERNELS_CALL(aoti_torch_library_init_fragment, name_space, __FILE__, __LINE__, &definitions);
-    SEQUENCE_KERNELS_CALL(aoti_torch_library_def, definitions, schema);
-    SEQUENCE_KERNELS_CALL(aoti_torch_library_init_impl, name_space, dispatch_key, __FILE__, __LINE__,
-                          &implementations);
-    SEQUENCE_KERNELS_CALL(torch_library_impl, implementations, name.c_str(), function, torch_2_10);
+    const Implementation implementation(name, function, dispatch_key);
   }
 };
 

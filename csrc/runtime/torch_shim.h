@@ -33,6 +33,8 @@ AOTITorchError aoti_torch_get_dim(AtenTensorHandle tensor, int64_t* dim);
 AOTITorchError aoti_torch_get_sizes(AtenTensorHandle tensor, int64_t** sizes);
 AOTITorchError aoti_torch_get_strides(AtenTensorHandle tensor, int64_t** strides);
 AOTITorchError aoti_torch_get_dtype(AtenTensorHandle tensor, int32_t* dtype);
+AOTITorchError aoti_torch_get_device_type(AtenTensorHandle tensor, int32_t* device_type);
+AOTITorchError aoti_torch_get_device_index(AtenTensorHandle tensor, int32_t* device_index);
 AOTITorchError aoti_torch_is_contiguous(AtenTensorHandle tensor, bool* contiguous);
 AOTITorchError torch_get_const_data_ptr(AtenTensorHandle tensor, const void** data);
 AOTITorchError torch_get_mutable_data_ptr(AtenTensorHandle tensor, void** data);
@@ -54,5 +56,8 @@ AOTITorchError torch_library_impl(TorchLibraryHandle library, const char* name,
 // threads
 AOTITorchError torch_parallel_for(int64_t begin, int64_t end, int64_t grain, ParallelFunc function,
                                   void* context);
+
+// CUDA; only a torch that was built with CUDA has it
+AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 }
 #pragma GCC visibility pop

@@ -3,6 +3,7 @@
 #include "runtime/cpu_isa.h"
 #include "runtime/library.h"
 #include "runtime/sum_parts.h"
+#include "vandermonde/checks.h"
 #include "vandermonde/vandermonde.h"
 
 namespace sequence_kernels {
@@ -30,12 +31,7 @@ Tensor run(const Tensor& v, const Tensor& x, int64_t L, bool conjugate, int64_t 
 }
 
 Tensor vandermonde_op(const Tensor& v, const Tensor& x, int64_t L, bool conjugate, int64_t power) {
-  const auto shape = v.sizes(), poles = x.sizes();
-  check(v.is_contiguous() && x.is_contiguous() && is_complex(v.dtype()) && v.dtype() == x.dtype(),
-        "vandermonde expects contiguous complex v and x of one dtype");
-  check(shape.size() == 3 && poles.size() == 2 && shape[1] == poles[0] && shape[2] == poles[1],
-        "vandermonde expects v (sets, channels, N) and x (channels, N)");
-  check(L >= 0 && power >= 0, "vandermonde expects L >= 0 and power >= 0");
+  check_vandermonde(v, x, L, power);
   return is_double(v.dtype()) ? run<double>(v, x, L, conjugate, power)
                               : run<float>(v, x, L, conjugate, power);
 }
@@ -64,13 +60,7 @@ Tensor run_transpose(const Tensor& g, const Tensor& x, int64_t power) {
 }
 
 Tensor vandermonde_transpose_op(const Tensor& g, const Tensor& x, int64_t power) {
-  const auto shape = g.sizes(), poles = x.sizes();
-  check(g.is_contiguous() && x.is_contiguous() && is_complex(x.dtype()) &&
-            is_double(g.dtype()) == is_double(x.dtype()),
-        "vandermonde_transpose expects contiguous g, real or complex, and complex x of one precision");
-  check(shape.size() == 3 && poles.size() == 2 && shape[1] == poles[0],
-        "vandermonde_transpose expects g (sets, channels, L) and x (channels, N)");
-  check(power >= 0, "vandermonde_transpose expects power >= 0");
+  check_vandermonde_transpose(g, x, power);
   return is_double(g.dtype()) ? run_transpose<double>(g, x, power) : run_transpose<float>(g, x, power);
 }
 

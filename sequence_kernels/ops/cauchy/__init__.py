@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import checks
 from ..dispatch import choose, implement_in_triton
 from ..registration import gradient_for, register
-from . import cpu, reference  # noqa: F401 (register the implementations)
+from . import cpu, cuda, reference  # noqa: F401 (register the implementations)
 
 implement_in_triton(__name__, "cauchy", "cauchy_transpose")
 

@@ -1,0 +1,8 @@
+// The file FATBIN as read-only data under the name SYMBOL.
+    .section .rodata
+    .balign 64
+    .globl SYMBOL
+    .hidden SYMBOL
+SYMBOL:
+    .incbin FATBIN
+    .section .note.GNU-stack, "", %progbits
