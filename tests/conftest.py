@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests import checks_table, triton_kernels
-
-triton_kernels.interpret_without_gpu()
+from tests import checks_table
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -53,7 +53,6 @@ __device__ __forceinline__ void product(const VandermondeParams& p) {
           if (!PAIRS) im[r][k] += a[r] * ci[k] + b[r] * cr[k];
         }
     }
-    __syncthreads();
   }
 
 #pragma unroll

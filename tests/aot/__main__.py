@@ -14,8 +14,8 @@ from . import budget, nvcc
 def measure_triton(targets: tuple[str, ...]) -> tuple[str, budget.Measurement]:
     """Triton's version and the measurement, from a process that compiles and does not interpret."""
     with tempfile.TemporaryDirectory() as cache:
-        environment = {**os.environ, "TRITON_DUMP_PTXAS_LOG": "1", "TRITON_CACHE_DIR": cache}
-        environment.pop("TRITON_INTERPRET", None)
+        settings = {"TRITON_INTERPRET": "0", "TRITON_DUMP_PTXAS_LOG": "1", "TRITON_CACHE_DIR": cache}
+        environment = {**os.environ, **settings}
         command = [sys.executable, "-m", "tests.aot", "triton", *targets]
         done = subprocess.run(
             command, env=environment, cwd=nvcc.ROOT, capture_output=True, text=True, check=False

@@ -33,7 +33,8 @@ def write(tools: dict[str, str], compilers: dict[str, Measurement]) -> None:
 def complaints(allowed: Measurement, measured: Measurement, *, same_tool: bool) -> list[str]:
     """What is over budget, missing or gone, a sentence each.
 
-    Registers depend on the compiler's version, so they are compared only if it is the one that wrote the budget.
+    Registers and shared memory depend on the compiler's version, so they are compared only if it is the one that
+    wrote the budget; a spill is one with any.
     """
     found = []
     for target, kernels in measured.items():
@@ -46,7 +47,7 @@ def complaints(allowed: Measurement, measured: Measurement, *, same_tool: bool) 
             if name not in budgets:
                 found.append(f"{name} ({target}) has no budget; {REGENERATE}")
                 continue
-            for what in ("spill_bytes", "shared_bytes", *(["registers"] if same_tool else [])):
+            for what in ("spill_bytes", "shared_bytes", "registers") if same_tool else ("spill_bytes",):
                 if used[what] > budgets[name][what]:
                     unit = what.replace("_", " ")
                     found.append(

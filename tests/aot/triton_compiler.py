@@ -1,6 +1,6 @@
 """Compiles the Triton kernels, as their launch functions launch them, for GPUs that are not there.
 
-Run in a process of its own, without TRITON_INTERPRET: ``python -m tests.aot triton <targets>``.
+Run in a process of its own, with TRITON_INTERPRET=0: ``python -m tests.aot triton <targets>``.
 """
 
 from __future__ import annotations

@@ -29,11 +29,13 @@ def _exponents(x, n, mask, dtype: tl.constexpr):
     """x_n as (turns, high, low): a 64-bit fraction of a turn, and Re(x_n) / ln 2 as the sum of two numbers."""
     re = tl.load(x + 2 * n, mask=mask, other=0.0).to(tl.float64)
     im = tl.load(x + 2 * n + 1, mask=mask, other=0.0).to(tl.float64)
+    inverse_two_pi = tl.full(im.shape, _INVERSE_TWO_PI, tl.float64)  # tl.fma rounds Python numbers to float32
+    log2_e = tl.full(re.shape, _LOG2_E, tl.float64)
     upper = tl.floor(im * (_INVERSE_TWO_PI * 4294967296.0) + 0.5)  # in units of 2^-32
-    lower = tl.fma(im, _INVERSE_TWO_PI, -upper / 4294967296.0) + im * _INVERSE_TWO_PI_REST
+    lower = tl.fma(im, inverse_two_pi, -upper / 4294967296.0) + im * _INVERSE_TWO_PI_REST
     turns = (upper.to(tl.int64) << 32) + (lower * 18446744073709551616.0).to(tl.int64)
-    high = (re * _LOG2_E).to(dtype)
-    low = tl.fma(re, _LOG2_E, -high.to(tl.float64)) + re * _LOG2_E_REST
+    high = (re * log2_e).to(dtype)
+    low = tl.fma(re, log2_e, -high.to(tl.float64)) + re * _LOG2_E_REST
     return turns, high + (im - im).to(dtype), low.to(dtype)  # NaN if Im(x_n) is not finite
 
 

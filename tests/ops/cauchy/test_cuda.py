@@ -162,6 +162,28 @@ def test_every_access_is_in_bounds_and_ordered(checked: Emulated, kind: str, ord
     check(checked, kind, order, seed=1)
 
 
+def test_launch_rules(plain: Emulated) -> None:
+    """A block has 128 nodes, or at most 32 poles and a segment of nodes, of one set or of four."""
+
+    def blocks(kernel: str, sets: int, channels: int, N: int, L: int) -> int:
+        sizes = {"sets": sets, "channels": channels, "N": N, "L": L, "z_stride": 0, "order": 1}
+        weights = {"g": None} if "transpose" in kernel else {"v": None, "pairs": 1}
+        fields = {
+            **sizes,
+            **weights,
+            "sets_together": 4 if "four" in kernel else 1,
+            "z": None,
+            "w": None,
+            "out": None,
+        }
+        return plain.kernels.launch_rule(kernel, fields)[0]
+
+    assert blocks("cauchy_one_f32", 1, 256, 32, 2049) == 17 * 256
+    assert blocks("cauchy_four_f32", 5, 256, 32, 128) == 2 * 256
+    assert blocks("cauchy_transpose_one_f32", 2, 256, 33, SEGMENT) == 2 * 256 * 2
+    assert blocks("cauchy_transpose_four_f64", 4, 3, 1, SEGMENT + 1) == 3 * 2
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("kind", COMPLEX)
 @pytest.mark.parametrize("order", ORDERS)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from tests.triton_kernels import DEVICE, skip_reason
+from tests.triton_kernels import device, skip_reason
 
 from . import exact
 
@@ -19,6 +19,7 @@ from sequence_kernels.ops.cauchy import triton as kernels
 
 pytestmark = pytest.mark.checks("oracle", "interpreter", "GPU", of="cauchy/triton")
 
+DEVICE = device()
 TOLERANCE = {torch.complex64: 2e-6, torch.complex128: 1e-12}  # of the norm
 SHAPES = [(1, 1, 1, 2), (2, 2, 3, 5), (5, 2, 9, 129), (1, 2, 20, 200)]
 

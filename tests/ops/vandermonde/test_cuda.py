@@ -139,7 +139,7 @@ def test_a_bad_exponent_gives_nan(plain: Emulated) -> None:
 
 
 def check(emulated: Emulated, kind: str, order: str, seed: int) -> None:
-    for conjugate, shape in ((True, (2, 2, 3, 70)), (False, (1, 1, 17, 130))):
+    for conjugate, shape in ((True, (2, 2, 3, 70)), (False, (1, 1, 17, 130)), (True, (1, 1, 1, 4200))):
         v, x, g = data(*shape, kind)
         L = shape[-1]
         actual = emulated.product(v, x, L, conjugate, 1, kind, order=order, seed=seed)
@@ -163,6 +163,31 @@ def test_sums_of_segments_are_in_bounds(checked: Emulated) -> None:
     fields = {"partial": partial, "out": out, "count": 300, "segments": 3}
     checked.sums.run("sum_segments_f32", fields, order="random")
     torch.testing.assert_close(out, partial.sum(0))
+
+
+def test_launch_rules(plain: Emulated) -> None:
+    """A block has 4096 positions: of one row, or as many as fit of the rows of further sets."""
+
+    def blocks(kernel: str, sets: int, channels: int, N: int, L: int) -> int:
+        weights = "g" if "transpose" in kernel else "v"
+        fields = {
+            "sets": sets,
+            "channels": channels,
+            "N": N,
+            "L": L,
+            "power": 0,
+            weights: None,
+            "x": None,
+            "out": None,
+        }
+        return plain.kernels.launch_rule(kernel, fields)[0]
+
+    assert blocks("vandermonde_pairs_f32", 1, 256, 32, 4096) == 256
+    assert blocks("vandermonde_pairs_f32", 3, 256, 32, 4097) == 3 * 256 * 2
+    assert blocks("vandermonde_pairs_f32", 65, 2, 32, 64) == 2 * 2
+    assert blocks("vandermonde_plain_f64", 1, 1024, 1, 1 << 28) == 1 << 26
+    assert blocks("vandermonde_transpose_real_f32", 2, 256, 33, SEGMENT) == 2 * 256 * 3
+    assert blocks("vandermonde_transpose_real_f32", 1, 1, 1, 1 << 20) == 64
 
 
 @pytest.mark.thorough

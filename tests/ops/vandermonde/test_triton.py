@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from tests.triton_kernels import DEVICE, skip_reason
+from tests.triton_kernels import device, skip_reason
 
 from . import exact
 
@@ -19,6 +19,7 @@ from sequence_kernels.ops.vandermonde import triton as kernels
 
 pytestmark = pytest.mark.checks("oracle", "interpreter", "GPU", of="vandermonde/triton")
 
+DEVICE = device()
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12}  # of the norm
 SHAPES = [(1, 1, 1, 1), (1, 2, 3, 5), (3, 2, 17, 65), (1, 1, 5, 4097)]
 
