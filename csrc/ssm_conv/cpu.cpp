@@ -71,28 +71,39 @@ struct Matrices {
   bool dense;
 
   void diagonal_steps(const Power<Real>& a, Real* x, int64_t distance, int64_t count, int64_t batch) const {
-    for (int64_t b = 0; b < batch; ++b) {
-      int64_t j = 0;
-      for (; j + 4 * kLanes<Real> <= S; j += 4 * kLanes<Real>)
-        diagonal_columns<4>(a, x + b * S, j, distance, count);
-      for (; j < S; j += kLanes<Real>) diagonal_columns<1>(a, x + b * S, j, distance, count);
-    }
+    int64_t b = 0;
+    for (; b + 2 <= batch; b += 2) diagonal_rows<2>(a, x + b * S, distance, count);
+    if (b < batch) diagonal_rows<1>(a, x + b * S, distance, count);
   }
 
-  template <int vectors>
+  template <int rows>
+  void diagonal_rows(const Power<Real>& a, Real* x, int64_t distance, int64_t count) const {
+    int64_t j = 0;
+    for (; j + 4 * kLanes<Real> <= S; j += 4 * kLanes<Real>)
+      diagonal_columns<rows, 4>(a, x + j, j, distance, count);
+    for (; j < S; j += kLanes<Real>) diagonal_columns<rows, 1>(a, x + j, j, distance, count);
+  }
+
+  // Each state waits for the one before: so several rows and columns side by side.
+  template <int rows, int vectors>
   void diagonal_columns(const Power<Real>& a, Real* x, int64_t j, int64_t distance, int64_t count) const {
-    Vector<Real> state[vectors];
-    for (int v = 0; v < vectors; ++v) state[v] = load(x + j + v * kLanes<Real>);
+    Vector<Real> re[vectors], im[vectors], re_low[vectors], im_low[vectors], state[rows][vectors];
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t at = j + v * kLanes<Real>;
+      re[v] = load(a.high + at), im[v] = load(a.high + S + at);
+      re_low[v] = load(a.low + at), im_low[v] = load(a.low + S + at);
+      for (int r = 0; r < rows; ++r) state[r][v] = load(x + r * S + v * kLanes<Real>);
+    }
     for (int64_t m = 0; m < count; ++m) {
       x += distance;
-      for (int v = 0; v < vectors; ++v) {
-        const int64_t at = j + v * kLanes<Real>;
-        const Vector<Real> swapped = swap_parts<Real>(state[v]);
-        const Vector<Real> small = load(a.low + at) * state[v] + load(a.low + S + at) * swapped;
-        const Vector<Real> large = load(x + at) + load(a.high + S + at) * swapped;
-        state[v] = (load(a.high + at) * state[v] + large) + small;
-        store(x + at, state[v]);
-      }
+      for (int r = 0; r < rows; ++r)
+        for (int v = 0; v < vectors; ++v) {
+          Real* place = x + r * S + v * kLanes<Real>;
+          const Vector<Real> swapped = swap_parts<Real>(state[r][v]);
+          const Vector<Real> low = re_low[v] * state[r][v] + im_low[v] * swapped;
+          state[r][v] = (re[v] * state[r][v] + (load(place) + im[v] * swapped)) + low;
+          store(place, state[r][v]);
+        }
     }
   }
 
@@ -107,6 +118,23 @@ struct Matrices {
         tile.add(S, from + i * S, S, 1, a.high + j, S);
         tile.put(to + i * S + j, S);
       });
+    }
+  }
+};
+
+// Asks for the elements of a block ahead of their use, a few cache lines at a time. Runs of `bytes` bytes,
+// one a sequence, `stride` bytes apart.
+template <bool for_writing>
+struct Prefetch {
+  const char* run;
+  int64_t runs, bytes, stride;
+  int64_t at = 0;
+
+  void next(int lines) {
+    for (int i = 0; i < lines && runs > 0; ++i) {
+      __builtin_prefetch(run + at, for_writing, for_writing ? 3 : 2);
+      at += 64;
+      if (at >= bytes) at = 0, run += stride, --runs;
     }
   }
 };
@@ -289,18 +317,40 @@ struct Worker {
     }
   }
 
+  Prefetch<false> ahead(const Sequences& from, int64_t b0, int64_t batch, int64_t c, int64_t h, int64_t m0,
+                        int64_t chunks) const {
+    const int64_t at = m0 * T, count = smaller(chunks * T, L - at), size = element_size();
+    if (count <= 0 || from.step != 1) return {nullptr, 0, 0, 0};
+    const char* first = static_cast<const char*>(from.data);
+    return {first + (b0 * from.batch + c * from.channel + h * from.head + at) * size, batch, count * size,
+            from.batch * size};
+  }
+  Prefetch<true> ahead(void* to, int64_t b0, int64_t batch, int64_t channels, int64_t c, int64_t h,
+                       int64_t m0, int64_t chunks) const {
+    const int64_t at = m0 * T, count = smaller(chunks * T, L - at), size = element_size();
+    return {static_cast<char*>(to) + ((((b0 * channels) + c) * H + h) * L + at) * size, batch, count * size,
+            channels * H * L * size};
+  }
+  int64_t element_size() const {
+    return arguments.u.element == Element::float64 ? 8 : arguments.u.element == Element::float32 ? 4 : 2;
+  }
+
   // From rows of inputs in u and the states before the first chunk, `from`, the states after each chunk.
-  void states(Real* from, int64_t batch, int64_t chunks) const {
+  template <typename Ahead>
+  void states(Real* from, int64_t batch, int64_t chunks, Ahead ahead) const {
     for_tiles<Real>(round_up(batch * chunks, kTileRows), Sp, [&](auto& tile, int64_t i, int64_t j) {
+      ahead.next(8);
       tile.add(T, u + i * Tp, Tp, 1, e_in + j, Sp);
       tile.put(from + (batch + i) * Sp + j, Sp);
     });
     matrices.steps(power(bits), from, batch * Sp, chunks, batch);
   }
 
-  void outputs(int64_t rows, int64_t c) const {
+  template <typename Ahead>
+  void outputs(int64_t rows, int64_t c, Ahead ahead) const {
     const Real *read_out = e_out + c * Sp * Tp, *square = toeplitz + c * T * Tp;
     for_tiles<Real>(rows, Tp, [&](auto& tile, int64_t i, int64_t j) {
+      ahead.next(16);
       tile.add(Sp, x + i * Sp, Sp, 1, read_out + j, Tp);
       add_upper(tile, u + i * Tp, square, j);
       tile.put(out + i * Tp + j, Tp);
@@ -351,16 +401,25 @@ struct Worker {
     return at;
   }
 
-  void forward(int64_t h, int64_t b0) const {
+  // The block that comes after chunk m of an item, in that item or the next one.
+  Prefetch<false> ahead_of(int64_t item, int64_t m) const {
+    const int64_t blocks = block.count(arguments), place = m < M ? item : item + 1;
+    const int64_t b0 = place % blocks * block.batch, h = place / blocks;
+    if (h == H) return {nullptr, 0, 0, 0};
+    return ahead(arguments.u, b0, smaller(block.batch, B - b0), 0, h, m < M ? m : 0, block.chunks);
+  }
+
+  void forward(int64_t item) const {
+    const int64_t blocks = block.count(arguments), b0 = item % blocks * block.batch, h = item / blocks;
     const int64_t batch = smaller(block.batch, B - b0);
     initial_rows(b0, batch, h);
     int64_t m0 = 0;
     do {
       const int64_t chunks = smaller(block.chunks, M - m0), rows = batch * chunks;
       read_rows(arguments.u, b0, batch, 0, h, m0, chunks, u);
-      states(x, batch, chunks);
+      states(x, batch, chunks, ahead(arguments.y, b0, batch, C, 0, h, m0, chunks));
       for (int64_t c = 0; c < C; ++c) {
-        outputs(round_up(rows, kTileRows), c);
+        outputs(round_up(rows, kTileRows), c, ahead_of(item, m0 + chunks));
         write_rows(out, b0, batch, C, c, h, m0, chunks, arguments.y);
       }
       for (int64_t b = 0; b < batch; ++b) {
@@ -378,7 +437,10 @@ struct Worker {
     for (int64_t m0 = 0; m0 < M; m0 += block.chunks) {
       const int64_t chunks = smaller(block.chunks, M - m0);
       read_rows(arguments.u, b0, batch, 0, h, m0, chunks, u);
-      states(x + m0 * batch * Sp, batch, chunks);
+      const bool more = m0 + chunks < M;
+      states(x + m0 * batch * Sp, batch, chunks,
+             more ? ahead(arguments.u, b0, batch, 0, h, m0 + chunks, block.chunks)
+                  : ahead(arguments.g, b0, batch, 0, h, m0, chunks));
     }
   }
 
@@ -413,14 +475,30 @@ struct Worker {
   }
 
   // c += a^T b over `rows` rows.
-  template <typename Skip>
-  void add_outer(int64_t rows, const Real* a, int64_t a_width, const Real* b, int64_t b_width, Real* c,
-                 const Skip& skip) const {
+  void add_outer(int64_t rows, const Real* a, int64_t a_width, const Real* b, int64_t b_width,
+                 Real* c) const {
     for_tiles<Real>(a_width, b_width, [&](auto& tile, int64_t i, int64_t j) {
-      if (skip(i, j + tile.columns)) return;
       tile.get(c + i * b_width + j, b_width);
       tile.add(rows, a + i, 1, a_width, b + j, b_width);
       tile.put(c + i * b_width + j, b_width);
+    });
+  }
+
+  // The same of rows of T elements, on and above the diagonal of c.
+  void add_upper_outer(int64_t rows, const Real* a, const Real* b, Real* c) const {
+    for_tiles<Real>(Tp, Tp, [&](auto& tile, int64_t i, int64_t j) {
+      constexpr int64_t lanes = kLanes<Real>;
+      if (i >= j + tile.columns) return;
+      tile.get(c + i * Tp + j, Tp);
+      if constexpr (tile.columns > lanes) {
+        if (i >= j + lanes)
+          tile.template add<1>(rows, a + i, 1, Tp, b + j, Tp);
+        else
+          tile.add(rows, a + i, 1, Tp, b + j, Tp);
+      } else {
+        tile.add(rows, a + i, 1, Tp, b + j, Tp);
+      }
+      tile.put(c + i * Tp + j, Tp);
     });
   }
 
@@ -451,8 +529,6 @@ struct Worker {
 
   template <typename To>
   void backward_head(int64_t h, To* d_powers) const {
-    const auto all = [](int64_t, int64_t) { return false; };
-    const auto below_the_diagonal = [](int64_t i, int64_t end) { return i >= end; };
     fill(d_powers + power_place(h, 0), power_place(1, 0));
     fill(d_e_in, Tp * Sp);
     fill(d_e_out, C * Sp * Tp);
@@ -473,12 +549,12 @@ struct Worker {
         block_backward(h, b0, batch, m0, chunks);
         const Real *states_before = x + m0 * batch * Sp, *slopes = p + batch * Sp;
         for (int64_t c = 0; c < C; ++c) {
-          add_outer(rows, states_before, Sp, g + c * row_count * Tp, Tp, d_e_out + c * Sp * Tp, all);
-          add_outer(rows, u, Tp, g + c * row_count * Tp, Tp, d_toeplitz + c * Tp * Tp, below_the_diagonal);
+          add_outer(rows, states_before, Sp, g + c * row_count * Tp, Tp, d_e_out + c * Sp * Tp);
+          add_upper_outer(rows, u, g + c * row_count * Tp, d_toeplitz + c * Tp * Tp);
         }
-        add_outer(rows, u, Tp, slopes, Sp, d_e_in, all);
+        add_outer(rows, u, Tp, slopes, Sp, d_e_in);
         if (arguments.dense)
-          add_outer(rows, states_before, Sp, slopes, Sp, d_chunk, all);
+          add_outer(rows, states_before, Sp, slopes, Sp, d_chunk);
         else
           add_chunk_gradient(rows, states_before, slopes);
         copy(p, batch * Sp, carry);
@@ -506,7 +582,14 @@ struct Worker {
     read_rows(arguments.u, b0, batch, 0, h, m0, chunks, u);
     for (int64_t c = 0; c < C; ++c)
       read_rows(arguments.g, b0, batch, c, h, m0, chunks, g + c * row_count * Tp);
+    const int64_t before = m0 - block.chunks;
+    auto du_ahead = ahead(arguments.du, b0, batch, 1, 0, h, m0, chunks);
+    auto g_ahead = ahead(arguments.g, b0, m0 > 0 ? batch : 0, 0, h, before, block.chunks);
+    auto u_ahead = m0 > 0 ? ahead(arguments.u, b0, batch, 0, h, before, block.chunks)
+                          : ahead_of(h * block.count(arguments) + b0 / block.batch, M);
     for_tiles<Real>(whole, Sp, [&](auto& tile, int64_t i, int64_t j) {
+      du_ahead.next(8);
+      g_ahead.next(8);
       for (int64_t c = 0; c < C; ++c)
         tile.add(T, g + (c * row_count + i) * Tp, Tp, 1, e_out_transposed + c * T * Sp + j, Sp);
       tile.put(p + i * Sp + j, Sp);
@@ -520,6 +603,7 @@ struct Worker {
       }
     matrices.steps(power(bits, true), p + rows * Sp, -batch * Sp, chunks, batch);
     for_tiles<Real>(whole, Tp, [&](auto& tile, int64_t i, int64_t j) {
+      u_ahead.next(16);
       tile.add(S, p + (batch + i) * Sp, Sp, 1, e_in_transposed + j, Tp);
       for (int64_t c = 0; c < C; ++c)
         add_lower(tile, g + (c * row_count + i) * Tp, toeplitz_transposed + c * T * Tp, j);
@@ -550,7 +634,7 @@ void ssm_conv(const SsmConvArguments<Real>& arguments, int64_t begin, int64_t en
   const int64_t blocks = worker.block.count(arguments);
   for (int64_t item = begin; item < end; ++item) {
     if (item == begin || item % blocks == 0) worker.pack(item / blocks);
-    worker.forward(item / blocks, item % blocks * worker.block.batch);
+    worker.forward(item);
   }
 }
 

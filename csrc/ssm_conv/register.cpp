@@ -2,6 +2,7 @@
 // threads.
 
 #include "runtime/cpu_isa.h"
+#include "runtime/huge_pages.h"
 #include "runtime/library.h"
 #include "ssm_conv/ssm_conv.h"
 
@@ -33,6 +34,15 @@ bool given(const Tensor& tensor, const Sizes& sizes, Dtype dtype) {
 }
 bool given(const Optional& tensor, const Sizes& sizes, Dtype dtype) {
   return !tensor || given(*tensor, sizes, dtype);
+}
+
+// A new tensor like u, as large as sequences are.
+Tensor empty_sequences(const Sizes& sizes, const Tensor& u) {
+  Tensor tensor = Tensor::empty(sizes, u.dtype());
+  int64_t bytes = is_double(u.dtype()) ? 8 : u.dtype() == Dtype::float32 ? 4 : 2;
+  for (int64_t size : sizes) bytes *= size;
+  prefer_huge_pages(tensor.mutable_data<void>(), bytes);
+  return tensor;
 }
 
 template <typename Real>
@@ -80,7 +90,7 @@ template <typename Real>
 std::vector<Tensor> run(const Tensor& u, SsmConvArguments<Real> arguments) {
   const Dtype real = sizeof(Real) == 8 ? Dtype::float64 : Dtype::float32;
   std::vector<Tensor> results;
-  results.push_back(Tensor::empty({arguments.B, arguments.C, arguments.H, arguments.L}, u.dtype()));
+  results.push_back(empty_sequences({arguments.B, arguments.C, arguments.H, arguments.L}, u));
   results.push_back(Tensor::empty({arguments.B, arguments.H, arguments.S}, real));
   arguments.y = results[0].mutable_data<void>();
   arguments.final_state = results[1].mutable_data<Real>();
@@ -113,7 +123,7 @@ std::vector<Tensor> run_backward(const Tensor& g, const Tensor& g_final, const T
   int64_t count = 1;
   while (int64_t(1) << (count - 1) < T) ++count;
   std::vector<Tensor> results;
-  results.push_back(Tensor::empty({B, H, L}, u.dtype()));
+  results.push_back(empty_sequences({B, H, L}, u));
   results.push_back(Tensor::empty({C, H, T}, real));
   results.push_back(Tensor::empty({C, H, S, T}, real));
   results.push_back(Tensor::empty({H, T, S}, real));

@@ -64,10 +64,11 @@ struct SsmConvBlock {
 
   template <typename Real>
   explicit SsmConvBlock(const SsmConvArguments<Real>& arguments) {
-    constexpr int64_t rows = 64, dense_batch = 8;  // a dense A_T is applied to so many rows at a time
+    constexpr int64_t rows = 64;
+    const int64_t side_by_side = arguments.dense ? 8 : 2;  // rows that A_T is applied to at a time
     const int64_t M = arguments.chunks() > 0 ? arguments.chunks() : 1;
     batch = rows / M > 1 ? rows / M : 1;
-    if (arguments.dense && batch < dense_batch) batch = dense_batch;
+    if (batch < side_by_side) batch = side_by_side;
     if (batch > arguments.B) batch = arguments.B > 0 ? arguments.B : 1;
     chunks = M < rows / batch ? M : rows / batch;
   }
