@@ -6,6 +6,7 @@ from .models import SequenceModel, SequenceResidualBlock
 from .module import SequenceIdentity, SequenceModule, TransposedModule
 from .ops import BackendUnavailableError, use_backend
 from .optim import parameter_groups
+from .stepper import Stepper
 
 __version__ = "0.1.0"
 
@@ -18,6 +19,7 @@ __all__ = [
     "SequenceModel",
     "SequenceModule",
     "SequenceResidualBlock",
+    "Stepper",
     "TransposedModule",
     "ops",
     "parameter_groups",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .stages import Stage, Whole
+from .stepper import Stepper
 
 
 class SequenceModule(nn.Module):
@@ -61,6 +64,20 @@ class SequenceModule(nn.Module):
         """Map one time step ``(..., d_model) -> (..., d_output)``; return the output and the next state."""
         raise NotImplementedError(f"{type(self).__name__} has no step")
 
+    def stages(self, **kwargs: Any) -> list[Stage]:
+        """What ``step(..., **kwargs)`` does in eval mode, for a stepper; by default one stage, the step itself."""
+        return [Whole(self, kwargs)]
+
+    def stepper(
+        self,
+        batch_shape: Sequence[int] = (),
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **kwargs: Any,
+    ) -> Stepper:
+        """The module made ready to run through time, with a state of its own: see ``Stepper``."""
+        return Stepper(self, batch_shape, device, dtype, **kwargs)
+
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Any:
         """The state before the first element, for a batch of the given shape; None if there is no state."""
         return None
@@ -109,3 +126,6 @@ class SequenceIdentity(SequenceModule):
 
     def step(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
         return x, state
+
+    def stages(self, **kwargs: Any) -> list[Stage]:
+        return []

@@ -5,31 +5,22 @@ namespace sequence_kernels {
 
 template <typename Real, Isa isa>
 void recurrent_step(const StepArguments<Real>& arguments, int64_t begin, int64_t end, Real* scratch) {
-  const int64_t heads = arguments.heads, channels = arguments.channels, size = 2 * arguments.pairs;
-  const auto at = [](const Real* array, int64_t offset) { return array ? array + offset : nullptr; };
+  const Recurrence<Real>& system = arguments.system;
+  const int64_t heads = system.heads, channels = system.channels, size = heads * system.pairs * 2;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t first = item * kHeadsAtOnce;
     const int64_t last = first + kHeadsAtOnce < heads ? first + kHeadsAtOnce : heads;
     for (int64_t row = 0; row < arguments.rows; ++row) {
-      const int64_t slot = arguments.slots ? arguments.slots[row] : row;
-      const Real* u = arguments.u + row * heads;
+      const auto slot_of = [&](int64_t i) { return arguments.slots ? arguments.slots[i] : i; };
+      const int64_t slot = slot_of(row), following = row + 1 < arguments.rows ? slot_of(row + 1) : -1;
+      const int64_t ahead = following < 0 ? 0 : (following - slot) * size;
       Real* y = arguments.y + row * channels * heads;
-      for (int64_t h = first; h < last; ++h) {
-        if (slot < 0) {
-          for (int64_t channel = 0; channel < channels; ++channel) y[channel * heads + h] = 0;
-          continue;
-        }
-        const int64_t offset = h * size, place = slot * heads * size + offset;
-        const Head<Real> head{arguments.pairs,        channels,
-                              arguments.rank,         heads * size,
-                              arguments.a + offset,   arguments.b + offset,
-                              arguments.c + offset,   at(arguments.p, offset),
-                              at(arguments.q, offset)};
-        step_head(head, arguments.state + place, arguments.next + place, u[h], y + h, heads, scratch);
-        if (arguments.d)
-          for (int64_t channel = 0; channel < channels; ++channel)
-            y[channel * heads + h] += arguments.d[channel * heads + h] * u[h];
-      }
+      if (slot >= 0)
+        step_heads(system, first, last, arguments.state + slot * size, arguments.next + slot * size,
+                   arguments.u + row * heads, y, scratch, ahead);
+      else
+        for (int64_t channel = 0; channel < channels; ++channel)
+          for (int64_t h = first; h < last; ++h) y[channel * heads + h] = 0;
     }
   }
 }

@@ -1,4 +1,4 @@
-// One step of one head of a diagonal or diagonal-plus-low-rank state-space model:
+// One step of the heads of a diagonal or diagonal-plus-low-rank state-space model:
 //
 //   s_r = 2 Re(sum_n q_rn x_n),  x'_n = a_n x_n + sum_r p_rn s_r + b_n u,  y_c = 2 Re(sum_n c_cn x'_n) + d_c
 //   u
@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "common/vector.h"
+#include "ssm_step/ssm_step.h"
 
 namespace sequence_kernels {
 namespace {
@@ -53,52 +54,79 @@ inline Vector<Real> complex_product(Vector<Real> a, Vector<Real> x) {
   return re * x - im * kSigns<Real> * turned;
 }
 
+// The sum of the real parts minus that of the imaginary parts, in a fixed order.
+template <int width, typename Real>
+inline Real difference(Vector<Real> v) {
+  if constexpr (width == 1) {
+    return v[0] - v[1];
+  } else {
+    return difference<width / 2, Real>(v + permuted<~0, width, Real>(v, Lanes<Real>()));
+  }
+}
+
 // 2 Re(sum_n v_n x_n) over n < pairs.
 template <typename Real>
 inline Real paired_inner(int64_t pairs, const Real* v, const Real* x) {
   Vector<Real> products = {};
   int64_t i = 0;
   for (; i + kLanes<Real> <= 2 * pairs; i += kLanes<Real>) products += load(v + i) * load(x + i);
-  Real total = sum<Real>(products * kSigns<Real>);
+  Real total = difference<kLanes<Real> / 2, Real>(products);
   for (; i < 2 * pairs; i += 2) total += v[i] * x[i] - v[i + 1] * x[i + 1];
   return 2 * total;
 }
 
-// The parameters of one head: a, b of `pairs`, and of those of channel c and rank r `stride` further on each.
-template <typename Real>
-struct Head {
-  int64_t pairs, channels, rank, stride;
-  const Real *a, *b, *c, *p, *q;
-};
-
-// x and next may be the same. y gets the channels' outputs, `apart` elements apart; pulls is room for s_r.
-template <typename Real>
-inline void step_head(const Head<Real>& head, const Real* x, Real* next, Real u, Real* y, int64_t apart,
-                      Real* pulls) {
-  const int64_t size = 2 * head.pairs;
-  for (int64_t r = 0; r < head.rank; ++r) pulls[r] = paired_inner(head.pairs, head.q + r * head.stride, x);
-  Vector<Real> products = {};  // with the first channel's c
-  int64_t i = 0;
-  for (; i + kLanes<Real> <= size; i += kLanes<Real>) {
-    Vector<Real> moved = complex_product<Real>(load(head.a + i), load(x + i)) + load(head.b + i) * u;
-    for (int64_t r = 0; r < head.rank; ++r) moved += load(head.p + r * head.stride + i) * pulls[r];
-    if (head.channels > 0) products += load(head.c + i) * moved;
-    store(next + i, moved);
-  }
-  Real total = sum<Real>(products * kSigns<Real>);
-  for (; i < size; i += 2) {
-    Real re = head.a[i] * x[i] - head.a[i + 1] * x[i + 1] + head.b[i] * u;
-    Real im = head.a[i] * x[i + 1] + head.a[i + 1] * x[i] + head.b[i + 1] * u;
-    for (int64_t r = 0; r < head.rank; ++r) {
-      re += head.p[r * head.stride + i] * pulls[r];
-      im += head.p[r * head.stride + i + 1] * pulls[r];
+// Heads [first, last) of one sequence: x and next (heads, pairs), which may be the same; u (heads); y
+// (channels, heads). pulls is room for s_r. The same heads are wanted next `ahead` elements further on; 0: no
+// more.
+template <int low_rank, typename Real>
+inline void step_heads(const Recurrence<Real>& system, int64_t first, int64_t last, const Real* x, Real* next,
+                       const Real* u, Real* y, Real* pulls, int64_t ahead) {
+  const int64_t pairs = system.pairs, size = 2 * pairs, whole = size / kLanes<Real> * kLanes<Real>;
+  const int64_t heads = system.heads, stride = heads * size, channels = system.channels;
+  const int64_t rank = low_rank >= 0 ? low_rank : system.rank;
+  const Real* readout = channels > 0 ? system.c : system.b;  // of the first channel
+  for (int64_t h = first; h < last; ++h) {
+    const int64_t at = h * size;
+    const Real *a = system.a + at, *b = system.b + at, *c = readout + at, *p = system.p + at, *from = x + at;
+    Real* to = next + at;
+    const Real input = u[h];
+    for (int64_t r = 0; r < rank; ++r) pulls[r] = paired_inner(pairs, system.q + r * stride + at, from);
+    for (int64_t i = 0; ahead != 0 && i < size; i += 64 / static_cast<int64_t>(sizeof(Real))) {
+      __builtin_prefetch(from + ahead + i);
+      __builtin_prefetch(to + ahead + i, 1);
     }
-    if (head.channels > 0) total += head.c[i] * re - head.c[i + 1] * im;
-    next[i] = re, next[i + 1] = im;
+    Vector<Real> products = {};
+    for (int64_t i = 0; i < whole; i += kLanes<Real>) {
+      Vector<Real> moved = complex_product<Real>(load(a + i), load(from + i)) + load(b + i) * input;
+      for (int64_t r = 0; r < rank; ++r) moved += load(p + r * stride + i) * pulls[r];
+      products += load(c + i) * moved;
+      store(to + i, moved);
+    }
+    Real total = difference<kLanes<Real> / 2, Real>(products);
+    for (int64_t i = whole; i < size; i += 2) {
+      Real re = a[i] * from[i] - a[i + 1] * from[i + 1] + b[i] * input;
+      Real im = a[i] * from[i + 1] + a[i + 1] * from[i] + b[i + 1] * input;
+      for (int64_t r = 0; r < rank; ++r) {
+        re += p[r * stride + i] * pulls[r];
+        im += p[r * stride + i + 1] * pulls[r];
+      }
+      total += c[i] * re - c[i + 1] * im;
+      to[i] = re, to[i + 1] = im;
+    }
+    for (int64_t channel = 0; channel < channels; ++channel) {
+      const Real output = channel == 0 ? 2 * total : paired_inner(pairs, c + channel * stride, to);
+      y[channel * heads + h] = system.d ? output + system.d[channel * heads + h] * input : output;
+    }
   }
-  if (head.channels > 0) y[0] = 2 * total;
-  for (int64_t channel = 1; channel < head.channels; ++channel)
-    y[channel * apart] = paired_inner(head.pairs, head.c + channel * head.stride, next);
+}
+
+template <typename Real>
+inline void step_heads(const Recurrence<Real>& system, int64_t first, int64_t last, const Real* x, Real* next,
+                       const Real* u, Real* y, Real* pulls, int64_t ahead) {
+  const auto run = system.rank == 0   ? step_heads<0, Real>
+                   : system.rank == 1 ? step_heads<1, Real>
+                                      : step_heads<-1, Real>;
+  run(system, first, last, x, next, u, y, pulls, ahead);
 }
 
 }  // namespace

@@ -10,27 +10,38 @@ namespace {
 // Complex numbers of state below which a second thread costs more than it saves.
 constexpr int64_t kWorthAThread = 1 << 16;
 
+// Of all sizes but the last ones.
+int64_t product(const std::vector<int64_t>& sizes, size_t but_last) {
+  int64_t result = 1;
+  for (size_t i = 0; i + but_last < sizes.size(); ++i) result *= sizes[i];
+  return result;
+}
+
 template <typename Real>
 Tensor run(const Tensor& state, const Tensor& slots, const Tensor& u, const Tensor& a, const Tensor* p,
            const Tensor* q, const Tensor& b, const Tensor& c, const Tensor& d, Tensor& next) {
-  const auto sizes = u.sizes(), readout = c.sizes();
+  auto sizes = u.sizes();
+  const auto readout = c.sizes();
   StepArguments<Real> arguments{};
-  arguments.rows = sizes[0], arguments.heads = sizes[1], arguments.pairs = readout[2];
-  arguments.channels = readout[0], arguments.rank = p ? p->sizes()[0] : 0;
+  Recurrence<Real>& system = arguments.system;
+  arguments.rows = product(sizes, 1), system.heads = readout[1], system.pairs = readout[2];
+  system.channels = readout[0], system.rank = p ? p->sizes()[0] : 0;
+  system.a = a.data<Real>(), system.b = b.data<Real>(), system.c = c.data<Real>();
+  system.p = p ? p->data<Real>() : system.a, system.q = q ? q->data<Real>() : system.a;
+  system.d = product(d.sizes(), 0) > 0 ? d.data<Real>() : nullptr;
   arguments.state = state.data<Real>(), arguments.next = next.mutable_data<Real>();
   arguments.slots = slots.sizes()[0] > 0 ? slots.data<int64_t>() : nullptr;
-  arguments.u = u.data<Real>(), arguments.a = a.data<Real>(), arguments.b = b.data<Real>();
-  arguments.p = p ? p->data<Real>() : nullptr, arguments.q = q ? q->data<Real>() : nullptr;
-  arguments.c = c.data<Real>(), arguments.d = d.sizes()[0] > 0 ? d.data<Real>() : nullptr;
-  Tensor y = Tensor::empty({arguments.rows, arguments.channels, arguments.heads}, u.dtype());
+  arguments.u = u.data<Real>();
+  sizes.insert(sizes.end() - 1, system.channels);
+  Tensor y = Tensor::empty(sizes, u.dtype());
   arguments.y = y.mutable_data<Real>();
-  const int64_t items = (arguments.heads + kHeadsAtOnce - 1) / kHeadsAtOnce;
+  const int64_t items = (system.heads + kHeadsAtOnce - 1) / kHeadsAtOnce;
   with_instruction_set([&](auto isa) {
-    if (arguments.rows * arguments.heads * arguments.pairs < kWorthAThread) {
-      std::vector<Real> scratch(arguments.rank);
+    if (arguments.rows * system.heads * system.pairs < kWorthAThread) {
+      std::vector<Real> scratch(system.rank);
       return recurrent_step<Real, isa()>(arguments, 0, items, scratch.data());
     }
-    parallel_for<Real>(items, arguments.rank, [&](int64_t begin, int64_t end, Real* scratch) {
+    parallel_for<Real>(items, system.rank, [&](int64_t begin, int64_t end, Real* scratch) {
       recurrent_step<Real, isa()>(arguments, begin, end, scratch);
     });
   });
@@ -40,13 +51,14 @@ Tensor run(const Tensor& state, const Tensor& slots, const Tensor& u, const Tens
 Tensor step(const Tensor& state, const Tensor& slots, const Tensor& u, const Tensor& a, const Tensor* p,
             const Tensor* q, const Tensor& b, const Tensor& c, const Tensor& d, Tensor& next) {
   const auto shape = state.sizes(), input = u.sizes(), poles = a.sizes(), readout = c.sizes();
-  check(shape.size() == 3 && input.size() == 2 && poles.size() == 2 && readout.size() == 3 &&
-            shape == next.sizes() && shape[1] == input[1] && shape[1] == poles[0] && shape[2] == poles[1] &&
+  const size_t dim = shape.size();
+  check(dim >= 2 && !input.empty() && poles.size() == 2 && readout.size() == 3 && shape == next.sizes() &&
+            shape[dim - 2] == poles[0] && shape[dim - 1] == poles[1] && input.back() == poles[0] &&
             poles == b.sizes() && readout[1] == poles[0] && readout[2] == poles[1],
-        "a step expects state and next (slots, H, N), u (rows, H), a and b (H, N), c (C, H, N)");
-  check(
-      d.sizes().size() == 2 && d.sizes()[1] == shape[1] && (d.sizes()[0] == 0 || d.sizes()[0] == readout[0]),
-      "a step expects d (C, H), or (0, H) for none");
+        "a step expects state and next (..., H, N), u (..., H), a and b (H, N), c (C, H, N)");
+  const auto skip = d.sizes();
+  check(product(skip, 0) == 0 || (skip.size() == 2 && skip[0] == readout[0] && skip[1] == poles[0]),
+        "a step expects d (C, H), or empty for none");
   const Dtype complex = state.dtype(), real = is_double(complex) ? Dtype::float64 : Dtype::float32;
   check(is_complex(complex) && u.dtype() == real && d.dtype() == real && slots.dtype() == Dtype::int64 &&
             next.dtype() == complex && a.dtype() == complex && b.dtype() == complex && c.dtype() == complex,
@@ -60,16 +72,18 @@ Tensor step(const Tensor& state, const Tensor& slots, const Tensor& u, const Ten
                 t->sizes()[2] == poles[1] && t->dtype() == complex && t->is_contiguous(),
             "a step expects contiguous p and q (R, H, N) in the dtype of state");
   const int64_t indices = slots.sizes().size() == 1 ? slots.sizes()[0] : -1;
-  check(indices == input[0] || (indices == 0 && shape[0] == input[0]),
-        "a step expects slots (rows), or (0) where each row has the slot of its number");
+  const int64_t rows = product(input, 1), places = product(shape, 2);
+  check(indices == rows || (indices == 0 && places == rows),
+        "a step expects slots (rows), or empty where each row has the slot of its number");
   const int64_t* slot = slots.data<int64_t>();
   for (int64_t row = 0; row < indices; ++row)
-    check(slot[row] >= -1 && slot[row] < shape[0], "a step expects slots from -1 to below their number");
+    check(slot[row] >= -1 && slot[row] < places, "a step expects slots from -1 to below their number");
   return is_double(complex) ? run<double>(state, slots, u, a, p, q, b, c, d, next)
                             : run<float>(state, slots, u, a, p, q, b, c, d, next);
 }
 
-// `next` gets the new states, and may be `state`; returns y (rows, C, H).
+// `next` gets the new states, and may be `state`; returns y (..., C, H). An empty d is none, and with empty
+// slots each row drives the state of its number.
 Tensor ssm_step(const Tensor& state, const Tensor& slots, const Tensor& u, const Tensor& a, const Tensor& b,
                 const Tensor& c, const Tensor& d, Tensor& next) {
   return step(state, slots, u, a, nullptr, nullptr, b, c, d, next);

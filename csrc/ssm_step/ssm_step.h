@@ -7,20 +7,26 @@
 
 namespace sequence_kernels {
 
-constexpr int64_t kHeadsAtOnce = 16;  // a work item: these heads of all sequences, one after the other
-
 // Complex values are interleaved; all arrays contiguous.
 template <typename Real>
+struct Recurrence {
+  int64_t heads, pairs, channels, rank;
+  const Real *a, *b;  // (heads, pairs) complex
+  const Real *p, *q;  // (rank, heads, pairs) complex; any address if the rank is 0
+  const Real* c;      // (channels, heads, pairs) complex
+  const Real* d;      // (channels, heads) real, or null
+};
+
+constexpr int64_t kHeadsAtOnce = 16;  // a work item: these heads of all sequences, one after the other
+
+template <typename Real>
 struct StepArguments {
-  int64_t rows, heads, pairs, channels, rank;
+  Recurrence<Real> system;
+  int64_t rows;
   const Real* state;     // (slots, heads, pairs) complex
   Real* next;            // like state; the same array to step in place
   const int64_t* slots;  // (rows): where each row's state is, negative: nowhere; null: in row order
   const Real* u;         // (rows, heads)
-  const Real *a, *b;     // (heads, pairs) complex
-  const Real *p, *q;     // (rank, heads, pairs) complex
-  const Real* c;         // (channels, heads, pairs) complex
-  const Real* d;         // (channels, heads), or null
   Real* y;               // (rows, channels, heads)
 };
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..module import SequenceModule
+from ..stages import Stage, pointwise
 from .components import dropout_module, linear_activation
 
 
@@ -46,3 +47,6 @@ class FeedForward(SequenceModule):
         if not self.transposed:
             return self.ff(x), state
         return self.ff(x.unsqueeze(-1)).squeeze(-1), state
+
+    def stages(self, **kwargs: Any) -> list[Stage]:
+        return pointwise(self.ff, self.transposed)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..stages import Norm, Pointwise, Stage
+
 
 class TransposedLN(nn.Module):
     """Layer norm over the channels of ``(batch, channels, length)``.
@@ -44,6 +46,7 @@ class Normalization(nn.Module):
 
     def __init__(self, d: int, transposed: bool = False, _name_: str = "layer", **kwargs: Any) -> None:
         super().__init__()
+        self.d = d
         self.transposed = transposed
         self.name = _name_
         self.norm: nn.Module
@@ -76,3 +79,18 @@ class Normalization(nn.Module):
             raise ValueError(f"norm={self.name!r} takes statistics over the whole sequence: it has no step")
         one = x.reshape(-1, x.shape[-1]).unsqueeze(-1 if self.transposed else -2)
         return self.forward(one).reshape(x.shape)
+
+    def stages(self) -> list[Stage]:
+        """What ``step`` does in eval mode."""
+        norm = self.norm
+        if isinstance(norm, nn.Identity):
+            return []
+        if isinstance(norm, TransposedLN) and norm.scalar:
+            gamma = norm.s.expand(self.d)
+            return [Norm(gamma, torch.zeros_like(gamma), least=norm.eps, shift=float(norm.m))]
+        if isinstance(norm, TransposedLN):
+            norm = norm.ln
+        if isinstance(norm, nn.LayerNorm) and norm.weight is not None:
+            beta = torch.zeros_like(norm.weight) if norm.bias is None else norm.bias
+            return [Norm(norm.weight, beta, eps=norm.eps)]
+        return [Pointwise(self.step)]

@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import stages
+from ..stages import Stage
+
 
 class Residual(nn.Module):
     """``alpha * x + beta * y``. Raises ValueError when ``x`` is kept and the widths differ."""
@@ -42,6 +45,12 @@ class Residual(nn.Module):
     def forward(self, x: Tensor, y: Tensor, transposed: bool = False) -> Tensor:
         y = y if self.beta == 1.0 else self.beta * y
         return y if self.alpha == 0.0 else self.alpha * x + y
+
+    def around(self, inside: list[Stage]) -> list[Stage]:
+        """The stages ``inside`` joined with their input."""
+        if self.alpha == 0.0 and self.beta == 1.0:
+            return inside
+        return [stages.Save(), *inside, stages.Residual(self.alpha, self.beta)]
 
 
 class Feedforward(Residual):
@@ -89,6 +98,9 @@ class Affine(Residual):
         scale = self.affine.unsqueeze(-1) if transposed else self.affine
         return self.alpha * x + scale * y
 
+    def around(self, inside: list[Stage]) -> list[Stage]:
+        return [stages.Save(), *inside, stages.Join(self)]
+
 
 class Highway(Residual):
     """``c * (1 - r) * x + r * w`` with ``w = Wy y`` and ``r = sigmoid(Wx x + w)`` (Srivastava et al. 2015).
@@ -115,6 +127,9 @@ class Highway(Residual):
         w = self.Wy(y) if isinstance(self.Wy, nn.Linear) else self.Wy * y
         r = torch.sigmoid(self.Wx(x) + w)
         return self.scale * (1.0 - r) * x + r * w
+
+    def around(self, inside: list[Stage]) -> list[Stage]:
+        return [stages.Save(), *inside, stages.Join(self)]
 
 
 RESIDUALS: dict[str, type[Residual]] = {

@@ -14,6 +14,7 @@ from ..module import SequenceModule
 from ..ssm import DPLRSSM, DiagonalSSM, System, diagonal_init, dplr_init
 from ..ssm.parameters import initial_log_dt
 from ..ssm.system import interleaved, paired
+from ..stages import Recurrence, Stage, pointwise
 from .components import activation_module, dropout_module, linear_activation
 
 #: Elements that one chunk of the convolution holds.
@@ -275,6 +276,10 @@ class S4(SequenceModule):
         """(..., C H) to the output."""
         y = self.dropout(self.activation(y.unsqueeze(-1)))
         return self.output_linear(y).squeeze(-1) if self.transposed else self.output_linear(y.squeeze(-1))
+
+    def stages(self, rate: float = 1.0, **kwargs: Any) -> list[Stage]:
+        mix = pointwise(self.activation, transposed=True) + pointwise(self.output_linear, self.transposed)
+        return [Recurrence(self.kernel.system(rate), self.D), *mix]
 
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:
         """Zeros ``(*batch_shape, d_model, d_state / 2)``, complex, on the device of the parameters by default."""

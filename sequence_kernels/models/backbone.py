@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..layers.components import dropout_module
 from ..module import SequenceModule
+from ..stages import Stage
 from .block import PartConfig, SequenceResidualBlock, make_norm
 from .registry import LayerConfig, layer_config
 
@@ -122,6 +123,10 @@ class SequenceModel(SequenceModule):
             x, next_state = block.step(x, state=block_state, **kwargs)
             next_states.append(next_state)
         return x if self.norm is None else self.norm.step(x), next_states
+
+    def stages(self, **kwargs: Any) -> list[Stage]:
+        through = [stage for block in self._blocks for stage in block.stages(**kwargs)]
+        return through if self.norm is None else [*through, *self.norm.stages()]
 
     def _checked(self, state: list[Any]) -> list[Any]:
         if not self.causal:

@@ -12,6 +12,7 @@ from ..layers.components import StochasticDepth, dropout_module
 from ..layers.norms import Normalization
 from ..layers.residuals import Residual, make_residual
 from ..module import SequenceModule
+from ..stages import Stage
 from .registry import LayerConfig, make_layer
 
 #: A name, or ``{"_name_": name, **arguments}``; None for none.
@@ -103,6 +104,12 @@ class SequenceResidualBlock(SequenceModule):
         if self.norm is not None and not self.prenorm:
             y = self.norm.step(y)
         return y, next_state
+
+    def stages(self, **kwargs: Any) -> list[Stage]:
+        norm = [] if self.norm is None else self.norm.stages()
+        inside = [*(norm if self.prenorm else []), *self.layer.stages(**kwargs)]
+        joined = inside if self.residual is None else self.residual.around(inside)
+        return joined if self.prenorm else [*joined, *norm]
 
     def _join(self, x: Tensor, y: Tensor, transposed: bool) -> Tensor:
         if self.residual is None:

@@ -6,15 +6,16 @@ import torch
 from torch import Tensor
 
 from ..dispatch import implement
-from ..ssm_step.cpu import needs, plain, step, step_in_place
+from ..ssm_step.cpu import needs, step, step_in_place
 
 
 @implement("dplr_step", "cpu", needs=needs)
 def dplr_step(
     state: Tensor, u: Tensor, a: Tensor, p: Tensor, q: Tensor, b: Tensor, c: Tensor, d: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    next_state = torch.empty(state.shape, dtype=state.dtype)
-    return step("dplr_step", plain(state), u, (a, p, q, b, c), d, next_state), next_state
+    state = state.contiguous()
+    next_state = torch.empty_like(state)
+    return step("dplr_step", state, u, (a, p, q, b, c), d, next_state), next_state
 
 
 @implement("dplr_step_", "cpu", needs=needs)

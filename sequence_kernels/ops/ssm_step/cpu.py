@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import functools
 
 import torch
 from torch import Tensor
@@ -15,9 +15,10 @@ def needs(device: str, dtype: torch.dtype) -> str | None:
     return native.why_not("cpu")
 
 
-def plain(tensor: Tensor) -> Tensor:
-    """The numbers themselves side by side: no pending conjugation, no strides."""
-    return tensor.resolve_conj().resolve_neg().contiguous()
+@functools.cache
+def _nothing(dtype: torch.dtype) -> Tensor:
+    """What the native ops take where there is no tensor."""
+    return torch.empty(0, dtype=dtype)
 
 
 def step(
@@ -29,21 +30,17 @@ def step(
     next_state: Tensor,
     state_indices: Tensor | None = None,
 ) -> Tensor:
-    """y (..., C, H) of the native op ``name``, which writes to ``next_state``; the two states are contiguous."""
-    heads, pairs = state.shape[-2:]
-    rows = u.shape[:-1]
-    count = math.prod(rows)
-    places = (count if state_indices is None else len(state), heads, pairs)
+    """y (..., C, H) of the native op ``name``, from ``state`` and to ``next_state``, which are contiguous."""
     real = torch.float64 if state.dtype == torch.complex128 else torch.float32
     y = getattr(torch.ops.sequence_kernels_native, name).default(
-        state.view(places),
-        torch.empty(0, dtype=torch.int64) if state_indices is None else state_indices.to(torch.int64),
-        plain(u.to(real)).view(count, heads),
-        *map(plain, parameters),
-        torch.empty(0, heads, dtype=real) if d is None else plain(d),
-        next_state.view(places),
+        state,
+        _nothing(torch.int64) if state_indices is None else state_indices.to(torch.int64).contiguous(),
+        u.to(real).contiguous(),
+        *(parameter.contiguous() for parameter in parameters),
+        _nothing(real) if d is None else d.contiguous(),
+        next_state,
     )
-    return y.view(*rows, *y.shape[1:]).to(u.dtype)
+    return y if y.dtype == u.dtype else y.to(u.dtype)
 
 
 def step_in_place(
@@ -57,7 +54,7 @@ def step_in_place(
     """``step`` from and to any layout of ``state``."""
     if state.is_contiguous() and not state.is_conj():
         return step(name, state, u, parameters, d, state, state_indices)
-    copy = plain(state)
+    copy = state.resolve_conj().clone(memory_format=torch.contiguous_format)
     y = step(name, copy, u, parameters, d, copy, state_indices)
     state.copy_(copy)
     return y
@@ -67,8 +64,9 @@ def step_in_place(
 def ssm_step(
     state: Tensor, u: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    next_state = torch.empty(state.shape, dtype=state.dtype)
-    return step("ssm_step", plain(state), u, (a, b, c), d, next_state), next_state
+    state = state.contiguous()
+    next_state = torch.empty_like(state)
+    return step("ssm_step", state, u, (a, b, c), d, next_state), next_state
 
 
 @implement("ssm_step_", "cpu", needs=needs)

@@ -1,0 +1,221 @@
+#include "ssm_step/recurrence.h"
+#include "step_program/pointwise.h"
+#include "step_program/step_program.h"
+
+namespace sequence_kernels {
+namespace {
+
+// Up to kRowsAtOnce sequences on their way through the program.
+template <typename Real>
+struct Rows {
+  int64_t count, width;  // sequences; elements from one to the next
+  Real *x, *spare;       // the channels, and room for the next ones
+  Real* kept;            // a stack
+  Real* pulls;
+  const int64_t* slots;
+
+  void swap() {
+    Real* const other = spare;
+    spare = x, x = other;
+  }
+};
+
+constexpr int64_t padded(int64_t size) {
+  return round_up(size, kPanel);
+}
+
+// Function of vectors over `size` channels, and of what is left of a vector after them: rows are padded.
+template <typename Real, typename Function>
+inline void over_channels(const Rows<Real>& rows, int64_t size, const Function& function) {
+  for (int64_t row = 0; row < rows.count; ++row)
+    for (int64_t i = 0; i < size; i += kLanes<Real>) function(row * rows.width + i, i);
+}
+
+template <typename Real>
+inline void activate(const Rows<Real>& rows, int64_t size, Activation kind) {
+  const auto with = [&](auto function) {
+    over_channels(rows, size,
+                  [&](int64_t at, int64_t) { store<Real>(rows.x + at, function(load(rows.x + at))); });
+  };
+  switch (kind) {
+    case Activation::gelu:
+      return with([](Vector<Real> v) { return gelu<Real>(v); });
+    case Activation::relu:
+      return with([](Vector<Real> v) { return v < 0 ? Vector<Real>{} : v; });
+    case Activation::tanh:
+      return with([](Vector<Real> v) { return hyperbolic_tangent(v); });
+    case Activation::silu:
+      return with([](Vector<Real> v) { return v * logistic(v); });
+    case Activation::sigmoid:
+      return with([](Vector<Real> v) { return logistic(v); });
+  }
+}
+
+template <typename Real>
+inline Real total(const Real* v, int64_t size) {
+  Vector<Real> sums = {};
+  int64_t i = 0;
+  for (; i + kLanes<Real> <= size; i += kLanes<Real>) sums += load(v + i);
+  Real result = sum<Real>(sums);
+  for (; i < size; ++i) result += v[i];
+  return result;
+}
+
+template <typename Real>
+inline void normalise(const Rows<Real>& rows, int64_t size, const Real* weights) {
+  const Real eps = weights[0], least = weights[1], shift = weights[2];
+  const Real *gamma = weights + kPanel, *beta = gamma + padded(size);
+  for (int64_t row = 0; row < rows.count; ++row) {
+    Real *x = rows.x + row * rows.width, *squares = rows.spare + row * rows.width;
+    const Real mean = total(x, size) / size;
+    for (int64_t i = 0; i < size; i += kLanes<Real>) {
+      const Vector<Real> centred = load(x + i) - mean;
+      store<Real>(x + i, centred);
+      store<Real>(squares + i, centred * centred);
+    }
+    const Real variance = total(squares, size) / size;
+    const Real scale = 1 / Real(__builtin_sqrt((variance < least ? least : variance) + eps));
+    for (int64_t i = 0; i < size; i += kLanes<Real>)
+      store<Real>(x + i, (load(x + i) + shift) * scale * load(gamma + i) + load(beta + i));
+  }
+}
+
+// `rows` sequences times `vectors` vectors of outputs, each summed in the order of the inputs.
+template <int rows, int vectors, typename Real>
+inline void linear_tile(int64_t inputs, const Real* x, int64_t width, const Real* panel, const Real* bias,
+                        Real* y) {
+  Vector<Real> sums[rows][vectors];
+  for (int j = 0; j < vectors; ++j)
+    for (int i = 0; i < rows; ++i) sums[i][j] = load(bias + j * kLanes<Real>);
+  for (int64_t k = 0; k < inputs; ++k) {
+    Vector<Real> weights[vectors];
+    for (int j = 0; j < vectors; ++j) weights[j] = load(panel + k * kPanel + j * kLanes<Real>);
+    for (int i = 0; i < rows; ++i)
+      for (int j = 0; j < vectors; ++j) sums[i][j] += weights[j] * x[i * width + k];
+  }
+  for (int i = 0; i < rows; ++i)
+    for (int j = 0; j < vectors; ++j) store<Real>(y + i * width + j * kLanes<Real>, sums[i][j]);
+}
+
+template <int rows, typename Real>
+inline void linear_tiles(const Rows<Real>& at, int64_t inputs, int64_t outputs, const Real* weights) {
+  constexpr int registers = kVectorRegisters / 2 / rows, most = kPanel / kLanes<Real>;
+  constexpr int vectors = registers < 1 ? 1 : registers < most ? registers : most;
+  const Real* panels = weights + padded(outputs);
+  for (int64_t panel = 0; panel < outputs; panel += kPanel)
+    for (int64_t row = 0; row < at.count; row += rows)
+      for (int64_t o = panel; o < outputs && o < panel + kPanel; o += vectors * kLanes<Real>)
+        linear_tile<rows, vectors>(inputs, at.x + row * at.width, at.width,
+                                   panels + panel * inputs + (o - panel), weights + o,
+                                   at.spare + row * at.width + o);
+}
+
+// There is room for whole tiles of sequences, whatever it holds.
+template <typename Real>
+inline void linear(Rows<Real>& at, int64_t inputs, int64_t outputs, const Real* weights) {
+  const auto tiles = at.count == 1   ? linear_tiles<1, Real>
+                     : at.count == 2 ? linear_tiles<2, Real>
+                     : at.count <= 4 ? linear_tiles<4, Real>
+                                     : linear_tiles<kTileRows, Real>;
+  tiles(at, inputs, outputs, weights);
+  at.swap();
+}
+
+template <typename Real>
+inline void gate(Rows<Real>& rows, int64_t size) {
+  over_channels(rows, size, [&](int64_t at, int64_t) {
+    store<Real>(rows.spare + at, load(rows.x + at) * logistic(load(rows.x + at + size)));
+  });
+  rows.swap();
+}
+
+template <typename Real>
+inline void recur(Rows<Real>& rows, const Instruction& instruction, const Real* weights, Real* state,
+                  int64_t state_size) {
+  const int64_t heads = instruction.size[0], pairs = instruction.size[1];
+  const int64_t channels = instruction.size[2], rank = instruction.size[3], poles = heads * pairs * 2;
+  Recurrence<Real> system{};
+  system.heads = heads, system.pairs = pairs, system.channels = channels, system.rank = rank;
+  system.a = weights, system.b = system.a + padded(poles), system.p = system.b + padded(poles);
+  system.q = system.p + padded(rank * poles), system.c = system.q + padded(rank * poles);
+  system.d = system.c + padded(channels * poles);
+  constexpr int64_t at_once = 16;  // heads whose parameters stay in the first level of cache
+  for (int64_t first = 0; first < heads; first += at_once)
+    for (int64_t row = 0; row < rows.count; ++row) {
+      Real* x = state + rows.slots[row] * state_size;
+      const int64_t ahead = row + 1 < rows.count ? (rows.slots[row + 1] - rows.slots[row]) * state_size : 0;
+      step_heads(system, first, first + at_once < heads ? first + at_once : heads, x, x,
+                 rows.x + row * rows.width, rows.spare + row * rows.width, rows.pulls, ahead);
+    }
+  rows.swap();
+}
+
+}  // namespace
+
+template <typename Real, Isa isa>
+void step_program(const ProgramArguments<Real>& arguments, int64_t begin, int64_t end, Real* scratch) {
+  const int64_t width = arguments.width, together = rows_at_once(arguments), block = together * width;
+  for (int64_t i = 0; i < program_scratch(arguments); ++i) scratch[i] = 0;
+  int64_t next = begin;
+  while (next < end) {
+    int64_t which[kRowsAtOnce], slots[kRowsAtOnce];
+    Rows<Real> rows{0, width, scratch, scratch + block, scratch + 2 * block, nullptr, slots};
+    rows.pulls = rows.kept + arguments.levels * block;
+    for (; next < end && rows.count < together; ++next) {
+      const int64_t slot = arguments.slots ? arguments.slots[next] : next;
+      Real* y = arguments.y + next * arguments.output;
+      if (slot < 0) {
+        for (int64_t i = 0; i < arguments.output; ++i) y[i] = 0;
+        continue;
+      }
+      const Real* x = arguments.x + next * arguments.input;
+      for (int64_t i = 0; i < arguments.input; ++i) rows.x[rows.count * width + i] = x[i];
+      which[rows.count] = next, slots[rows.count++] = slot;
+    }
+    int64_t channels = arguments.input;
+    for (int64_t i = 0; i < arguments.instructions && rows.count > 0; ++i) {
+      const Instruction& instruction = arguments.program[i];
+      const int64_t* size = instruction.size;
+      const Real* weights = arguments.weights + instruction.weights;
+      switch (instruction.code) {
+        case Code::save:
+          over_channels(rows, channels,
+                        [&](int64_t at, int64_t) { store(rows.kept + at, load(rows.x + at)); });
+          rows.kept += block;
+          break;
+        case Code::residual:
+          rows.kept -= block;
+          over_channels(rows, channels, [&](int64_t at, int64_t) {
+            store<Real>(rows.x + at, load(rows.kept + at) * weights[0] + load(rows.x + at) * weights[1]);
+          });
+          break;
+        case Code::norm:
+          normalise(rows, channels, weights);
+          break;
+        case Code::linear:
+          linear(rows, size[0], size[1], weights);
+          channels = size[1];
+          break;
+        case Code::glu:
+          gate(rows, size[0]);
+          channels = size[0];
+          break;
+        case Code::activation:
+          activate(rows, channels, static_cast<Activation>(size[0]));
+          break;
+        case Code::recurrence:
+          recur(rows, instruction, weights, arguments.state + instruction.state, arguments.state_size);
+          channels = size[0] * size[2];
+          break;
+      }
+    }
+    for (int64_t row = 0; row < rows.count; ++row)
+      for (int64_t i = 0; i < channels; ++i)
+        arguments.y[which[row] * arguments.output + i] = rows.x[row * width + i];
+  }
+}
+
+template void step_program<float, kIsa>(const ProgramArguments<float>&, int64_t, int64_t, float*);
+template void step_program<double, kIsa>(const ProgramArguments<double>&, int64_t, int64_t, double*);
+
+}  // namespace sequence_kernels

@@ -1,0 +1,140 @@
+// Programs as an op of torch: every instruction checked against the memory that it is given.
+
+#include "runtime/cpu_isa.h"
+#include "runtime/library.h"
+#include "step_program/step_program.h"
+
+namespace sequence_kernels {
+namespace {
+
+constexpr int64_t kFields = sizeof(Instruction) / sizeof(int64_t);
+
+// Numbers of weights below which a second thread costs more than it saves.
+constexpr int64_t kWorthAThread = 1 << 16;
+
+int64_t padded(int64_t size) {
+  return (size + kPanel - 1) / kPanel * kPanel;
+}
+
+// What a run needs to know of its program; throws for one that would leave its memory.
+struct Checked {
+  int64_t channels, widest, levels = 0, max_rank = 0;
+
+  Checked(const Instruction* program, int64_t count, int64_t input, int64_t weights, int64_t state)
+      : channels(input), widest(input) {
+    int64_t kept[16];
+    int64_t level = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const Instruction& at = program[i];
+      const int64_t* size = at.size;
+      for (int64_t s : at.size) check(s >= 0 && s < (1 << 30), "a program has a size out of range");
+      const auto reads = [&](int64_t elements) {
+        check(at.weights >= 0 && elements <= weights - at.weights, "a program reads beyond its weights");
+      };
+      switch (at.code) {
+        case Code::save:
+          check(level < 16, "a program nests residuals too deeply");
+          kept[level++] = channels;
+          levels = level > levels ? level : levels;
+          break;
+        case Code::residual:
+          check(level > 0 && kept[level - 1] == channels, "a program's residual does not fit");
+          --level;
+          reads(2);
+          break;
+        case Code::norm:
+          reads(kPanel + 2 * padded(channels));
+          break;
+        case Code::linear:
+          check(size[0] == channels, "a program's linear map does not fit");
+          channels = size[1];
+          reads(padded(channels) * (1 + size[0]));
+          break;
+        case Code::glu:
+          check(2 * size[0] == channels, "a program's gate does not fit");
+          channels = size[0];
+          break;
+        case Code::activation:
+          check(size[0] <= static_cast<int64_t>(Activation::sigmoid), "a program has an unknown activation");
+          break;
+        case Code::recurrence: {
+          const int64_t poles = 2 * size[0] * size[1];
+          check(size[0] == channels, "a program's recurrence does not fit");
+          check(at.state >= 0 && poles <= state - at.state, "a program's state does not fit");
+          reads(2 * padded(poles) + 2 * padded(size[3] * poles) + padded(size[2] * poles) +
+                size[2] * size[0]);
+          channels = size[2] * size[0];
+          max_rank = size[3] > max_rank ? size[3] : max_rank;
+          break;
+        }
+        default:
+          check(false, "a program has an unknown instruction");
+      }
+      widest = channels > widest ? channels : widest;
+    }
+  }
+};
+
+template <typename Real>
+Tensor run(const Tensor& program, const Tensor& weights, Tensor& state, const Tensor& slots,
+           const Tensor& x) {
+  const auto shape = x.sizes();
+  ProgramArguments<Real> arguments{};
+  arguments.instructions = program.sizes()[0], arguments.rows = shape[0], arguments.input = shape[1];
+  arguments.program = reinterpret_cast<const Instruction*>(program.data<int64_t>());
+  arguments.state_size = state.sizes()[1];
+  const Checked found(arguments.program, arguments.instructions, arguments.input, weights.sizes()[0],
+                      arguments.state_size);
+  arguments.output = found.channels, arguments.levels = found.levels, arguments.max_rank = found.max_rank;
+  arguments.width = padded(found.widest) + kPanel;
+  arguments.weights = weights.data<Real>(), arguments.state = state.mutable_data<Real>();
+  arguments.slots = slots.sizes()[0] > 0 ? slots.data<int64_t>() : nullptr;
+  arguments.x = x.data<Real>();
+  Tensor y = Tensor::empty({arguments.rows, arguments.output}, x.dtype());
+  arguments.y = y.mutable_data<Real>();
+  with_instruction_set([&](auto isa) {
+    const auto part = [&](int64_t begin, int64_t end, Real* scratch) {
+      step_program<Real, isa()>(arguments, begin, end, scratch);
+    };
+    const bool small = arguments.rows * weights.sizes()[0] < kWorthAThread;
+    parallel_for<Real>(small ? 1 : arguments.rows, program_scratch(arguments),
+                       [&](int64_t begin, int64_t end, Real* scratch) {
+                         part(begin, small ? arguments.rows : end, scratch);
+                       });
+  });
+  return y;
+}
+
+// Steps every row of x (rows, channels) through the program ((instructions, 7) int64: see Instruction), from
+// and to its state; returns y (rows, channels).
+Tensor step_program_op(const Tensor& program, const Tensor& weights, Tensor& state, const Tensor& slots,
+                       const Tensor& x) {
+  const auto codes = program.sizes(), shape = x.sizes(), places = state.sizes();
+  check(codes.size() == 2 && codes[1] == kFields && weights.sizes().size() == 1 && places.size() == 2 &&
+            shape.size() == 2 && slots.sizes().size() == 1,
+        "step_program expects program (instructions, 7), weights (any), state (slots, any), slots (rows), x "
+        "(rows, channels)");
+  const Dtype real = x.dtype();
+  check((real == Dtype::float32 || real == Dtype::float64) && weights.dtype() == real &&
+            state.dtype() == real && program.dtype() == Dtype::int64 && slots.dtype() == Dtype::int64,
+        "step_program expects real weights, state and x of one precision, int64 program and slots");
+  check(program.is_contiguous() && weights.is_contiguous() && state.is_contiguous() &&
+            slots.is_contiguous() && x.is_contiguous(),
+        "step_program expects contiguous tensors");
+  const int64_t indices = slots.sizes()[0];
+  check(indices == shape[0] || (indices == 0 && places[0] == shape[0]),
+        "step_program expects slots (rows), or (0) where each row has the slot of its number");
+  const int64_t* slot = slots.data<int64_t>();
+  for (int64_t row = 0; row < indices; ++row)
+    check(slot[row] >= -1 && slot[row] < places[0],
+          "step_program expects slots from -1 to below their number");
+  return is_double(real) ? run<double>(program, weights, state, slots, x)
+                         : run<float>(program, weights, state, slots, x);
+}
+
+const Op op(
+    "step_program(Tensor program, Tensor weights, Tensor(a!) state, Tensor slots, Tensor x) -> Tensor",
+    boxed<step_program_op>);
+
+}  // namespace
+}  // namespace sequence_kernels

@@ -1,0 +1,62 @@
+// One time step of a whole stack of layers on the CPU: a list of instructions over the channels of each
+// sequence.
+#pragma once
+
+#include <cstdint>
+
+#include "common/isa.h"
+
+namespace sequence_kernels {
+
+// Arrays in the weights are padded to multiples of this many elements; a linear map's panels are as wide.
+constexpr int64_t kPanel = 64;
+constexpr int64_t kRowsAtOnce = 16, kTileRows = 8;
+
+enum class Code : int64_t {
+  save,        // keep the channels for a residual, on a stack
+  residual,    // alpha * the kept ones + beta * the channels; weights: alpha, beta
+  norm,        // over the channels; weights: [eps, least, shift], gamma, beta
+  linear,      // size0 to size1 channels; weights: bias, panels (ceil(size1 / kPanel), size0, kPanel)
+  glu,         // 2 size0 to size0 channels
+  activation,  // size0: an Activation
+  recurrence,  // size0 heads, size1 pairs, size2 channels, rank size3; weights: a, b, p, q, c, d
+};
+enum class Activation : int64_t { gelu, relu, tanh, silu, sigmoid };
+
+// A row of the program. Offsets are in elements: of the weights, and of the state within that of a sequence.
+struct Instruction {
+  Code code;
+  int64_t size[4];
+  int64_t weights, state;
+};
+
+template <typename Real>
+struct ProgramArguments {
+  int64_t instructions, rows;
+  int64_t input, output;         // channels
+  int64_t width, levels;         // most channels, padded; most kept for residuals at a time
+  int64_t state_size, max_rank;  // of a sequence, of any recurrence
+  const Instruction* program;
+  const Real* weights;
+  Real* state;           // (slots, state_size)
+  const int64_t* slots;  // (rows): where each row's state is, negative: nowhere; null: in row order
+  const Real* x;         // (rows, input)
+  Real* y;               // (rows, output)
+};
+
+// Sequences that go through the program together, and room for them in whole tiles.
+template <typename Real>
+int64_t rows_at_once(const ProgramArguments<Real>& arguments) {
+  const int64_t rows = arguments.rows < kRowsAtOnce ? arguments.rows : kRowsAtOnce;
+  return rows > 1 ? (rows + kTileRows - 1) / kTileRows * kTileRows : rows;
+}
+template <typename Real>
+int64_t program_scratch(const ProgramArguments<Real>& arguments) {
+  return (arguments.levels + 2) * rows_at_once(arguments) * arguments.width + arguments.max_rank;
+}
+
+// Rows [begin, end); scratch for program_scratch elements.
+template <typename Real, Isa isa>
+void step_program(const ProgramArguments<Real>& arguments, int64_t begin, int64_t end, Real* scratch);
+
+}  // namespace sequence_kernels

@@ -1,0 +1,85 @@
+"""One time step of a whole stack of layers in one call: a program for the C++ interpreter (csrc/step_program)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_PANEL = 64  # kPanel: what arrays are padded to, and how many outputs of a linear map lie side by side
+_CODES = {
+    name: code
+    for code, name in enumerate(("save", "residual", "norm", "linear", "glu", "activation", "recurrence"))
+}
+ACTIVATIONS = ("gelu", "relu", "tanh", "silu", "sigmoid")
+
+
+class Program:
+    """Instructions over the channels of a sequence, and copies of the numbers they need.
+
+    Each method but the last two adds one instruction. ``width``: channels of the input; ``dtype``: float32 or float64.
+    """
+
+    def __init__(self, width: int, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.width = width  # channels after the last instruction
+        self.state_size = 0  # numbers that the state of a sequence has
+        self._instructions: list[list[int]] = []
+        self._weights: list[Tensor] = []
+        self._used = 0
+
+    def _add(self, name: str, sizes: tuple[int, ...] = (), *weights: Tensor, state: int = 0) -> None:
+        sizes = (*sizes, *[0] * (4 - len(sizes)))
+        self._instructions.append([_CODES[name], *sizes, self._used, state])
+        for weight in weights:
+            flat = (torch.view_as_real(weight.resolve_conj()) if weight.is_complex() else weight).flatten()
+            flat = F.pad(flat.detach().to("cpu", self.dtype), (0, -flat.numel() % _PANEL))
+            self._weights.append(flat)
+            self._used += flat.numel()
+
+    def _numbers(self, *values: float) -> Tensor:
+        return torch.tensor(values, dtype=self.dtype)
+
+    def save(self) -> None:
+        self._add("save")
+
+    def residual(self, alpha: float, beta: float) -> None:
+        self._add("residual", (), self._numbers(alpha, beta))
+
+    def norm(self, gamma: Tensor, beta: Tensor, eps: float, least: float, shift: float) -> None:
+        self._add("norm", (), self._numbers(eps, least, shift), gamma, beta)
+
+    def linear(self, weight: Tensor, bias: Tensor | None) -> None:
+        """``weight`` (outputs, inputs), ``bias`` (outputs)."""
+        outputs, inputs = weight.shape
+        self.width = outputs
+        rows = F.pad(weight.detach(), (0, 0, 0, -outputs % _PANEL))
+        panels = rows.view(-1, _PANEL, inputs).mT.contiguous()
+        self._add("linear", (inputs, outputs), weight.new_zeros(outputs) if bias is None else bias, panels)
+
+    def glu(self) -> None:
+        self.width //= 2
+        self._add("glu", (self.width,))
+
+    def activation(self, name: str) -> None:
+        self._add("activation", (ACTIVATIONS.index(name),))
+
+    def recurrence(self, a: Tensor, p: Tensor, q: Tensor, b: Tensor, c: Tensor, d: Tensor) -> None:
+        """Parameters as in ``ops.dplr_step``. The states of all recurrences follow each other in that of a sequence."""
+        heads, pairs = a.shape
+        channels = c.shape[0]
+        self._add("recurrence", (heads, pairs, channels, p.shape[0]), a, b, p, q, c, d, state=self.state_size)
+        self.state_size += 2 * heads * pairs
+        self.width = channels * heads
+
+    def finish(self) -> None:
+        """Make it ready to run."""
+        self._packed = torch.cat((torch.empty(0, dtype=self.dtype), *self._weights))
+        self._code = torch.tensor(self._instructions, dtype=torch.int64).view(-1, 7)
+        self._in_order = torch.empty(0, dtype=torch.int64)
+        self._run = torch.ops.sequence_kernels_native.step_program.default
+
+    def run(self, state: Tensor, x: Tensor, slots: Tensor | None = None) -> Tensor:
+        """Step x ``(rows, channels)`` from and to ``state`` ``(slots, state_size)``; ``slots`` as ``state_indices``."""
+        slots = self._in_order if slots is None else slots
+        return self._run(self._code, self._packed, state, slots, x.contiguous())

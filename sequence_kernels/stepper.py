@@ -1,0 +1,345 @@
+"""Steppers: a module made ready to run through time, one step or one block after another."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from operator import getitem, is_
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from . import ops
+from .ops import checks
+from .ops.dispatch import choose
+from .ops.step_program import Program
+from .ssm.system import ChunkMatrices, interleaved, paired
+from .stages import Join, Norm, Pointwise, Recurrence, Residual, Save, Whole
+
+if TYPE_CHECKING:
+    from .module import SequenceModule
+
+#: Elements that one chunk of a block holds.
+_CHUNK = 32
+
+
+class Stepper:
+    """A causal module ready to run through time: its parameters discretised once, its state kept here.
+
+    Made by ``module.stepper(batch_shape, device, dtype)``. It computes what the module's ``step`` and ``forward``
+    compute in eval mode, and steps and blocks may follow each other in any order. It works on a copy of the parameters,
+    and raises RuntimeError when those of the module have changed since (see ``stale``). There are no gradients.
+
+    Args:
+        module: any causal SequenceModule.
+        batch_shape: the shape of the batch of sequences.
+        device, dtype: where and in which precision to compute; those of the module by default.
+        **arguments: what the module's ``step`` takes besides, such as ``rate``.
+
+    On CPU, in float32 and float64, a stack whose parts the C++ interpreter knows (``ops.step_program``) takes a step in
+    one call. Any other goes through its stages one by one; that is what a CUDA graph would capture.
+    """
+
+    def __init__(
+        self,
+        module: SequenceModule,
+        batch_shape: Sequence[int] = (),
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **arguments: Any,
+    ) -> None:
+        if not module.causal:
+            raise ValueError(f"a {type(module).__name__} that is not causal cannot be stepped")
+        self.module = module
+        self.batch_shape = tuple(batch_shape)
+        self._target: dict[str, Any] = {"device": device, "dtype": dtype}
+        self._arguments = arguments
+        self._prepare()
+        self._allocate()
+
+    @torch.no_grad()
+    def _prepare(self) -> None:
+        self._watched = _Watched(self.module)
+        self._copy = copy.deepcopy(self.module).to(**self._target).eval()
+        first = next(self._copy.parameters(), torch.empty(0, **self._target))
+        self.device, self.dtype = first.device, first.dtype
+        self._stages = self._copy.stages(**self._arguments)
+        self._systems = [_Prepared(stage) for stage in self._stages if isinstance(stage, Recurrence)]
+        self._program = self._translated()
+
+    def _translated(self) -> Program | None:
+        """The stages as a program of the C++ interpreter; None if it cannot serve them."""
+        example = torch.empty(0, dtype=self.dtype, device=self.device)
+        if self.dtype not in checks.REAL or choose("ssm_step_", None, example) != "cpu":
+            return None
+        program = Program(self.module.d_model, self.dtype)
+        systems = iter(self._systems)
+        for stage in self._stages:
+            if isinstance(stage, Save):
+                program.save()
+            elif isinstance(stage, Residual):
+                program.residual(stage.alpha, stage.beta)
+            elif isinstance(stage, Norm):
+                program.norm(stage.gamma, stage.beta, stage.eps, stage.least, stage.shift)
+            elif isinstance(stage, Recurrence):
+                program.recurrence(*next(systems).low_rank())
+            elif not isinstance(stage, Pointwise) or not _translate(stage.module, program):
+                return None
+        program.finish()
+        return program
+
+    @torch.no_grad()
+    def _allocate(self) -> None:
+        """Make the state before the first element."""
+        rows = math.prod(self.batch_shape)
+        self._empty = self._copy.default_state(*self.batch_shape, device=self.device)
+        if self._program is None:
+            self._states = [system.state(rows) for system in self._systems]
+        else:
+            self._flat = torch.zeros(rows, self._program.state_size, dtype=self.dtype)
+            self._states, at = [], 0
+            for system in self._systems:
+                size = math.prod(system.shape) * 2
+                self._states.append(paired(self._flat[:, at : at + size]).unflatten(-1, system.shape))
+                at += size
+        wholes = [stage.module for stage in self._stages if isinstance(stage, Whole)]
+        self._carried = [m.default_state(*self.batch_shape, device=self.device) for m in wholes]
+
+    @property
+    def stale(self) -> bool:
+        """Whether parameters or buffers of the module were changed in place or replaced since they were copied.
+
+        A change through ``parameter.data`` cannot be seen.
+        """
+        return self._watched.changed()
+
+    def refresh(self) -> None:
+        """Copy the parameters of the module as they are now. The state stays."""
+        state = self.state
+        self._prepare()
+        self._allocate()
+        self.state = state
+
+    def _check_fresh(self) -> None:
+        if self.stale:
+            raise RuntimeError(
+                "the parameters of the module have changed since this stepper copied them; call refresh()"
+            )
+
+    def reset(self) -> None:
+        """Go back to the state before the first element."""
+        self.state = self._empty
+
+    def _leaves(self) -> list[Tensor]:
+        """The tensors that hold the state, in the order of the modules."""
+        states, carried = iter(self._states), iter(self._carried)
+        found: list[Tensor] = []
+        for stage in self._stages:
+            if isinstance(stage, Recurrence):
+                found.append(next(states))
+            elif isinstance(stage, Whole):
+                found.extend(_tensors(next(carried)))
+        return found
+
+    @property
+    def state(self) -> Any:
+        """A copy of the state, as the module's ``step`` and ``forward`` take it. Assign one to go on from it.
+
+        Raises ValueError for one of another structure or shape than the module's ``default_state(*batch_shape)``.
+        """
+        wanted = list(_tensors(self._empty))
+        parts = zip(self._leaves(), wanted, strict=True)
+        return _filled(self._empty, iter([part.reshape(want.shape).clone() for part, want in parts]))
+
+    @state.setter
+    @torch.no_grad()
+    def state(self, state: Any) -> None:
+        given, wanted = list(_tensors(state)), list(_tensors(self._empty))
+        if [t.shape for t in given] != [t.shape for t in wanted]:
+            shapes = [tuple(t.shape) for t in wanted]
+            raise ValueError(
+                f"state must hold tensors of shapes {shapes}, as default_state{self.batch_shape} does, "
+                f"got {[tuple(t.shape) for t in given]}"
+            )
+        for part, value in zip(self._leaves(), given, strict=True):
+            part.copy_(value.reshape(part.shape))
+
+    def step(self, x: Tensor, *, state_indices: Tensor | None = None) -> Tensor:
+        """Map one time step ``(*batch_shape, d_model)`` to ``(*batch_shape, d_output)``.
+
+        ``state_indices``: int32 or int64 ``(B,)``, to step some of many streams. ``batch_shape`` is then
+        ``(slots,)``, x is ``(B, d_model)``, and its row i drives the state ``state_indices[i]``. -1 marks an idle row:
+        its output is 0. The state of a slot that no row names keeps its bits; no slot may be named twice.
+        """
+        self._check_fresh()
+        self._check_input(x, (), state_indices)
+        rows = x.detach().reshape(-1, x.shape[-1])
+        slots = None if state_indices is None else state_indices.to(torch.int64)
+        y = (
+            self._by_stages(rows, slots)
+            if self._program is None
+            else self._program.run(self._flat, rows, slots)
+        )
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map the next elements ``(*batch_shape, length, d_model)`` to ``(*batch_shape, length, d_output)``.
+
+        The channels come last, whatever the layout of the module.
+        """
+        self._check_fresh()
+        self._check_input(x, ("length",), None)
+        y = self._by_stages(x.detach().reshape(math.prod(self.batch_shape), *x.shape[-2:]), None)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    def _check_input(self, x: Tensor, position: tuple[str, ...], state_indices: Tensor | None) -> None:
+        checks.tensors(x=x)
+        batch: list[tuple[str, Any]] = [(str(size), size) for size in self.batch_shape]
+        if state_indices is not None:
+            if len(batch) != 1 or self._carried:
+                raise ValueError(
+                    "state_indices needs a batch_shape (slots,) and a module that says its stages, got batch_shape="
+                    f"{self.batch_shape} and {type(self.module).__name__}"
+                )
+            checks.tensors(x=x, state_indices=state_indices)
+            checks.shape("state_indices", state_indices, (("B", None),))
+            checks.integers("state_indices", state_indices, -1, self.batch_shape[0] - 1)
+            batch = [("B", len(state_indices))]
+        positions = [(name, None) for name in position]
+        checks.shape("x", x, [*batch, *positions, ("d_model", self.module.d_model)])
+        checks.dtype("x", x, (self.dtype,))
+        if x.device != self.device:
+            raise ValueError(f"x is on {x.device}, but the stepper on {self.device}")
+
+    @torch.no_grad()
+    def _by_stages(self, x: Tensor, slots: Tensor | None) -> Tensor:
+        """Run one step (rows, channels) or a block (rows, length, channels) through the stages."""
+        kept: list[Tensor] = []
+        recurrences = iter(zip(self._systems, self._states, strict=True))
+        carried = 0
+        for stage in self._stages:
+            if isinstance(stage, Save):
+                kept.append(x)
+            elif isinstance(stage, Residual):
+                x = stage.alpha * kept.pop() + stage.beta * x
+            elif isinstance(stage, Join):
+                x = stage.function(kept.pop(), x)
+            elif isinstance(stage, Recurrence):
+                system, state = next(recurrences)
+                x = system.step(state, x, slots) if x.dim() == 2 else system.block(state, x)
+            elif isinstance(stage, Whole):
+                x, self._carried[carried] = self._whole(stage, x, self._carried[carried])
+                carried += 1
+            else:
+                x = stage.function(x) if isinstance(stage, Pointwise) else stage(x)
+        return x if slots is None else x.masked_fill(slots.unsqueeze(-1) < 0, 0)
+
+    def _whole(self, stage: Whole, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        outputs = []
+        for one in x.unsqueeze(1).unbind(1) if x.dim() == 2 else x.unbind(1):
+            y, state = stage.module.step(one.reshape(*self.batch_shape, -1), state, **stage.arguments)
+            outputs.append(y.reshape(len(x), -1))
+        return (outputs[0], state) if x.dim() == 2 else (torch.stack(outputs, 1), state)
+
+
+class _Prepared:
+    """The tensors of one recurrence."""
+
+    def __init__(self, stage: Recurrence) -> None:
+        self.system = stage.system
+        self.parameters = stage.system.step_parameters()
+        self.shape = self.parameters[0].shape  # of the state of a sequence
+        self.d = stage.d.to(self.parameters[0].real.dtype)
+        self._matrices: ChunkMatrices | None = None
+
+    def low_rank(self) -> tuple[Tensor, ...]:
+        """Parameters of ``ops.dplr_step``, of rank 0 for a diagonal system."""
+        a, *pq, b, c = self.parameters
+        return (a, *(pq or 2 * [a.new_empty(0, *a.shape)]), b, c, self.d)
+
+    def state(self, rows: int) -> Tensor:
+        a = self.parameters[0]
+        return torch.zeros(rows, *self.shape, dtype=a.dtype, device=a.device)
+
+    def step(self, state: Tensor, x: Tensor, slots: Tensor | None) -> Tensor:
+        op: Any = ops.ssm_step_ if len(self.parameters) == 3 else ops.dplr_step_
+        return op(state, x, *self.parameters, self.d, state_indices=slots).flatten(-2)
+
+    def block(self, state: Tensor, x: Tensor) -> Tensor:
+        if self._matrices is None:
+            self._matrices = self.system.chunk_matrices(_CHUNK)
+        y, final = ops.ssm_conv(x.mT, *self._matrices, d=self.d, initial_state=interleaved(state))
+        state.copy_(paired(final))
+        return y.flatten(1, 2).mT
+
+
+class _Watched:
+    """Parameters and buffers of a module, to be compared later."""
+
+    def __init__(self, module: nn.Module) -> None:
+        places = [
+            (held, name)
+            for part in module.modules()
+            for held in (part._parameters, part._buffers)
+            for name, value in held.items()
+            if value is not None
+        ]
+        self._held: list[Any] = [held for held, _ in places]
+        self._names = [name for _, name in places]
+        self._tensors: list[Tensor] = list(map(getitem, self._held, self._names))
+        self._counted = [tensor for tensor in self._tensors if not tensor.is_inference()]
+        self._versions = [tensor._version for tensor in self._counted]
+
+    def changed(self) -> bool:
+        same = all(map(is_, map(dict.get, self._held, self._names), self._tensors))
+        return not same or [tensor._version for tensor in self._counted] != self._versions
+
+
+_ACTIVATIONS: dict[type[nn.Module], str] = {
+    nn.GELU: "gelu",
+    nn.ReLU: "relu",
+    nn.Tanh: "tanh",
+    nn.SiLU: "silu",
+    nn.Sigmoid: "sigmoid",
+}
+
+
+def _translate(module: nn.Module | None, program: Program) -> bool:
+    """Add what an ordinary module does to the program; whether it could."""
+    if isinstance(module, nn.Linear):
+        program.linear(module.weight, module.bias)
+    elif isinstance(module, nn.GLU):
+        program.glu()
+    elif (
+        module is not None
+        and type(module) in _ACTIVATIONS
+        and getattr(module, "approximate", "none") == "none"
+    ):
+        program.activation(_ACTIVATIONS[type(module)])
+    else:
+        return False
+    return True
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    """The tensors of a state, in order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (list, tuple)):
+        for part in tree:
+            yield from _tensors(part)
+    elif isinstance(tree, dict):
+        yield from _tensors(list(tree.values()))
+
+
+def _filled(tree: Any, values: Iterator[Tensor]) -> Any:
+    """A state of the structure of this one, with other tensors."""
+    if isinstance(tree, Tensor):
+        return next(values)
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(_filled(part, values) for part in tree)
+    if isinstance(tree, dict):
+        return {name: _filled(part, values) for name, part in tree.items()}
+    return tree

@@ -1,0 +1,380 @@
+"""Steppers obey the law of their modules: steps and blocks in any order equal ``step`` and ``forward``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sequence_kernels import (
+    S4,
+    S4D,
+    SequenceModel,
+    SequenceModule,
+    SequenceResidualBlock,
+    Stepper,
+    use_backend,
+)
+from sequence_kernels.ops import dispatch
+from sequence_kernels.stages import Stage
+
+from .test_law import WIDTH, Factory, cases, close, forward
+
+NATIVE = dispatch._refusal("ssm_step_", "cpu", "cpu", torch.float32) is None
+native = pytest.mark.skipif(not NATIVE, reason="needs the native library")
+BACKENDS = ["torch", None] if NATIVE else ["torch"]  # None: the interpreter, where it can
+
+
+def model(**arguments: Any) -> SequenceModel:
+    """A stack whose every kind of part the C++ interpreter knows."""
+    torch.manual_seed(0)
+    layers = [
+        {"_name_": "s4d", "d_state": 8, "channels": 2},
+        {"_name_": "ff", "activation": "tanh"},
+        {"_name_": "s4", "d_state": 8, "measure": "legt", "rank": 2, "activation": "silu"},
+        {"_name_": "s4", "d_state": 4, "activation": "relu", "postact": "sigmoid"},
+    ]
+    made = SequenceModel(WIDTH, **{"layer": layers, "residual": "R", "norm": "layer"} | arguments).eval()
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if "norm" in name:  # ones and zeros at first, which would hide a mistake
+                parameter.add_(0.5 * torch.randn_like(parameter))
+    return made
+
+
+def stepped(module: SequenceModule, x: Tensor, batch_shape: tuple[int, ...]) -> tuple[Tensor, Any]:
+    """Outputs (..., length, d_output) by the module's own step, and its last state."""
+    state, outputs = module.default_state(*batch_shape), []
+    with torch.no_grad():
+        for t in range(x.shape[-2]):
+            y, state = module.step(x[..., t, :], state)
+            outputs.append(y)
+    return torch.stack(outputs, -2), state
+
+
+FURTHER = [
+    pytest.param(model, id="every-native-part"),
+    pytest.param(lambda: model(transposed=True, residual="D"), id="transposed-decay"),
+    pytest.param(
+        lambda: model(prenorm=False, residual={"_name_": "R", "alpha": 0.5, "beta": 2.0}), id="postnorm"
+    ),
+    pytest.param(lambda: model(norm={"_name_": "batch"}, residual="H"), id="batch-norm-highway"),
+    pytest.param(
+        lambda: model(norm={"_name_": "layer", "scalar": False}, transposed=True, residual="A"), id="affine"
+    ),
+    pytest.param(lambda: model(residual="N", norm=None), id="no-residual"),
+]
+every = pytest.mark.parametrize("make", cases(lambda module: module.causal) + FURTHER)
+
+
+@every
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("batch_shape", [(), (3,), (2, 9)])
+def test_the_law(
+    make: Factory, backend: str | None, dtype: torch.dtype, tolerance: float, batch_shape: tuple[int, ...]
+) -> None:
+    module = make().to(dtype)
+    torch.manual_seed(1)
+    x = torch.randn(*batch_shape, 45, WIDTH, dtype=dtype)
+    want, last = stepped(module, x, batch_shape)
+    with use_backend(backend):
+        stepper = module.stepper(batch_shape, dtype=dtype)
+        assert isinstance(stepper, Stepper)
+
+        close(torch.stack([stepper.step(x[..., t, :]) for t in range(45)], -2), want, tolerance)
+        close(stepper.state, last, tolerance)
+
+        stepper.reset()
+        close(stepper.forward(x), want, tolerance)
+        close(stepper.state, last, tolerance)
+
+        stepper.reset()
+        pieces = []
+        for start, stop in ((0, 0), (0, 1), (1, 34), (34, 36)):
+            pieces.append(stepper.forward(x[..., start:stop, :]))
+        for t in range(36, 40):
+            pieces.append(stepper.step(x[..., t, :]).unsqueeze(-2))
+        middle = stepper.state
+        pieces.append(stepper.forward(x[..., 40:, :]))
+        close(torch.cat(pieces, -2), want, tolerance)
+        close(stepper.state, last, tolerance)
+
+        stepper.state = middle  # not changed by what came after it was taken
+        close(stepper.forward(x[..., 40:, :]), want[..., 40:, :], tolerance)
+    if len(batch_shape) == 1:
+        with torch.no_grad():
+            close(forward(module, x[..., 40:, :], middle)[0], want[..., 40:, :], tolerance)
+
+
+def test_the_law_can_fail() -> None:
+    class Forgetful(S4D):
+        def stages(self, **kwargs: Any) -> list[Stage]:
+            return super().stages(**kwargs)[:-1]
+
+    with pytest.raises(AssertionError):
+        test_the_law(
+            lambda: Forgetful(WIDTH, postact=None, activation=None).eval(), "torch", torch.float64, 1e-9, (3,)
+        )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_batches_interleaved(backend: str | None) -> None:
+    module = model()
+    x, z = torch.randn(3, 20, WIDTH), torch.randn(20, WIDTH)
+    with use_backend(backend):
+        first, second = module.stepper((3,)), module.stepper()
+        outputs = [(first.step(x[:, t]), second.step(z[t])) for t in range(20)]
+    close(torch.stack([y for y, _ in outputs], 1), stepped(module, x, (3,))[0], 1e-5)
+    close(torch.stack([y for _, y in outputs]), stepped(module, z, ())[0], 1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_streams_that_come_and_go(backend: str | None, dtype: torch.dtype) -> None:
+    """Each of 5 streams, stepped now and then, is what it would be alone; idle ones keep their bits."""
+    module = model()
+    torch.manual_seed(2)
+    x = torch.randn(5, 30, WIDTH)
+    done, outputs = [0] * 5, [[] for _ in range(5)]
+    with use_backend(backend):
+        stepper = module.stepper((5,))
+        while min(done) < 20:
+            streams = torch.randperm(5)[: torch.randint(1, 6, ())].tolist()
+            streams = [s for s in streams if done[s] < 30]
+            rows = [s if torch.rand(()) < 0.7 else -1 for s in streams]
+            before = stepper.state
+            inputs = torch.stack(
+                [x[s, done[s]] if s >= 0 else torch.full((WIDTH,), torch.nan) for s in [*rows, -1]]
+            )
+            y = stepper.step(inputs, state_indices=torch.tensor([*rows, -1], dtype=dtype))
+            after = stepper.state
+            for row, s in enumerate([*rows, -1]):
+                if s < 0:
+                    assert torch.equal(y[row], torch.zeros(WIDTH))
+                else:
+                    outputs[s].append(y[row])
+                    done[s] += 1
+            idle = [s for s in range(5) if s not in rows]
+            for old, new in zip(before, after, strict=True):
+                if old is not None:
+                    assert torch.equal(torch.view_as_real(old[idle]), torch.view_as_real(new[idle]))
+    for s in range(5):
+        close(torch.stack(outputs[s]), stepped(module, x[s, : done[s]], ())[0], 1e-5)
+
+
+def change_in_place(layer: S4) -> None:
+    with torch.no_grad():
+        layer.kernel.kernel.log_dt.add_(0.1)
+
+
+def replace(layer: S4) -> None:
+    layer.D = nn.Parameter(layer.D.detach() + 1)
+
+
+def load(layer: S4) -> None:
+    layer.load_state_dict({name: value + 0.1 for name, value in layer.state_dict().items()})
+
+
+def train(layer: S4) -> None:
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)
+    layer(torch.randn(1, WIDTH, 5))[0].sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("change", [change_in_place, replace, load, train])
+def test_a_stale_stepper_refuses(change: Callable[[S4], None]) -> None:
+    layer = S4(WIDTH, 4)
+    stepper = layer.stepper((2,))
+    x = torch.randn(2, 8, WIDTH)
+    stepper.forward(x[:, :3])
+    assert not stepper.stale
+    state = stepper.state
+    change(layer)
+    assert stepper.stale
+    with pytest.raises(RuntimeError, match=r"parameters of the module have changed.*refresh\(\)"):
+        stepper.step(x[:, 3])
+    with pytest.raises(RuntimeError, match=r"refresh"):
+        stepper.forward(x[:, 3:])
+    stepper.refresh()
+    assert not stepper.stale
+    close(stepper.state, state, 0.0)
+    layer.eval()
+    with torch.no_grad():
+        close(stepper.forward(x[:, 3:]), forward(layer, x[:, 3:], state)[0], 1e-5)
+
+
+def test_the_module_is_left_alone() -> None:
+    layer = S4(WIDTH, 4, dropout=0.5).train()
+    x = torch.randn(2, WIDTH, requires_grad=True)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    stepper = layer.stepper((2,), dtype=torch.float64)
+    y = stepper.step(x.double())
+    assert layer.training
+    assert not y.requires_grad
+    assert layer.D.dtype == torch.float32
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+    close(y, layer.double().eval().step(x.double())[0], 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_another_precision(dtype: torch.dtype) -> None:
+    module, x = model(), torch.randn(3, 10, WIDTH)
+    stepper = module.stepper((3,), "cpu", dtype)
+    y = torch.stack([stepper.step(x[:, t].to(dtype)) for t in range(10)], 1)
+    assert y.dtype == dtype
+    close(y.double(), stepped(module.double(), x.double(), (3,))[0], 1e-12 if dtype == torch.float64 else 0.1)
+
+
+def test_another_rate() -> None:
+    module, x = model(), torch.randn(3, 20, WIDTH)
+    stepper = module.stepper((3,), rate=2.0)
+    state, y = module.default_state(3), None
+    with torch.no_grad():
+        for t in range(20):
+            y, state = module.step(x[:, t], state, rate=2.0)
+            close(stepper.step(x[:, t]), y, 1e-5)
+
+
+def test_a_module_of_ones_own() -> None:
+    """It need not say its stages: the stepper steps it as it is."""
+
+    class Mean(SequenceModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.d_model = self.d_output = WIDTH
+            self.gain = nn.Parameter(torch.tensor(2.0))
+
+        def default_state(self, *batch_shape: int, device: Any = None) -> Any:
+            return {
+                "sum": torch.zeros(*batch_shape, WIDTH, device=device),
+                "count": (torch.ones(*batch_shape, 1),),
+            }
+
+        def step(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
+            total, count = state["sum"] + x, state["count"][0]
+            return self.gain * total / count, {"sum": total, "count": (count + 1,)}
+
+    module = Mean()
+    block = SequenceResidualBlock(WIDTH, layer=lambda d_model, transposed: module, residual="R").eval()
+    x = torch.randn(3, 6, WIDTH)
+    want, last = stepped(block, x, (3,))
+    for stepper in (block.stepper((3,)), module.stepper((3,))):
+        got = torch.cat(
+            [stepper.forward(x[:, :4]), stepper.step(x[:, 4]).unsqueeze(1), stepper.forward(x[:, 5:])], 1
+        )
+        close(got if stepper.module is module else got - x, want - x, 1e-6)
+        close(stepper.state, last, 1e-6)
+        stepper.reset()
+        close(stepper.forward(x[:, :1]), got[:, :1], 1e-6)
+        with pytest.raises(ValueError, match="a module that says its stages"):
+            stepper.step(x[:, 0], state_indices=torch.tensor([0, 1, 2]))
+
+
+def test_errors_name_the_argument() -> None:
+    stepper = model().stepper((3,))
+    x = torch.randn(3, WIDTH)
+    with pytest.raises(ValueError, match=r"x must have shape \(3=3, d_model=6\), got \(2, 6\)"):
+        stepper.step(x[:2])
+    with pytest.raises(ValueError, match=r"x must have shape \(3=3, length, d_model=6\), got \(3, 6\)"):
+        stepper.forward(x)
+    with pytest.raises(TypeError, match=r"x must be one of float32, got torch.float64"):
+        stepper.step(x.double())
+    with pytest.raises(TypeError, match=r"x must be a torch.Tensor, got list"):
+        stepper.step(x.tolist())
+    with pytest.raises(ValueError, match=r"x is on meta, but the stepper on cpu"):
+        stepper.step(x.to("meta"))
+    with pytest.raises(ValueError, match=r"state_indices must be in -1 .. 2, got values in 0 .. 3"):
+        stepper.step(x, state_indices=torch.tensor([0, 1, 3]))
+    with pytest.raises(ValueError, match=r"x must have shape \(B=2, d_model=6\), got \(3, 6\)"):
+        stepper.step(x, state_indices=torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=r"state must hold tensors of shapes .*got \[\]"):
+        stepper.state = []
+    with pytest.raises(ValueError, match=r"state_indices needs a batch_shape \(slots,\)"):
+        model().stepper().step(x, state_indices=torch.tensor([0, 1, 2]))
+    with pytest.raises(ValueError, match=r"S4D that is not causal cannot be stepped"):
+        S4D(WIDTH, bidirectional=True).stepper()
+
+
+@native
+class TestNative:
+    def test_the_stack_runs_in_one_call(self) -> None:
+        """The tests of the law above are tests of the interpreter."""
+        assert model().stepper()._program is not None
+        assert model(transposed=True).stepper()._program is not None
+        assert model(norm="batch").stepper()._program is None
+        assert model().stepper(dtype=torch.bfloat16)._program is None
+        with use_backend("torch"):
+            assert model().stepper()._program is None
+
+    @pytest.fixture(params=[0, 1, 2])
+    def limited(self, request: pytest.FixtureRequest) -> Any:
+        limit = torch.ops.sequence_kernels_native.limit_instruction_set
+        if limit(request.param) != request.param:
+            pytest.skip("this machine does not have it")
+        yield request.param
+        limit(2)
+
+    @pytest.mark.parametrize("width", [1, 64, 65, 130])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_widths_and_rows(self, limited: int, width: int, dtype: torch.dtype) -> None:
+        layers = [{"_name_": "s4d", "d_state": 34, "channels": 2}, {"_name_": "ff", "activation": "gelu"}]
+        module = SequenceModel(width, layer=layers, residual="R", norm="layer").to(dtype).eval()
+        for rows in (0, 1, 2, 3, 5, 8, 9, 17, 33):
+            x = torch.randn(rows, 3, width, dtype=dtype)
+            stepper = module.stepper((rows,))
+            got = [stepper.step(x[:, t]) for t in range(3)]
+            close(
+                torch.stack(got, 1), stepped(module, x, (rows,))[0], 1e-5 if dtype == torch.float32 else 1e-12
+            )
+
+    def test_the_same_bits_for_any_number_of_threads_and_rows(self) -> None:
+        module, before = (
+            SequenceModel(64, layer=["s4", "ff"], residual="R", norm="layer").eval(),
+            torch.get_num_threads(),
+        )
+        x = torch.randn(40, 64)
+        results = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            stepper = module.stepper((40,))
+            stepper.step(x)
+            results.append(stepper.step(x))
+        torch.set_num_threads(before)
+        for count in (1, 2, 3, 7):
+            stepper = module.stepper((count,))
+            stepper.step(x[:count])
+            results.append(stepper.step(x[:count]))
+        for y in results:
+            assert torch.equal(y, results[0][: len(y)])
+
+    @pytest.mark.parametrize("name", ["gelu", "relu", "tanh", "silu", "sigmoid"])
+    def test_activations(self, limited: int, name: str) -> None:
+        """Within 3e-7 of the function itself, everywhere and also where they are small; NaN stays."""
+        from sequence_kernels.ops.step_program import Program
+
+        x = torch.cat(
+            (torch.linspace(-100, 100, 20001), torch.logspace(-30, 2, 500), -torch.logspace(-30, 2, 500))
+        )
+        special = torch.tensor(
+            [0.0, torch.inf, torch.nan, -torch.inf if name in ("relu", "tanh", "sigmoid") else 0.0]
+        )
+        x = torch.cat((x, special))
+        for dtype in (torch.float32, torch.float64):
+            program = Program(len(x), dtype)
+            program.activation(name)
+            program.finish()
+            got = program.run(torch.empty(1, 0, dtype=dtype), x.to(dtype).unsqueeze(0))[0]
+            wide = x.to(dtype).double()
+            want = getattr(torch, name, getattr(nn.functional, name))(wide)
+            tolerance = 3e-7 if dtype == torch.float32 else 1e-15
+            bound = tolerance * (
+                want.abs() if name == "tanh" else wide.abs().clamp(max=1) if name != "sigmoid" else 1
+            )
+            error = (got.double() - want).abs()
+            finite = want.isfinite()
+            assert bool((error <= bound + tolerance * want.abs() + 1e-37)[finite].all())
+            torch.testing.assert_close(got[~finite].double(), want[~finite], equal_nan=True)
