@@ -1,0 +1,297 @@
+"""The CUDA library on a stand-in for the NVIDIA driver, which records the calls and emulates the kernels."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sequence_kernels import native, ops
+from sequence_kernels.ops import dispatch
+from tests.aot import nvcc
+from tests.cuda_driver import Built, build, skip_reason
+from tests.cuda_driver.build import ROOT, setup, source_tree
+
+pytestmark = [
+    pytest.mark.skipif(skip_reason() is not None, reason=str(skip_reason())),
+    pytest.mark.skipif(native.why_not("cpu") is not None, reason=str(native.why_not("cpu"))),
+]
+
+raw = torch.ops.sequence_kernels_native
+CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+
+
+class Driver:
+    """The stand-in, and the ops' CUDA implementations on CPU tensors."""
+
+    def __init__(self, built: Built) -> None:
+        ctypes.CDLL(str(built.torch_cuda), mode=ctypes.RTLD_GLOBAL)
+        torch.ops.load_library(built.library)
+        try:
+            self.run("vandermonde", *samples("vandermonde", 1, 1, 3, 5), 5, True, 0)
+        except RuntimeError as error:
+            self.without_driver = str(error)
+        self._stand_in = ctypes.CDLL(str(built.driver))
+        self._stand_in.stand_in_record.restype = ctypes.c_char_p
+        self.whole_record: list[str] = []
+
+    def run(self, op: str, *arguments: Any) -> Tensor:
+        return getattr(raw, op).default.redispatch(CUDA, *arguments)
+
+    def record(self) -> list[str]:
+        """The calls since the last time, one a line."""
+        lines = self._stand_in.stand_in_record().decode().splitlines()
+        self.whole_record += lines
+        return lines
+
+    def launches(self) -> list[str]:
+        return [line.partition(" ")[2] for line in self.record() if line.startswith("cuLaunchKernel")]
+
+    def fail(self, function: str, error: int) -> None:
+        self._stand_in.stand_in_fail(function.encode(), error)
+
+    def contexts(self) -> int:
+        return self._stand_in.stand_in_contexts()
+
+
+@pytest.fixture(scope="module")
+def module_driver() -> Driver:
+    return Driver(build())
+
+
+@pytest.fixture
+def driver(module_driver: Driver) -> Iterator[Driver]:
+    module_driver.record()
+    yield module_driver
+    module_driver.fail("", 0)
+    module_driver.record()
+    assert module_driver.contexts() == 0  # each launch leaves the thread's context as it was
+
+
+def samples(op: str, sets: int, channels: int, N: int, L: int, dtype: Any = torch.complex64) -> list[Tensor]:
+    """The tensors of an op: weights, for cauchy the nodes, and the poles."""
+    torch.manual_seed(N + L)
+    weights = torch.randn(sets, channels, L if "transpose" in op else N, dtype=dtype)
+    poles = torch.complex(-torch.rand(channels, N).double() / L, torch.randn(channels, N).double()).to(dtype)
+    if "cauchy" in op:
+        return [weights, torch.complex(torch.ones(1, L), torch.randn(1, L)).to(dtype), poles]
+    return [weights, poles]
+
+
+PRECISIONS = [(torch.complex64, "f32", 2e-5), (torch.complex128, "f64", 1e-12)]
+
+
+@pytest.mark.parametrize(("dtype", "kind", "tolerance"), PRECISIONS)
+@pytest.mark.parametrize(
+    ("op", "sizes", "options", "launches"),
+    [
+        ("vandermonde", (1, 2, 3, 70), (70, True, 0), ["pairs_{} grid 2 block 256"]),
+        ("vandermonde", (2, 1, 5, 130), (130, False, 2), ["plain_{} grid 1 block 256"]),
+        ("vandermonde", (1, 3, 0, 4), (4, True, 0), ["pairs_{} grid 3 block 256"]),
+        ("vandermonde", (2, 1, 5, 0), (0, True, 0), []),
+        ("vandermonde_transpose", (1, 2, 17, 70), (1,), ["complex_{} grid 4 block 256"]),
+        ("vandermonde_transpose", (1, 1, 2, 0), (0,), ["complex_{} grid 1 block 256"]),
+        (
+            "vandermonde_transpose",
+            (1, 1, 2, 16385),
+            (0,),
+            ["complex_{} grid 2 block 256", "sum_segments_{} grid 1 block 256"],
+        ),
+        ("cauchy", (1, 2, 3, 130), (True, 1), ["one_{} grid 4 block 128"]),
+        ("cauchy", (5, 1, 3, 7), (False, 2), ["four_{} grid 2 block 128"]),
+        ("cauchy_transpose", (1, 1, 3, 70), (1,), ["one_{} grid 1 block 128"]),
+        (
+            "cauchy_transpose",
+            (2, 1, 3, 4097),
+            (2,),
+            ["four_{} grid 2 block 128", "sum_segments_{} grid 1 block 256"],
+        ),
+    ],
+)
+def test_ops_launch_their_kernels(
+    driver: Driver,
+    op: str,
+    sizes: tuple[int, int, int, int],
+    options: tuple[Any, ...],
+    launches: list[str],
+    dtype: torch.dtype,
+    kind: str,
+    tolerance: float,
+) -> None:
+    tensors = samples(op, *sizes, dtype=dtype)
+    out, expected = driver.run(op, *tensors, *options), getattr(raw, op)(*tensors, *options)
+    assert out.dtype == expected.dtype
+    torch.testing.assert_close(
+        out, expected, rtol=0, atol=tolerance * max(1.0, expected.norm().item()) if expected.numel() else 0
+    )
+    launched = driver.launches()
+    stream = 0x1000 + tensors[0].get_device()
+    for got, wanted in zip(launched, launches, strict=True):
+        kernel = wanted.format(kind)
+        kernel = kernel if kernel.startswith("sum") else f"{op}_{kernel}"
+        assert got.startswith(f"{kernel} shared 0 stream {stream} ")
+
+
+def test_real_weights_have_their_own_transpose(driver: Driver) -> None:
+    g, x = samples("vandermonde_transpose", 1, 1, 3, 70)
+    out = driver.run("vandermonde_transpose", g.real.contiguous(), x, 0)
+    torch.testing.assert_close(out, raw.vandermonde_transpose(g.real.contiguous(), x, 0), rtol=0, atol=2e-5)
+    assert driver.launches()[0].startswith("vandermonde_transpose_real_f32")
+
+
+def test_bad_arguments_launch_nothing(driver: Driver) -> None:
+    v, x = samples("vandermonde", 1, 2, 3, 5)
+    with pytest.raises(RuntimeError, match="vandermonde expects contiguous complex v and x of one dtype"):
+        driver.run("vandermonde", v.real, x, 5, True, 0)
+    v, z, w = samples("cauchy", 1, 2, 3, 5)
+    with pytest.raises(RuntimeError, match="cauchy expects order >= 1"):
+        driver.run("cauchy", v, z, w, True, 0)
+    assert driver.record() == []
+
+
+@pytest.mark.parametrize("device", [0, 1])
+@pytest.mark.parametrize("shared_bytes", [4096, 48 << 10, (48 << 10) + 4, 100 << 10])
+def test_more_than_48_kb_of_shared_memory_is_asked_for(
+    driver: Driver, shared_bytes: int, device: int
+) -> None:
+    x = torch.arange(256.0)
+    out = raw.reverse(x, 2, 128, shared_bytes, device)
+    assert torch.equal(out, x.view(2, 128).flip(1).flatten())
+    *before, launch = [line for line in driver.record() if "reverse" in line and "GetKernel" not in line]
+    assert before == ([f"cuKernelSetAttribute reverse {shared_bytes}"] if shared_bytes > 48 << 10 else [])
+    where = f"stream {0x1000 + device} device {device}"
+    assert launch == f"cuLaunchKernel reverse grid 2 block 128 shared {shared_bytes} {where}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        ((2, 128, 1 << 20, 0), r"reverse: cuKernelSetAttribute: another error \(1\)"),
+        ((2, 128, 512, 7), r"reverse: cuDeviceGet: another error \(101\)"),
+        ((1 << 31, 128, 512, 0), "reverse: a grid of 2147483648 blocks is more than a device takes"),
+    ],
+)
+def test_an_impossible_launch_names_the_kernel(
+    driver: Driver, arguments: tuple[int, ...], cause: str
+) -> None:
+    with pytest.raises(RuntimeError, match=f"sequence_kernels: cannot launch {cause}"):
+        raw.reverse(torch.ones(256), *arguments)
+    assert driver.launches() == []
+
+
+def test_a_kernel_that_the_fat_binary_lacks(driver: Driver) -> None:
+    with pytest.raises(
+        RuntimeError, match=r"cannot launch absent: cuLibraryGetKernel: another error \(500\)"
+    ):
+        raw.absent(torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [(209, "no kernel image is available for execution"), (700, "an illegal memory access was encountered")],
+)
+def test_a_failed_launch_names_kernel_and_cause_and_the_next_one_works(
+    driver: Driver, error: int, text: str
+) -> None:
+    arguments = (*samples("vandermonde", 1, 1, 3, 5), 5, True, 0)
+    driver.fail("cuLaunchKernel", error)
+    with pytest.raises(
+        RuntimeError, match=rf"launch vandermonde_pairs_f32: cuLaunchKernel: {text}.* \({error}\)"
+    ):
+        driver.run("vandermonde", *arguments)
+    driver.fail("", 0)
+    assert driver.run("vandermonde", *arguments).isfinite().all()
+
+
+def test_without_a_driver_the_first_launch_says_so(driver: Driver) -> None:
+    assert re.search(
+        r"cannot launch vandermonde_pairs_f32: there is no NVIDIA driver: libcuda.so.1: ",
+        driver.without_driver,
+    )
+
+
+def test_threads_load_each_fat_binary_once(driver: Driver) -> None:
+    v, x = samples("vandermonde", 1, 1, 3, 5)
+    expected = raw.vandermonde(v, x, 5, True, 0)
+    with ThreadPoolExecutor(8) as pool:
+        results = pool.map(lambda _: driver.run("vandermonde", v, x, 5, True, 0), range(32))
+        for result in results:
+            torch.testing.assert_close(result, expected)
+    assert len(driver.launches()) == 32
+    loads = [line for line in driver.whole_record if not line.startswith(("cuLaunchKernel", "cuKernelSet"))]
+    assert loads[0] == "cuInit"
+    assert any(line.startswith("cuLibraryLoadData") for line in loads)
+    assert len(loads) == len(set(loads))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_is_told_to_spawn(driver: Driver) -> None:
+    arguments = (*samples("vandermonde", 1, 1, 3, 5), 5, True, 0)
+    driver.run("vandermonde", *arguments)
+    read, write = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            driver.run("vandermonde", *arguments)
+        except RuntimeError as error:
+            os.write(write, str(error).encode())
+        os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    with os.fdopen(read) as said:
+        assert "CUDA does not survive a fork: start processes by" in said.read()
+
+
+@pytest.mark.parametrize("op", ["vandermonde", "vandermonde_transpose", "cauchy", "cauchy_transpose"])
+def test_the_python_side_is_the_cpu_s(op: str) -> None:
+    assert dispatch.implementation(op, "cuda") is dispatch.implementation(op, "cpu")
+    assert "cuda: torch" in ops.explain(op, "cuda")
+    assert "has no CUDA; install a torch with CUDA" in ops.explain(op, "cuda")
+
+
+def test_the_architectures_are_those_of_the_file() -> None:
+    lines = (ROOT / "csrc" / "architectures.txt").read_text().splitlines()
+    newest = lines[-1].split()[1:]
+    for fatbin in build().fatbins:
+        compiled = [line for line in fatbin.read_text().splitlines() if line.startswith("arch=")]
+        assert compiled[:-1] == [f"arch=compute_{a},code=sm_{a}" for a in newest]
+        assert compiled[-1] == f"arch=compute_{newest[-1]},code=compute_{newest[-1]}"
+
+
+@pytest.mark.parametrize(
+    ("version", "home", "said"),
+    [
+        ("12.9", "here", r"SEQUENCE_KERNELS_CUDA=12.9, but .*/nvcc is of CUDA 13.0: set CUDA_HOME"),
+        ("13.0", "empty", r"SEQUENCE_KERNELS_CUDA=13.0 needs nvcc 13.0, and there is none in .*: install"),
+        ("yes", "here", r"SEQUENCE_KERNELS_CUDA must be a version of CUDA, for example 13.0, got 'yes'"),
+    ],
+)
+def test_setup_says_what_is_wrong(tmp_path: Path, version: str, home: str, said: str) -> None:
+    homes = {"here": ROOT / "tests" / "cuda_driver", "empty": tmp_path}
+    environment = {**os.environ, "SEQUENCE_KERNELS_CUDA": version, "CUDA_HOME": str(homes[home])}
+    command = [sys.executable, "setup.py", "--version"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert re.search(said, done.stderr)
+
+
+@pytest.mark.skipif(nvcc.skip_reason() is not None, reason=str(nvcc.skip_reason()))
+def test_nvcc_makes_the_library(tmp_path: Path) -> None:
+    """With the real compiler, for one architecture."""
+    version = nvcc.version().rpartition(".")[0]
+    source_tree(tmp_path)
+    (tmp_path / "csrc" / "architectures.txt").write_text(f"{version} 90\n")
+    library = setup(tmp_path, version, None)
+    contents = library.read_bytes()
+    assert contents.count(b"\x50\xed\x55\xba") >= 4  # a fat binary's first word
+    versions = re.findall(rb"GLIBC_(\d+)\.(\d+)", contents)
+    assert max((int(major), int(minor)) for major, minor in versions) <= (2, 28)
