@@ -1,0 +1,318 @@
+"""Clean noisy speech while it is being spoken: a causal S4D stack on raw audio, 10 ms at a time.
+
+The speech is synthesised by espeak-ng, or read from a WAV file of your own (--audio). A stack of S4D layers learns to
+take white noise away from a few sentences; then a sentence that it has never heard arrives in blocks of 10 ms, as
+from a microphone, and once more sample by sample. Both must equal the same model run over the whole recording at once.
+
+Everything it makes goes to runs/streaming_audio/: noisy.wav, cleaned.wav and streaming_audio.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import sys
+import time
+import wave
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import espeakng_loader
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sequence_kernels import SequenceModel, SequenceModule, Stepper, parameter_groups
+from sequence_kernels.stages import Stage, pointwise
+
+SENTENCES = (
+    "A state space model remembers the past in a state of fixed size.",
+    "She sells sea shells by the sea shore, and the shells she sells are surely sea shells.",
+    "The north wind and the sun disputed which of them was the stronger.",
+    "Five quick brown foxes jumped over the lazy dog, who did not care at all.",
+)
+UNHEARD = "Every block of ten milliseconds is cleaned before the next one has been spoken."
+
+BLOCK_SECONDS = 0.01
+NOISE_DB = 5  # speech over noise
+STEPS, QUICK_STEPS = 150, 10
+BATCH, SNIPPET = 16, 4096  # samples
+WARM_UP = 5  # blocks that are not counted: the first ones make what the later ones use
+LARGEST_DIFFERENCE = 1e-4  # between streamed and offline output, where speech reaches 1
+
+
+class Denoiser(SequenceModule):
+    """Samples ``(..., length, 1)`` to cleaned samples ``(..., length, 1)``."""
+
+    def __init__(self, d_model: int = 32, n_layers: int = 3) -> None:
+        super().__init__()
+        self.d_model = self.d_output = 1
+        self.encoder = nn.Linear(1, d_model)
+        self.backbone = SequenceModel(
+            d_model, n_layers, layer={"_name_": "s4d", "d_state": 32}, residual="R", norm="layer"
+        )
+        self.decoder = nn.Linear(d_model, 1)
+
+    def forward(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
+        y, state = self.backbone(self.encoder(x), state, **kwargs)
+        return self.decoder(y), state
+
+    def step(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
+        y, state = self.backbone.step(self.encoder(x), state, **kwargs)
+        return self.decoder(y), state
+
+    def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Any:
+        return self.backbone.default_state(*batch_shape, device=device)
+
+    def stages(self, **kwargs: Any) -> list[Stage]:
+        """What a step is made of, so that a stepper can run all of it in one call."""
+        return [*pointwise(self.encoder), *self.backbone.stages(**kwargs), *pointwise(self.decoder)]
+
+
+# --- sound ------------------------------------------------------------------------------------------------------
+
+
+class Sound(NamedTuple):
+    samples: Tensor  # (length,) in [-1, 1]
+    rate: int  # a second
+
+
+def speak(sentences: tuple[str, ...]) -> list[Sound]:
+    """Each sentence as espeak-ng says it."""
+    library = ctypes.CDLL(espeakng_loader.get_library_path())
+    heard: list[bytes] = []
+
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+    def listen(samples: Any, count: int, events: Any) -> int:
+        if samples and count > 0:
+            heard.append(ctypes.string_at(samples, 2 * count))
+        return 0
+
+    retrieve, utf8 = 1, 1  # AUDIO_OUTPUT_RETRIEVAL, espeakCHARS_UTF8
+    rate = library.espeak_Initialize(retrieve, 0, espeakng_loader.get_data_path().encode(), 0)
+    if rate <= 0 or library.espeak_SetVoiceByName(b"en") != 0:
+        raise SystemExit("espeak-ng does not start; pass a recording of speech with --audio FILE.wav")
+    library.espeak_SetSynthCallback(listen)
+    sounds = []
+    for sentence in sentences:
+        heard.clear()
+        text = sentence.encode() + b"\0"
+        library.espeak_Synth(text, ctypes.c_size_t(len(text)), 0, 0, 0, utf8, None, None)
+        library.espeak_Synchronize()
+        sounds.append(Sound(normalised(pcm(b"".join(heard), 1)), rate))
+    return sounds
+
+
+def pcm(data: bytes, channels: int) -> Tensor:
+    """16-bit samples as numbers in [-1, 1], the mean of the channels."""
+    samples = torch.frombuffer(bytearray(data), dtype=torch.int16).float() / 32768
+    return samples.view(-1, channels).mean(1)
+
+
+def normalised(samples: Tensor) -> Tensor:
+    return samples / samples.abs().max().clamp(min=1e-6)
+
+
+def read_wav(path: Path) -> Sound:
+    """A WAV file of 16 bits a sample."""
+    with wave.open(str(path)) as file:
+        if file.getsampwidth() != 2:
+            raise SystemExit(f"{path} has {8 * file.getsampwidth()} bits a sample; 16 are needed")
+        data = file.readframes(file.getnframes())
+        return Sound(normalised(pcm(data, file.getnchannels())), file.getframerate())
+
+
+def write_wav(path: Path, sound: Sound) -> None:
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, sound.rate, 0, "NONE", ""))
+        file.writeframes((sound.samples.clamp(-1, 1) * 32767).short().numpy().tobytes())
+
+
+def with_noise(clean: Tensor) -> Tensor:
+    """White noise added, at ``NOISE_DB`` under the speech."""
+    level = clean.square().mean(-1, keepdim=True).sqrt() * 10 ** (-NOISE_DB / 20)
+    return clean + level * torch.randn_like(clean)
+
+
+def decibels(clean: Tensor, heard: Tensor) -> float:
+    """Speech over what is wrong with it."""
+    return 10 * torch.log10(clean.square().sum() / (heard - clean).square().sum()).item()
+
+
+# --- training ---------------------------------------------------------------------------------------------------
+
+
+def train(model: Denoiser, speech: Tensor, steps: int) -> None:
+    """Fit the model on random snippets of the speech with fresh noise."""
+    optimizer = torch.optim.AdamW(parameter_groups(model, lr=4e-3, weight_decay=0.0))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 8e-3, total_steps=steps)
+    bar = tqdm(range(steps), desc="training", unit="step", disable=None)
+    for _ in bar:
+        starts = torch.randint(0, len(speech) - SNIPPET, (BATCH,))
+        clean = torch.stack([speech[start : start + SNIPPET] for start in starts.tolist()])
+        cleaned, _ = model(with_noise(clean).unsqueeze(-1))
+        loss = (cleaned.squeeze(-1) - clean).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix_str(f"error {loss.item():.5f}")
+
+
+# --- streaming --------------------------------------------------------------------------------------------------
+
+
+class Stream(NamedTuple):
+    samples: Tensor  # (length,)
+    seconds: list[float]  # of each call
+
+
+def stream(stepper: Stepper, samples: Tensor, size: int) -> Stream:
+    """Take the samples in blocks of that size, or one by one, as they would arrive."""
+    stepper.reset()
+    channels, outputs, seconds = samples.unsqueeze(-1), torch.empty_like(samples), []
+    for at in range(0, len(samples), size):
+        piece = channels[at : at + size]
+        start = time.perf_counter()
+        output = stepper.step(piece[0]) if size == 1 else stepper.forward(piece)
+        seconds.append(time.perf_counter() - start)
+        outputs[at : at + size] = output.view(-1)
+    return Stream(outputs, seconds)
+
+
+def percentile(values: list[float], share: float) -> float:
+    return sorted(values)[min(int(share * len(values)), len(values) - 1)]
+
+
+def report(name: str, streamed: Stream, offline: Tensor, rate: int) -> float:
+    """Print latencies and the real-time factor; return the largest difference from the offline output."""
+    counted = streamed.seconds[WARM_UP:]
+    shown = "  ".join(f"{1e3 * percentile(counted, share):8.3f}" for share in (0.5, 0.9, 0.99, 1.0))
+    factor = sum(streamed.seconds) / (len(offline) / rate)
+    difference = (streamed.samples - offline).abs().max().item()
+    print(f"{name:<22}{shown}{factor:>20.4f}{difference:>24.1e}")
+    return difference
+
+
+# --- the picture ------------------------------------------------------------------------------------------------
+
+
+def draw(
+    noisy: Tensor, clean: Tensor, streamed: Tensor, offline: Tensor, rate: int, title: str, path: Path
+) -> None:
+    figure = Figure(figsize=(11, 8.5), dpi=150, layout="constrained", facecolor="white")
+    figure.suptitle(title)
+    whole, near, error = figure.subplots(3, 1, height_ratios=(3, 3, 2))
+    seconds = torch.arange(len(noisy)) / rate
+    whole.plot(seconds, noisy, color="silver", linewidth=0.5, label="input: speech with noise")
+    whole.plot(seconds, streamed, color="tab:blue", linewidth=0.5, label="streamed output")
+    middle = int(clean.unfold(0, rate // 25, rate // 50).square().mean(1).argmax()) * (rate // 50)
+    part = slice(middle, middle + rate // 25)  # 40 ms where speech is loudest
+    whole.axvspan(seconds[part][0], seconds[part][-1], color="tab:orange", alpha=0.5, label="shown below")
+    near.plot(seconds[part], noisy[part], color="silver", linewidth=1, label="input")
+    near.plot(
+        seconds[part], clean[part], color="black", linewidth=1, linestyle=":", label="speech without noise"
+    )
+    near.plot(
+        seconds[part], offline[part], color="tab:orange", linewidth=4, alpha=0.5, label="offline output"
+    )
+    near.plot(seconds[part], streamed[part], color="tab:blue", linewidth=1.2, label="streamed output")
+    block = round(BLOCK_SECONDS * rate)
+    for edge in range(-(-part.start // block) * block, part.stop, block):
+        near.axvline(edge / rate, color="grey", linewidth=0.5, linestyle="--")
+    error.semilogy(seconds, (streamed - offline).abs().clamp(min=1e-9), color="tab:blue", linewidth=0.4)
+    error.axhline(LARGEST_DIFFERENCE, color="tab:red", linewidth=1, label="allowed")
+    whole.set(xlabel="seconds", ylabel="amplitude")
+    near.set(xlabel="seconds (dashed: blocks of 10 ms)", ylabel="amplitude")
+    error.set(xlabel="seconds", ylabel="|streamed - offline|", ylim=(1e-9, 1e-3))
+    for axes in (whole, near, error):
+        axes.margins(x=0)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
+    figure.savefig(path)
+
+
+# --- the whole run ----------------------------------------------------------------------------------------------
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--audio", type=Path, help="a WAV file of clean speech, at least some seconds, in place of espeak-ng"
+    )
+    parser.add_argument("--steps", type=int, help=f"of training (default: {STEPS})")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"only {QUICK_STEPS} steps, to see that it all works"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the initial values and the noise")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of the stream (default: 1)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where to write (default: runs)")
+    options = parser.parse_args(arguments)
+    if options.steps is None:
+        options.steps = QUICK_STEPS if options.quick else STEPS
+    if options.steps < 1:
+        parser.error(f"--steps must be at least 1; got {options.steps}")
+    return options
+
+
+def get_speech(audio: Path | None) -> tuple[Tensor, Sound]:
+    """Speech to learn from, and a sound to stream that is no part of it: another sentence, or the file's last third."""
+    if audio is None:
+        *heard, unheard = speak((*SENTENCES, UNHEARD))
+        return torch.cat([sound.samples for sound in heard]), unheard
+    sound = read_wav(audio)
+    cut = 2 * len(sound.samples) // 3
+    if cut <= SNIPPET:
+        raise SystemExit(f"{audio} has {len(sound.samples)} samples; more than {3 * SNIPPET // 2} are needed")
+    return sound.samples[:cut], Sound(sound.samples[cut:], sound.rate)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the example; return the exit status: 1 when a stream differs from the offline output."""
+    options = parse_arguments(arguments)
+    torch.manual_seed(options.seed)
+    heard, (clean, rate) = get_speech(options.audio)
+    model = Denoiser()
+    size = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{size} parameters, {len(heard) / rate:.1f} s of speech to learn from, {rate} samples a second")
+    train(model, heard, options.steps)
+    model.eval()
+
+    torch.set_num_threads(options.threads)
+    noisy = with_noise(clean)
+    with torch.inference_mode():
+        offline = model(noisy.view(1, -1, 1))[0].view(-1)
+    before, after = decibels(clean, noisy), decibels(clean, offline)
+    print(f"speech over noise, unheard sentence: {before:.1f} dB before, {after:.1f} dB after\n")
+
+    stepper = model.stepper()
+    by_block = stream(stepper, noisy, round(BLOCK_SECONDS * rate))
+    by_sample = stream(stepper, noisy, 1)
+    print(
+        f"{'milliseconds a call':<22}{'median':>8}  {'90 %':>8}  {'99 %':>8}  {'worst':>8}"
+        f"{'real-time factor':>20}{'largest difference':>24}"
+    )
+    differences = [
+        report(f"{len(by_block.seconds)} blocks of 10 ms", by_block, offline, rate),
+        report("sample by sample", by_sample, offline, rate),
+    ]
+
+    folder = options.runs / "streaming_audio"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_wav(folder / "noisy.wav", Sound(noisy / noisy.abs().max(), rate))
+    write_wav(folder / "cleaned.wav", Sound(by_block.samples, rate))
+    title = f"Speech cleaned in blocks of 10 ms: {before:.1f} dB before, {after:.1f} dB after"
+    draw(noisy, clean, by_block.samples, offline, rate, title, folder / "streaming_audio.png")
+    print(f"\nwrote {folder}/noisy.wav, cleaned.wav, streaming_audio.png")
+    if not max(differences) <= LARGEST_DIFFERENCE:
+        print(
+            f"FAILED: a stream differs by {max(differences):.1e}, allowed {LARGEST_DIFFERENCE:.0e}",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

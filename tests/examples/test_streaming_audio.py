@@ -1,0 +1,93 @@
+"""The streaming example: what it prints, writes and returns, and that speech really is speech."""
+
+from __future__ import annotations
+
+import importlib.util
+import wave
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("tqdm")
+pytest.importorskip("espeakng_loader")
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "streaming_audio.py"
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The example as a module, saying little."""
+    spec = importlib.util.spec_from_file_location("streaming_audio", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "SENTENCES", ("Hello there.",))
+    monkeypatch.setattr(module, "UNHEARD", "Ten blocks.")
+    monkeypatch.setattr(module, "BATCH", 2)
+    return module
+
+
+def run(example: Any, folder: Path, *arguments: str) -> int:
+    threads = torch.get_num_threads()
+    try:
+        return example.main(["--steps", "2", "--runs", str(folder), *arguments])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_the_speech_is_speech(example: Any) -> None:
+    """Loud and quiet in turn, with most of its power below 4 kHz."""
+    (sound,) = example.speak(("One two three.",))
+    assert sound.rate == 22050
+    assert 0.5 < len(sound.samples) / sound.rate < 3
+    power = torch.fft.rfft(sound.samples).abs().square()
+    assert power[: len(power) * 4000 // 11025].sum() > 0.8 * power.sum()
+    level = sound.samples.unfold(0, 441, 441).square().mean(1).sqrt()
+    assert level.max() > 5 * level.quantile(0.1)
+
+
+def test_a_run_streams_and_writes_its_results(
+    example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(example, tmp_path) == 0
+    folder = tmp_path / "streaming_audio"
+    assert {path.name for path in folder.iterdir()} == {"noisy.wav", "cleaned.wav", "streaming_audio.png"}
+    assert (folder / "streaming_audio.png").read_bytes()[:4] == b"\x89PNG"
+    noisy, cleaned = (example.read_wav(folder / f"{name}.wav") for name in ("noisy", "cleaned"))
+    assert noisy.samples.shape == cleaned.samples.shape
+    printed = capsys.readouterr().out
+    blocks = -(-len(noisy.samples) // 220)
+    assert f"{blocks} blocks of 10 ms" in printed
+    for words in ("sample by sample", "99 %", "real-time factor", "dB before"):
+        assert words in printed
+
+
+def test_a_recording_of_ones_own(example: Any, tmp_path: Path) -> None:
+    path = tmp_path / "own.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setparams((2, 2, 8000, 0, "NONE", ""))
+        file.writeframes((torch.randn(9000, 2) * 3000).short().numpy().tobytes())
+    assert run(example, tmp_path, "--audio", str(path)) == 0
+    assert example.read_wav(tmp_path / "streaming_audio" / "noisy.wav").samples.shape == (3000,)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 1, 8000, 0, "NONE", ""))
+    with pytest.raises(SystemExit, match="8 bits a sample; 16 are needed"):
+        run(example, tmp_path, "--audio", str(path))
+
+
+def test_a_stream_that_differs_fails_the_run(
+    example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = example.Stepper.step
+
+    def forgetful(stepper: Any, x: torch.Tensor) -> torch.Tensor:
+        stepper.reset()
+        return step(stepper, x)
+
+    monkeypatch.setattr(example.Stepper, "step", forgetful)
+    assert run(example, tmp_path) == 1
+    assert "FAILED: a stream differs" in capsys.readouterr().err
