@@ -12,6 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from sequence_kernels import BackendUnavailableError, ops, use_backend
 from sequence_kernels.ops import dispatch
 
+from .devices import device_of, gpu_backends
 from .samples import SAMPLES, Sample
 
 
@@ -21,14 +22,24 @@ def backends(op: str) -> list[str]:
 
 
 def cases() -> list[Any]:
-    return [
-        pytest.param(sample, backend, id=f"{name}-{backend}")
-        for name, sample in SAMPLES.items()
-        for backend in backends(sample.op)
-    ]
+    cases = []
+    for name, sample in SAMPLES.items():
+        for backend in backends(sample.op):
+            cases.append(pytest.param(sample, backend, id=f"{name}-{backend}"))
+        for gpu in gpu_backends(sample.op):
+            (backend,) = gpu.values
+            cases.append(pytest.param(sample, backend, id=f"{name}-{backend}", marks=gpu.marks))
+    return cases
 
 
-every = pytest.mark.parametrize(("sample", "backend"), cases())
+every = pytest.mark.parametrize(("sample", "backend"), cases(), indirect=["sample"])
+
+
+@pytest.fixture
+def sample(request: pytest.FixtureRequest, backend: str) -> Sample:
+    """The sample with its tensors where the backend's kernels run."""
+    tensors = tuple(t.to(device_of(backend)) for t in request.param.tensors)
+    return request.param._replace(tensors=tensors)
 
 
 def outputs(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

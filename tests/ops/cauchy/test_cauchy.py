@@ -9,9 +9,10 @@ from torch import Tensor
 
 from sequence_kernels import ops
 
+from ..devices import gpu_backends, run
 from ..test_contract import backends
 
-every_backend = pytest.mark.parametrize("backend", backends("cauchy"))
+every_backend = pytest.mark.parametrize("backend", backends("cauchy") + gpu_backends("cauchy"))
 
 
 def oracle(v: Tensor, z: Tensor, w: Tensor, conjugate: bool, order: int) -> Tensor:
@@ -50,7 +51,7 @@ def test_against_the_sum_as_written(
     v, z, w = s4_like(3, pairs, length, torch.complex128)
     z = z if on_axis else z + 0.3
     many = torch.stack((v, 2 * v.conj().resolve_conj()))
-    got = ops.cauchy(many, z, w, conjugate=conjugate, order=order, backend=backend)
+    got = run(ops.cauchy, many, z, w, conjugate=conjugate, order=order, backend=backend)
     want = oracle(many, z, w, conjugate, order)
     assert got.shape == want.shape == (2, 3, length)
     assert float((got - want).norm() / want.norm()) < 1e-12
@@ -62,7 +63,7 @@ def test_poles_next_to_the_axis_in_float32(backend: str, gap: float) -> None:
     """Relative to float64 of the same rounded inputs: what is lost is only what z - w loses."""
     v, z, w = s4_like(2, 16, 200, torch.complex64)
     w = torch.complex(torch.full_like(w.real, -gap), w.imag)
-    got = ops.cauchy(v, z, w, backend=backend)
+    got = run(ops.cauchy, v, z, w, backend=backend)
     want = oracle(v, z, w, True, 1)
     assert float((got - want).norm() / want.norm()) < 2e-6
 
@@ -70,7 +71,7 @@ def test_poles_next_to_the_axis_in_float32(backend: str, gap: float) -> None:
 @every_backend
 def test_against_many_digits(backend: str) -> None:
     v, z, w = s4_like(1, 4, 20, torch.complex128)
-    got = ops.cauchy(v, z, w, backend=backend)[0]
+    got = run(ops.cauchy, v, z, w, backend=backend)[0]
     with mpmath.workdps(40):
         for i in (0, 7, 19):
             total = mpmath.mpc(0)
@@ -87,11 +88,11 @@ def test_an_infinite_node_is_exactly_zero(backend: str, order: int) -> None:
     z = torch.tensor([1j, complex(inf, 0), complex(0, -inf), complex(inf, nan)], dtype=torch.complex64)
     v, _, w = s4_like(2, 3, 1, torch.complex64)
     v, z, w = v.requires_grad_(), z.requires_grad_(), w.requires_grad_()
-    out = ops.cauchy(v, z, w, order=order, backend=backend)
+    out = run(ops.cauchy, v, z, w, order=order, backend=backend)
     assert (out[:, 1:] == 0).all()
     assert out[:, 0].abs().min() > 0
-    moments = ops.cauchy_transpose(torch.ones_like(out), z, w, order=order, backend=backend)
-    alone = ops.cauchy_transpose(torch.ones_like(out[:, :1]), z[:1], w, order=order, backend=backend)
+    moments = run(ops.cauchy_transpose, torch.ones_like(out), z, w, order=order, backend=backend)
+    alone = run(ops.cauchy_transpose, torch.ones_like(out[:, :1]), z[:1], w, order=order, backend=backend)
     torch.testing.assert_close(moments, alone)
     for gradient in torch.autograd.grad((out.abs() ** 2).sum() + moments.abs().sum(), (v, z, w)):
         assert torch.isfinite(torch.view_as_real(gradient)).all()
@@ -103,7 +104,7 @@ def test_transpose_against_the_sum_as_written(backend: str, order: int) -> None:
     _, z, w = s4_like(3, 5, 77, torch.complex128)
     g = torch.randn(2, 3, 77, dtype=torch.complex128)
     want = (g.unsqueeze(-1) / (z.unsqueeze(-1) - w.unsqueeze(-2)) ** order).sum(-2)
-    got = ops.cauchy_transpose(g, z, w, order=order, backend=backend)
+    got = run(ops.cauchy_transpose, g, z, w, order=order, backend=backend)
     assert float((got - want).norm() / want.norm()) < 1e-12
 
 
@@ -112,10 +113,10 @@ def test_transpose_against_the_sum_as_written(backend: str, order: int) -> None:
 def test_empty_dimensions(backend: str, shape: tuple[int, ...]) -> None:
     v = torch.ones(shape, dtype=torch.complex64)
     z = torch.ones(6, dtype=torch.complex64) * 2j
-    assert (ops.cauchy(v, z, -v, backend=backend) == 0).all()
-    assert ops.cauchy(v, z[:0], -v, backend=backend).shape == (shape[0], 0)
-    assert ops.cauchy_transpose(z, z, -v, backend=backend).shape == shape
-    assert (ops.cauchy_transpose(z[:0], z[:0], -v, backend=backend) == 0).all()
+    assert (run(ops.cauchy, v, z, -v, backend=backend) == 0).all()
+    assert run(ops.cauchy, v, z[:0], -v, backend=backend).shape == (shape[0], 0)
+    assert run(ops.cauchy_transpose, z, z, -v, backend=backend).shape == shape
+    assert (run(ops.cauchy_transpose, z[:0], z[:0], -v, backend=backend) == 0).all()
 
 
 def test_memory_stays_bounded() -> None:

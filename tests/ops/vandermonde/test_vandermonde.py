@@ -9,9 +9,10 @@ from torch import Tensor
 
 from sequence_kernels import ops
 
+from ..devices import gpu_backends, run
 from ..test_contract import backends
 
-every_backend = pytest.mark.parametrize("backend", backends("vandermonde"))
+every_backend = pytest.mark.parametrize("backend", backends("vandermonde") + gpu_backends("vandermonde"))
 
 
 def oracle(v: Tensor, x: Tensor, length: int, conjugate: bool, power: int) -> Tensor:
@@ -40,7 +41,7 @@ def test_against_the_sum_as_written(
     backend: str, conjugate: bool, power: int, pairs: int, length: int
 ) -> None:
     v, x = (t.to(torch.complex128) for t in hippo_like(3, pairs, 0.05))
-    got = ops.vandermonde(v, x, length, conjugate=conjugate, power=power, backend=backend)
+    got = run(ops.vandermonde, v, x, length, conjugate=conjugate, power=power, backend=backend)
     want = oracle(v, x, length, conjugate, power)
     assert got.shape == want.shape
     assert got.is_complex() is not conjugate
@@ -50,7 +51,7 @@ def test_against_the_sum_as_written(
 @every_backend
 def test_against_many_digits(backend: str) -> None:
     v, x = (t.to(torch.complex128) for t in hippo_like(1, 4, 0.1))
-    got = ops.vandermonde(v, x, 1000, backend=backend)[0]
+    got = run(ops.vandermonde, v, x, 1000, backend=backend)[0]
     with mpmath.workdps(40):
         for position in (0, 1, 31, 32, 777, 999):
             terms = (
@@ -66,7 +67,7 @@ def test_against_many_digits(backend: str) -> None:
 def test_float32_keeps_its_digits_over_long_sequences(backend: str, dt: float, length: int) -> None:
     """Norm-wise within 2e-6 of float64, where the naive phase in float32 is off by up to 1e-2."""
     v, x = hippo_like(2, 16, dt)
-    got = ops.vandermonde(v, x, length, backend=backend)
+    got = run(ops.vandermonde, v, x, length, backend=backend)
     want = ops.vandermonde(v.to(torch.complex128), x.to(torch.complex128), length, backend="torch")
     assert float((got - want).norm() / want.norm()) < 2e-6
 
@@ -83,7 +84,7 @@ def test_transpose_against_the_sum_as_written(
     g = torch.randn(2, 3, length, dtype=dtype, generator=torch.Generator().manual_seed(length))
     position = torch.arange(length, dtype=torch.float64)
     want = (g.unsqueeze(-2) * position.pow(power) * torch.exp(x.unsqueeze(-1) * position)).sum(-1)
-    got = ops.vandermonde_transpose(g, x, power=power, backend=backend)
+    got = run(ops.vandermonde_transpose, g, x, power=power, backend=backend)
     assert got.shape == want.shape
     assert float((got - want).norm()) <= 1e-12 * float(want.norm()) + 1e-30
 
@@ -93,8 +94,8 @@ def test_the_two_are_transposes(backend: str) -> None:
     """<g, V v> = <VT g, v> without conjugation, for the plain product."""
     v, x = (t.to(torch.complex128) for t in hippo_like(3, 4, 0.1))
     g = torch.randn(3, 90, dtype=torch.complex128)
-    left = (g * ops.vandermonde(v, x, 90, conjugate=False, backend=backend)).sum()
-    right = (ops.vandermonde_transpose(g, x, backend=backend) * v).sum()
+    left = (g * run(ops.vandermonde, v, x, 90, conjugate=False, backend=backend)).sum()
+    right = (run(ops.vandermonde_transpose, g, x, backend=backend) * v).sum()
     torch.testing.assert_close(left, right)
 
 
@@ -102,10 +103,10 @@ def test_the_two_are_transposes(backend: str) -> None:
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0), (2, 0, 4)])
 def test_empty_dimensions(backend: str, shape: tuple[int, ...]) -> None:
     v = torch.ones(shape, dtype=torch.complex64)
-    out = ops.vandermonde(v, v, 6, backend=backend)
+    out = run(ops.vandermonde, v, v, 6, backend=backend)
     assert out.shape == (*shape[:-1], 6)
     assert (out == 0).all()
-    moments = ops.vandermonde_transpose(torch.ones(*shape[:-1], 6), v, backend=backend)
+    moments = run(ops.vandermonde_transpose, torch.ones(*shape[:-1], 6), v, backend=backend)
     assert moments.shape == shape
 
 
@@ -113,12 +114,12 @@ def test_empty_dimensions(backend: str, shape: tuple[int, ...]) -> None:
 def test_length_zero_is_empty(backend: str) -> None:
     v, x = hippo_like(3, 4, 0.1)
     v.requires_grad_()
-    out = ops.vandermonde(v, x, 0, backend=backend)
+    out = run(ops.vandermonde, v, x, 0, backend=backend)
     assert out.shape == (3, 0)
     out.sum().backward()
     assert v.grad is not None
     assert (v.grad == 0).all()
-    assert (ops.vandermonde_transpose(torch.ones(3, 0), x, backend=backend) == 0).all()
+    assert (run(ops.vandermonde_transpose, torch.ones(3, 0), x, backend=backend) == 0).all()
 
 
 def test_bad_sizes_and_powers() -> None:

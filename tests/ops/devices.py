@@ -1,0 +1,36 @@
+"""Where a backend's kernels run: the tests of every backend make CPU tensors, and compare on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sequence_kernels.ops import dispatch
+
+
+def gpu_backends(op: str) -> list[Any]:
+    """The op's backends for CUDA tensors, as parameters that are skipped where they cannot run."""
+    parameters = []
+    for backend in ("cuda", "triton"):
+        if backend in dispatch._implementations[op]:
+            marks = [pytest.mark.gpu, pytest.mark.checks("GPU")]
+            if torch.cuda.is_available():
+                reason = dispatch._refusal(op, backend, "cuda", torch.float64)
+                marks.append(pytest.mark.skipif(reason is not None, reason=str(reason)))
+            parameters.append(pytest.param(backend, marks=marks))
+    return parameters
+
+
+def device_of(backend: str) -> str:
+    return "cuda" if backend in ("cuda", "triton") else "cpu"
+
+
+def run(op: Callable[..., Tensor], *arguments: Any, backend: str, **options: Any) -> Tensor:
+    """Call the op on the backend's device; the result is on the CPU."""
+    device = device_of(backend)
+    moved = [a.to(device) if isinstance(a, Tensor) else a for a in arguments]
+    return op(*moved, backend=backend, **options).cpu()
