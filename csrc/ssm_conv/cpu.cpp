@@ -57,41 +57,37 @@ inline Vector<Real> swap_parts(Vector<Real> v) {
   return swap_lanes<Real>(v, std::make_integer_sequence<int, kLanes<Real>>());
 }
 
-// A power of A, as rows of states are multiplied by it: as the sum of two numbers, so that it has more digits
-// than Real. Dense: (S, S). Diagonal: x a = re * x + im * swap_parts(x), with the rows re and im.
-template <typename Real>
-struct Power {
-  Real *high, *low;
-  bool has_low;
-};
-
+// A power of A, as rows of states are multiplied by it. Diagonal: x a = re * x + im * swap_parts(x) with four
+// rows, re and im and what they lack in digits. Dense: A - I, (S, S); for small steps A is near I, so that
+// adding x itself last both keeps more digits of A and rounds x once, not at every term of the product.
 template <typename Real>
 struct Matrices {
   int64_t S, T;  // padded
   bool dense;
 
-  void diagonal_steps(const Power<Real>& a, Real* x, int64_t distance, int64_t count, int64_t batch) const {
+  void diagonal_steps(const Real* a, Real* x, int64_t distance, int64_t count, int64_t batch) const {
     int64_t b = 0;
     for (; b + 2 <= batch; b += 2) diagonal_rows<2>(a, x + b * S, distance, count);
     if (b < batch) diagonal_rows<1>(a, x + b * S, distance, count);
   }
 
   template <int rows>
-  void diagonal_rows(const Power<Real>& a, Real* x, int64_t distance, int64_t count) const {
+  void diagonal_rows(const Real* a, Real* x, int64_t distance, int64_t count) const {
     int64_t j = 0;
     for (; j + 4 * kLanes<Real> <= S; j += 4 * kLanes<Real>)
       diagonal_columns<rows, 4>(a, x + j, j, distance, count);
     for (; j < S; j += kLanes<Real>) diagonal_columns<rows, 1>(a, x + j, j, distance, count);
   }
 
-  // Each state waits for the one before: so several rows and columns side by side.
+  // Each state waits for the one before: so several rows and columns side by side. The low parts come first,
+  // to the input, as they are less than the last digit of a state.
   template <int rows, int vectors>
-  void diagonal_columns(const Power<Real>& a, Real* x, int64_t j, int64_t distance, int64_t count) const {
+  void diagonal_columns(const Real* a, Real* x, int64_t j, int64_t distance, int64_t count) const {
     Vector<Real> re[vectors], im[vectors], re_low[vectors], im_low[vectors], state[rows][vectors];
     for (int v = 0; v < vectors; ++v) {
       const int64_t at = j + v * kLanes<Real>;
-      re[v] = load(a.high + at), im[v] = load(a.high + S + at);
-      re_low[v] = load(a.low + at), im_low[v] = load(a.low + S + at);
+      re[v] = load(a + at), im[v] = load(a + S + at);
+      re_low[v] = load(a + 2 * S + at), im_low[v] = load(a + 3 * S + at);
       for (int r = 0; r < rows; ++r) state[r][v] = load(x + r * S + v * kLanes<Real>);
     }
     for (int64_t m = 0; m < count; ++m) {
@@ -100,22 +96,22 @@ struct Matrices {
         for (int v = 0; v < vectors; ++v) {
           Real* place = x + r * S + v * kLanes<Real>;
           const Vector<Real> swapped = swap_parts<Real>(state[r][v]);
-          const Vector<Real> low = re_low[v] * state[r][v] + im_low[v] * swapped;
-          state[r][v] = (re[v] * state[r][v] + (load(place) + im[v] * swapped)) + low;
+          const Vector<Real> input = load(place) + re_low[v] * state[r][v] + im_low[v] * swapped;
+          state[r][v] = input + im[v] * swapped + re[v] * state[r][v];
           store(place, state[r][v]);
         }
     }
   }
 
   // x[m + 1] += x[m] A for m < count, x[m] being `batch` rows at x + m distance.
-  void steps(const Power<Real>& a, Real* x, int64_t distance, int64_t count, int64_t batch) const {
+  void steps(const Real* a, Real* x, int64_t distance, int64_t count, int64_t batch) const {
     if (!dense) return diagonal_steps(a, x, distance, count, batch);
     for (int64_t m = 0; m < count; ++m) {
       Real *from = x + m * distance, *to = from + distance;
       for_low_tiles<Real>(batch, S, [&](auto& tile, int64_t i, int64_t j) {
         tile.get(to + i * S + j, S);
-        if (a.has_low) tile.add(S, from + i * S, S, 1, a.low + j, S);
-        tile.add(S, from + i * S, S, 1, a.high + j, S);
+        tile.add(S, from + i * S, S, 1, a + j, S);
+        tile.add(from + i * S + j, S);
         tile.put(to + i * S + j, S);
       });
     }
@@ -156,7 +152,7 @@ struct Worker {
   uint64_t rest_bits = 0;  // binary digits of the elements that any row has in its last chunk
 
   Real *e_in, *e_out, *toeplitz;  // (T, S), C of (S, T), C of (T, T)
-  Real* powers[2];                // A^(2^i), high and low, for i <= log2 T; their adjoints
+  Real* powers[2];                // A^(2^i) for i <= log2 T, and their adjoints
   Real *u, *out, *x;   // rows of inputs and outputs of a block; of states, in backward all there are
   Real *met, *inputs;  // in the last chunk of one row: the states, the elements
   Real *e_in_transposed, *e_out_transposed, *toeplitz_transposed;  // (S, T), C of (T, S), C of (T, T)
@@ -188,7 +184,7 @@ struct Worker {
     e_in = take(T * Sp);
     e_out = take(C * Sp * Tp);
     toeplitz = take(C * T * Tp);
-    powers[0] = take((bits + 1) * 2 * power_size());
+    powers[0] = take((bits + 1) * power_size());
     u = take(row_count * Tp);
     out = take(row_count * Tp);
     x = take(((backward ? M * block.batch : 0) + row_count + block.batch) * Sp);
@@ -198,7 +194,7 @@ struct Worker {
       e_in_transposed = take(S * Tp);
       e_out_transposed = take(C * T * Sp);
       toeplitz_transposed = take(C * T * Tp);
-      powers[1] = take((bits + 1) * 2 * power_size());
+      powers[1] = take((bits + 1) * power_size());
       g = take(C * row_count * Tp);
       p = take((row_count + block.batch) * Sp);
       carry = take(block.batch * Sp);
@@ -212,35 +208,29 @@ struct Worker {
     for (int64_t b = 0; b < B; ++b) rest_bits |= static_cast<uint64_t>(rest(b));
   }
 
-  int64_t power_size() const { return arguments.dense ? Sp * Sp : 2 * Sp; }
+  int64_t power_size() const { return arguments.dense ? Sp * Sp : 4 * Sp; }
 
   // Where row b ends: before element rest(b) of chunk last(b).
   int64_t length(int64_t b) const { return arguments.lengths ? arguments.lengths[b] : L; }
   int64_t last(int64_t b) const { return length(b) / T; }
   int64_t rest(int64_t b) const { return length(b) % T; }
 
-  Power<Real> power(int64_t bit, bool adjoint = false) const {
-    Real* high = powers[adjoint] + bit * 2 * power_size();
-    return {high, high + power_size(), arguments.wide && sizeof(Real) < sizeof(double)};
-  }
+  Real* power(int64_t bit, bool adjoint = false) const { return powers[adjoint] + bit * power_size(); }
 
   template <typename From>
-  void pack_power_from(const From* from, bool adjoint, Power<Real> to) const {
-    const auto put = [&](int64_t at, From value) {
-      to.high[at] = static_cast<Real>(value);
-      to.low[at] = static_cast<Real>(value - static_cast<From>(to.high[at]));
-    };
-    fill(to.high, 2 * power_size());
+  void pack_power_from(const From* from, bool adjoint, Real* to) const {
+    fill(to, power_size());
     if (arguments.dense) {
       for (int64_t i = 0; i < S; ++i)
-        for (int64_t j = 0; j < S; ++j) put(i * Sp + j, adjoint ? from[j * S + i] : from[i * S + j]);
+        for (int64_t j = 0; j < S; ++j)
+          to[i * Sp + j] = static_cast<Real>((adjoint ? from[j * S + i] : from[i * S + j]) - From(i == j));
     } else {
-      for (int64_t n = 0; n < S; n += 2) {
-        const From im = adjoint ? -from[n + 1] : from[n + 1];
-        put(n, from[n]);
-        put(n + 1, from[n]);
-        put(Sp + n, -im);
-        put(Sp + n + 1, im);
+      for (int64_t n = 0; n < S; ++n) {
+        const From re = from[n & ~1], im = (n & 1) == adjoint ? -from[n | 1] : from[n | 1];
+        to[n] = static_cast<Real>(re);
+        to[Sp + n] = static_cast<Real>(im);
+        to[2 * Sp + n] = static_cast<Real>(re - static_cast<From>(to[n]));
+        to[3 * Sp + n] = static_cast<Real>(im - static_cast<From>(to[Sp + n]));
       }
     }
   }

@@ -31,6 +31,14 @@ struct RegisterTile {
     }
   }
 
+  // += c
+  void add(const Real* c, int64_t c_row) {
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 16
+      for (int j = 0; j < vectors; ++j) sums[i][j] += load(c + i * c_row + j * kLanes<Real>);
+  }
+
   void get(const Real* c, int64_t c_row) {
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i)

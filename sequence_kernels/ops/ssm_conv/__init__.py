@@ -39,6 +39,8 @@ def ssm_conv(
         e_in: ``(H, T, S)``.
         a_powers: A^(2^i) for i = 0 .. log2(T): complex ``(H, log2(T) + 1, S / 2)`` if A is diagonal, the state being
             held as interleaved real and imaginary parts; or real ``(H, log2(T) + 1, S, S)``, applied as ``X @ A``.
+            float64 or complex128 is best for any ``u``: a rounding of A^T compounds over the chunks, so its digits
+            are what a long sequence keeps, and they cost next to nothing.
         d: skip ``(C, H)``.
         initial_state: ``(B, H, S)``, the state before the first element; zero if None.
         lengths: ``(B,)`` integers in 0 .. L: the final state of each row is the one after so many elements.
@@ -48,7 +50,7 @@ def ssm_conv(
     Returns:
         ``y`` of shape ``(B, C, H, L)`` in the dtype of ``u``, and the final state ``(B, H, S)`` in that of ``taps``.
 
-    Everything is accumulated in the dtype of ``taps``. Differentiable in every floating-point argument; second
+    Everything is accumulated, and states are held, in the dtype of ``taps``. Differentiable in every floating-point argument; second
     derivatives recompute the first in plain torch.
     """
     given = {"u": u, "taps": taps, "e_out": e_out, "e_in": e_in, "a_powers": a_powers}
@@ -63,7 +65,8 @@ def ssm_conv(
     expected = torch.float64 if u.dtype == torch.float64 else torch.float32
     for name, value in parameters.items():
         checks.dtype(name, value, (expected,))
-    checks.dtype("a_powers", a_powers, (expected, checks.COMPLEX_OF[expected]))
+    powers = dict.fromkeys((expected, checks.COMPLEX_OF[expected], torch.float64, torch.complex128))
+    checks.dtype("a_powers", a_powers, tuple(powers))
     checks.shape("u", u, (("B", None), ("H", None), ("L", None)))
     checks.shape("taps", taps, (("C", None), ("H", u.shape[1]), ("T", None)))
     checks.shape("e_in", e_in, (("H", u.shape[1]), ("T", taps.shape[2]), ("S", None)))

@@ -26,11 +26,12 @@ from ..dispatch import implement
 
 
 def _apply(a: Tensor, x: Tensor) -> Tensor:
-    """States x (H, B, S) times one power of A: diagonal complex (H, S/2) or dense (H, S, S)."""
+    """States x (H, B, S) times one power of A, diagonal complex (H, S/2) or dense (H, S, S), in the precision of A."""
+    wide = x.to(a.real.dtype)
     if a.is_complex():
-        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
-        return torch.view_as_real(pairs * a.unsqueeze(-2)).flatten(-2)
-    return x @ a
+        pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)).contiguous())
+        return torch.view_as_real(pairs * a.unsqueeze(-2)).flatten(-2).to(x.dtype)
+    return (wide @ a).to(x.dtype)
 
 
 def _adjoint(a: Tensor) -> Tensor:
@@ -39,6 +40,7 @@ def _adjoint(a: Tensor) -> Tensor:
 
 def _outer(x: Tensor, p: Tensor, a: Tensor) -> Tensor:
     """The gradient of a from x, the states it was applied to, and p, the gradients of the results (..., H, B, S)."""
+    x, p = x.to(a.real.dtype), p.to(a.real.dtype)
     if a.is_complex():
         x, p = (torch.view_as_complex(t.unflatten(-1, (-1, 2)).contiguous()) for t in (x, p))
         product = (x.conj() * p).sum(-2)
