@@ -40,33 +40,48 @@ def step_bench(
     targets: tuple[Target, ...],
     **espnet_arguments: Any,
 ) -> Bench:
-    """`prepared` makes of a layer the function that takes (state, u) to (y, next state) without the skip."""
-    dense = rank > 0
+    """`prepared` makes of a layer the function that takes (state, u) to (y, next state) without the skip.
+
+    The parts: "kernel", that function; "layer", a step of the layer's stepper; "prepare", making a stepper and a step.
+    """
 
     def setup(x: Inputs) -> Inputs:
-        return {**x, "step": prepared(x["layer"])}
+        stepper = x["layer"].stepper((len(x["x"]),))
+        return {**x, "step": prepared(x["layer"]), "stepper": stepper}
 
-    def run(x: Inputs) -> tuple[Tensor, Tensor]:
-        if x["part"] == "layer":
-            return x["layer"].step(x["x"], x["state"])
-        step = prepared(x["layer"]) if x["part"] == "prepare" else x["step"]
-        return step(x["state"], x["x"])
+    def restart(x: Inputs) -> None:
+        x["stepper"].state = x["state"]
+
+    def run(x: Inputs) -> Any:
+        if x["part"] == "kernel":
+            return x["step"](x["state"], x["x"])
+        if x["part"] == "prepare":
+            return x["layer"].stepper((len(x["x"]),)).step(x["x"])
+        return x["stepper"].step(x["x"])
 
     def like(x: Inputs) -> Inputs:
         theirs: Any = espnet.like(
             x["layer"], d_state=2 * x["state"].shape[-1], transposed=False, **espnet_arguments
         )
-        state = torch.cat([x["state"], x["state"].conj()], -1) if dense else x["state"]
         theirs.setup_step()
-        theirs.default_state(len(state))
-        return {**x, "theirs": theirs, "full": state}
+        return {**x, "theirs": theirs, "zero": theirs.default_state(len(x["x"]))}
 
-    def their_run(x: Inputs) -> tuple[Tensor, Tensor]:
+    def their_restart(x: Inputs) -> None:
+        state = x["state"]
+        x["carried"] = torch.cat([state, state.conj()], -1) if rank else state
+
+    def their_run(x: Inputs) -> Any:
+        theirs = x["theirs"]
         if x["part"] == "prepare":
-            x["theirs"].setup_step()
-        stepped = x["theirs"] if x["part"] == "layer" else x["theirs"].kernel
-        y, state = stepped.step(x["x"], x["full"])
-        return y, state[..., : x["state"].shape[-1]]
+            theirs.setup_step()
+            return theirs.step(x["x"], x["zero"])[0]
+        if "carried" not in x:
+            their_restart(x)
+        if x["part"] == "kernel":
+            y, state = theirs.kernel.step(x["x"], x["carried"])
+            return y, state[..., : x["state"].shape[-1]]
+        y, x["carried"] = theirs.step(x["x"], x["carried"])
+        return y
 
     def cost(shape: Shape, mode: str) -> Cost:
         """`ssm_step` or `dplr_step` without the skip; for whole layers also the (H, 2 H) linear map."""
@@ -86,9 +101,10 @@ def step_bench(
         },
         inputs=step_inputs(make),
         setup=setup,
+        restart=restart,
         run=run,
         cost=cost,
-        peers=(Peer(ESPNET, their_run, like, needs=package("espnet2", espnet.INSTALL)),),
+        peers=(Peer(ESPNET, their_run, like, their_restart, needs=package("espnet2", espnet.INSTALL)),),
         targets=targets,
     )
 

@@ -24,20 +24,33 @@ def stack(shape: Shape) -> dict[str, Any]:
 def inputs(shape: Shape, device: torch.device) -> Inputs:
     model = SequenceModel(shape["H"], **stack(shape)).to(device).eval()
     x = torch.randn(shape["B"], shape["H"], device=device)
-    return {"model": model, "x": x, "state": model.default_state(shape["B"]), "shape": shape}
+    return {"model": model, "x": x, "shape": shape}
+
+
+def ready(x: Inputs) -> Inputs:
+    return {**x, "stepper": x["model"].stepper((len(x["x"]),))}
+
+
+def restart(x: Inputs) -> None:
+    x["stepper"].reset()
 
 
 def ours(x: Inputs) -> Tensor:
-    return x["model"].step(x["x"], x["state"])[0]
+    return x["stepper"].step(x["x"])
 
 
 def like(x: Inputs) -> Inputs:
     theirs: Any = espnet.backbone(x["model"], **stack(x["shape"]))
-    return {**x, "theirs": theirs, "their_state": theirs.default_state(x["shape"]["B"])}
+    return {**x, "theirs": theirs, "carried": theirs.default_state(len(x["x"]))}
+
+
+def their_restart(x: Inputs) -> None:
+    x["carried"] = x["theirs"].default_state(len(x["x"]))
 
 
 def their_step(x: Inputs) -> Tensor:
-    return x["theirs"].step(x["x"], x["their_state"])[0]
+    y, x["carried"] = x["theirs"].step(x["x"], x["carried"])
+    return y
 
 
 def cost(shape: Shape, mode: str) -> Cost:
@@ -57,7 +70,17 @@ BENCH = Bench(
     },
     inputs=inputs,
     run=ours,
+    setup=ready,
+    restart=restart,
     cost=cost,
-    peers=(Peer("ESPnet S4", their_step, like, needs=package("hydra", "hydra-core, and " + espnet.INSTALL)),),
+    peers=(
+        Peer(
+            "ESPnet S4",
+            their_step,
+            like,
+            their_restart,
+            needs=package("hydra", "hydra-core, and " + espnet.INSTALL),
+        ),
+    ),
     targets=(Target(7, "16-layer backbone step d_model=256 d_state=64, B=1", SHAPE, "ESPnet S4", 4),),
 )

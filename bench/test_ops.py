@@ -46,7 +46,7 @@ def test_speed(case: Case, benchmark: Any) -> None:
     bench = KNOWN[case.op]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape = bench.every_shape()[case.shape]
-    ours = {f"ours {name}": Peer(name, bench.run, bench.setup) for name in BACKENDS}
+    ours = {f"ours {name}": Peer(name, bench.run, bench.setup, bench.restart) for name in BACKENDS}
     contender = {**ours, **{peer.name: peer for peer in bench.peers}}[case.contender]
     reason = missing(bench.entry) or contender.needs(device.type) or contender.serves(shape)
     if not contender.quick and case.shape in map(label, bench.chosen("quick")):
@@ -61,7 +61,7 @@ def test_speed(case: Case, benchmark: Any) -> None:
     around = use_backend(contender.name) if case.contender in ours else nullcontext()
     with torch.set_grad_enabled(case.mode == BOTH), around:
         try:
-            call = prepare(contender.run, contender.setup, wrt, inputs, case.mode).call
+            call = prepare(contender, wrt, inputs, case.mode).call
         except BackendUnavailableError as error:
             pytest.skip(str(error))
 

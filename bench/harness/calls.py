@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bench.harness.declare import BOTH, Inputs
+from bench.harness.declare import BOTH, Bench, Inputs, Peer
+
+Side = Bench | Peer
 
 
 @dataclass(frozen=True)
@@ -19,23 +22,25 @@ class Prepared:
 
     call: Callable[[], tuple[Tensor, ...]]
     names: tuple[str, ...]
+    restart: Callable[[], None]
     around: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 def prepare(
-    run: Callable[[Inputs], Any],
-    setup: Callable[[Inputs], Inputs],
+    side: Side,
     wrt: Iterable[str],
     inputs: Inputs,
     mode: str,
     around: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Prepared:
     """The forward pass, or the forward pass and the gradients to `wrt` for one fixed cotangent."""
-    own = dict(setup({name: _own(value) for name, value in inputs.items()}))
+    run = side.run
+    own = dict(side.setup({name: _own(value) for name, value in inputs.items()}))
+    restart = partial(side.restart, own)
     if mode != BOTH:
         with around():
             outputs = _tuple(run(own))
-        return Prepared(lambda: _tuple(run(own)), _names(outputs), around)
+        return Prepared(lambda: _tuple(run(own)), _names(outputs), restart, around)
     leaves = dict(_leaves(own, wrt))
     for leaf in leaves.values():
         leaf.requires_grad_()
@@ -47,11 +52,13 @@ def prepare(
         gradients = torch.autograd.grad(outputs, list(leaves.values()), cotangents, allow_unused=True)
         return (*(out.detach() for out in outputs), *gradients)
 
-    return Prepared(both, (*_names(cotangents), *leaves), around)
+    return Prepared(both, (*_names(cotangents), *leaves), restart, around)
 
 
 def difference(ours: Prepared, theirs: Prepared) -> float:
     """The largest norm-wise relative difference between what both return under the same name."""
+    ours.restart()
+    theirs.restart()
     with ours.around():
         a = dict(zip(ours.names, ours.call(), strict=True))
     with theirs.around():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 Shape = Mapping[str, Any]
-Inputs = Mapping[str, Any]
+Inputs = dict[str, Any]
 
 FORWARD, BOTH = "forward", "forward+backward"
 DEFAULT, KEEPS = "default", "keeps pages"
@@ -31,6 +31,10 @@ def grid(**sizes: Any) -> tuple[Shape, ...]:
 def same(inputs: Inputs) -> Inputs:
     """No preparation: run on the inputs as they are."""
     return inputs
+
+
+def unchanged(inputs: Inputs) -> None:
+    """Nothing to put back: a run changes none of its inputs."""
 
 
 def anywhere(device: str) -> str | None:
@@ -67,6 +71,7 @@ class Peer:
     """Another way to the same answer.
 
     run: takes what `setup` made of the inputs (built once, untimed) and returns a tensor or a tuple of tensors.
+    restart: puts back what a run changes in place (a carried state); called before answers are compared.
     wrt: entries (tensors or modules) the backward pass differentiates; None takes the benchmark's own.
     needs: device type -> None, or one sentence saying what is missing and what to do.
     serves: shape -> None, or why this peer cannot do it.
@@ -77,6 +82,7 @@ class Peer:
     name: str
     run: Callable[[Inputs], Any]
     setup: Callable[[Inputs], Inputs] = same
+    restart: Callable[[Inputs], None] = unchanged
     wrt: tuple[str, ...] | None = None
     needs: Callable[[str], str | None] = anywhere
     serves: Callable[[Shape], str | None] = every_shape
@@ -118,6 +124,7 @@ class Bench:
     run: Callable[[Inputs], Any]
     cost: Callable[[Shape, str], Cost]
     setup: Callable[[Inputs], Inputs] = same
+    restart: Callable[[Inputs], None] = unchanged
     wrt: tuple[str, ...] = ()
     peers: tuple[Peer, ...] = ()
     targets: tuple[Target, ...] = ()

@@ -38,6 +38,6 @@ def _sampler(job: Job) -> Sampler:
     device = torch.device(job.device)
     inputs = bench.inputs(bench.every_shape()[job.shape], device)
     torch.set_grad_enabled(job.mode == BOTH)
-    call = prepare(bench.run, bench.setup, bench.wrt, inputs, job.mode).call
+    call = prepare(bench, bench.wrt, inputs, job.mode).call
     call()
     return Sampler(call, clock_for(device))

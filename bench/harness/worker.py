@@ -69,7 +69,7 @@ def measure(job: Job, bench: Bench, emit: Emit) -> None:
     with torch.set_grad_enabled(job.mode == BOTH):
         try:
             backend = serving(bench.entry, inputs, job.backend)
-            ours = prepare(bench.run, bench.setup, bench.wrt, inputs, job.mode, _using(job.backend))
+            ours = prepare(bench, bench.wrt, inputs, job.mode, _using(job.backend))
         except Exception as error:
             emit({"kind": "skip", **about, "peer": None, "reason": said(error)})
             return
@@ -100,7 +100,7 @@ def _pair(job: Job, bench: Bench, peer: Peer, ours: Prepared, inputs: Inputs, cl
     """Check the answers, then time both in turn."""
     wrt = bench.wrt if peer.wrt is None else peer.wrt
     around = _using("torch") if peer.name == TORCH_BACKEND else nullcontext
-    theirs = prepare(peer.run, peer.setup, wrt, inputs, job.mode, around)
+    theirs = prepare(peer, wrt, inputs, job.mode, around)
     gap = difference(ours, theirs)
     if not gap <= peer.tolerance:
         raise ArithmeticError(
@@ -148,7 +148,10 @@ def peers_of(bench: Bench, backend: str) -> tuple[Peer, ...]:
     """The declared peers, and our own torch backend where something faster serves."""
     if backend == "torch":
         return bench.peers
-    return (*bench.peers, Peer(TORCH_BACKEND, bench.run, bench.setup, quick=backend != AUTOMATIC))
+    return (
+        *bench.peers,
+        Peer(TORCH_BACKEND, bench.run, bench.setup, bench.restart, quick=backend != AUTOMATIC),
+    )
 
 
 def _using(backend: str | None) -> Callable[[], Any]:

@@ -31,8 +31,8 @@ def test_our_kernel_stays_faster_than_plain_torch(op):
     torch.set_num_threads(1)
     try:
         with torch.no_grad():
-            ours = prepare(bench.run, bench.setup, (), inputs, FORWARD)
-            plain = prepare(bench.run, bench.setup, (), inputs, FORWARD, lambda: use_backend("torch"))
+            ours = prepare(bench, (), inputs, FORWARD)
+            plain = prepare(bench, (), inputs, FORWARD, lambda: use_backend("torch"))
             found = []
             for _ in range(TRIES):
                 sides = {"ours": Sampler(ours.call, clock), "plain": Sampler(plain.call, clock, plain.around)}

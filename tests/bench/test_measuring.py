@@ -11,7 +11,7 @@ import torch
 from bench.harness import memory, worker
 from bench.harness.calls import difference, prepare
 from bench.harness.clock import CpuClock, Sampler, interleave
-from bench.harness.declare import BOTH, DEFAULT, FORWARD, grid, label, same
+from bench.harness.declare import BOTH, DEFAULT, FORWARD, Peer, grid, label
 from bench.harness.plan import Job
 from bench.harness.stats import Summary, quantile, ratio
 
@@ -93,7 +93,7 @@ def prepared(run, mode=BOTH):
     torch.manual_seed(0)
     x = inputs({"L": 8}, torch.device("cpu"))
     with torch.set_grad_enabled(mode == BOTH):
-        return prepare(run, same, ("x", "factor"), x, mode)
+        return prepare(Peer("tried", run), ("x", "factor"), x, mode)
 
 
 def test_both_modes_return_outputs_and_gradients_by_name():
@@ -154,3 +154,18 @@ def test_peak_memory_sees_what_a_call_holds():
     if found is None:
         pytest.skip("this system does not reset resident peaks")
     assert 15 << 20 < found < 24 << 20
+
+
+def test_a_carried_state_is_put_back_before_answers_are_compared():
+    def counting(x):
+        x["count"] = x["count"] + x["x"]
+        return x["count"]
+
+    def put_back(x):
+        x["count"] = torch.zeros(8)
+
+    torch.manual_seed(0)
+    x = {"x": torch.randn(8), "count": torch.zeros(8)}
+    carried = prepare(Peer("carried", counting, restart=put_back), (), x, FORWARD)
+    carried.call()
+    assert difference(prepare(Peer("once", lambda x: x["x"]), (), x, FORWARD), carried) == 0
