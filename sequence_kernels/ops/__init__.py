@@ -2,6 +2,7 @@
 
 from .cauchy import cauchy, cauchy_transpose
 from .dispatch import BACKENDS, BackendUnavailableError, explain, operations, use_backend
+from .dplr_generating import dplr_generating
 from .dplr_krylov import dplr_krylov
 from .dplr_step import dplr_step, dplr_step_
 from .fft_conv import fft_conv
@@ -14,6 +15,7 @@ __all__ = [
     "BackendUnavailableError",
     "cauchy",
     "cauchy_transpose",
+    "dplr_generating",
     "dplr_krylov",
     "dplr_step",
     "dplr_step_",

@@ -56,6 +56,19 @@ def _conv(dense: bool, lengths: Tensor | None = None) -> Sample:
     return Sample("ssm_conv", lambda *t: ops.ssm_conv(*t, lengths=lengths), tensors)
 
 
+def _generating(rank: int) -> Sample:
+    tensors = (
+        complexes(2, 3, 4),
+        0.5 * complexes(rank, 3, 4, seed=1),
+        0.5 * complexes(rank, 3, 4, seed=1).conj_physical(),
+        complexes(3, 4, seed=3),
+        poles(3, 4),
+        0.5 + real(3, seed=4).abs(),
+        2 * real(5, seed=5),
+    )
+    return Sample("dplr_generating", ops.dplr_generating, tensors)
+
+
 SAMPLES: dict[str, Sample] = {
     "vandermonde-pairs": Sample(
         "vandermonde", lambda v, x: ops.vandermonde(v, x, 7), (complexes(2, 3, 4), exponents(3, 4))
@@ -120,6 +133,8 @@ SAMPLES: dict[str, Sample] = {
             real(2, 3, seed=4),
         ),
     ),
+    "dplr_generating": _generating(rank=1),
+    "dplr_generating-rank-2": _generating(rank=2),
     "dplr_krylov": Sample(
         "dplr_krylov",
         lambda x, a, p, q: ops.dplr_krylov(x, a, p, q, 5),
