@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.harness.declare import BOTH, Bench, Cost, Inputs, Peer, Shape, Target, grid
+from bench.harness.declare import BOTH, Bench, Cost, Inputs, Peer, Shape, grid
 from bench.harness.needs import package
 from bench.peers import espnet
 from sequence_kernels import S4, ops
 
-UNFUSED, SHAPE = "ours, unfused", "H256-N32-L4096"
+UNFUSED = "ours, unfused"
 
 
 def inputs(shape: Shape, device: torch.device) -> Inputs:
@@ -76,5 +76,4 @@ BENCH = Bench(
             tolerance=espnet.TOLERANCE,
         ),
     ),
-    targets=(Target(5, "fused S4 generating function, H=256 N=32 L=4096, forward", SHAPE, UNFUSED, 2),),
 )
