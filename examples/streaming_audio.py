@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sequence_kernels import SequenceModel, SequenceModule, Stepper, parameter_groups
-from sequence_kernels.stages import Stage, pointwise
+from sequence_kernels.stages import Residual, Save, Stage, pointwise
 
 SENTENCES = (
     "A state space model remembers the past in a state of fixed size.",
@@ -43,7 +43,7 @@ LARGEST_DIFFERENCE = 1e-4  # between streamed and offline output, where speech r
 
 
 class Denoiser(SequenceModule):
-    """Samples ``(..., length, 1)`` to cleaned samples ``(..., length, 1)``."""
+    """Samples ``(..., length, 1)`` to cleaned samples ``(..., length, 1)``: it learns what to take away."""
 
     def __init__(self, d_model: int = 32, n_layers: int = 3) -> None:
         super().__init__()
@@ -53,21 +53,23 @@ class Denoiser(SequenceModule):
             d_model, n_layers, layer={"_name_": "s4d", "d_state": 32}, residual="R", norm="layer"
         )
         self.decoder = nn.Linear(d_model, 1)
+        nn.init.zeros_(self.decoder.weight)
 
     def forward(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
         y, state = self.backbone(self.encoder(x), state, **kwargs)
-        return self.decoder(y), state
+        return x + self.decoder(y), state
 
     def step(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
         y, state = self.backbone.step(self.encoder(x), state, **kwargs)
-        return self.decoder(y), state
+        return x + self.decoder(y), state
 
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Any:
         return self.backbone.default_state(*batch_shape, device=device)
 
     def stages(self, **kwargs: Any) -> list[Stage]:
         """What a step is made of, so that a stepper can run all of it in one call."""
-        return [*pointwise(self.encoder), *self.backbone.stages(**kwargs), *pointwise(self.decoder)]
+        inside = [*pointwise(self.encoder), *self.backbone.stages(**kwargs), *pointwise(self.decoder)]
+        return [Save(), *inside, Residual(1.0, 1.0)]
 
 
 # --- sound ------------------------------------------------------------------------------------------------------

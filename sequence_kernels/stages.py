@@ -41,7 +41,7 @@ class Join:
 
 @dataclass(frozen=True)
 class Pointwise:
-    """``function(x)``; the ``module`` that it stands for, if one that takes channels last."""
+    """``function(x)``; ``module``: that it stands for, if it computes the same in training and eval mode."""
 
     function: Callable[[Tensor], Tensor]
     module: nn.Module | None = None
@@ -60,9 +60,9 @@ class Norm:
     def __call__(self, x: Tensor) -> Tensor:
         if self.least == self.shift == 0.0:
             return F.layer_norm(x, self.gamma.shape, self.gamma, self.beta, self.eps)
-        variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
-        scale = (variance.clamp(min=self.least) + self.eps).rsqrt()
-        return (x - mean + self.shift) * scale * self.gamma + self.beta
+        centred = x - x.mean(-1, keepdim=True)
+        scale = (centred.square().mean(-1, keepdim=True).clamp(min=self.least) + self.eps).rsqrt()
+        return (centred + self.shift) * scale * self.gamma + self.beta
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,6 @@ def pointwise(module: nn.Module, transposed: bool = False) -> list[Stage]:
         return [Pointwise(lambda x: F.linear(x, module.weight, module.bias), module)]
     if isinstance(module, nn.GLU):
         return [Pointwise(lambda x: F.glu(x, -1), module)]
-    if isinstance(module, _ANY_AXIS) or not transposed:
+    if isinstance(module, _ANY_AXIS):
         return [Pointwise(module, module)]
-    return [Pointwise(lambda x: module(x.unsqueeze(-1)).squeeze(-1))]
+    return [Pointwise((lambda x: module(x.unsqueeze(-1)).squeeze(-1)) if transposed else module)]

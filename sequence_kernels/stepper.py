@@ -16,7 +16,7 @@ from .ops import checks
 from .ops.dispatch import choose
 from .ops.step_program import Program
 from .ssm.system import ChunkMatrices, interleaved, paired
-from .stages import Join, Norm, Pointwise, Recurrence, Residual, Save, Whole
+from .stages import Join, Norm, Pointwise, Recurrence, Residual, Save, Stage, Whole
 
 if TYPE_CHECKING:
     from .module import SequenceModule
@@ -29,8 +29,8 @@ class Stepper:
     """A causal module ready to run through time: its parameters discretised once, its state kept here.
 
     Made by ``module.stepper(batch_shape, device, dtype)``. It computes what the module's ``step`` and ``forward``
-    compute in eval mode, and steps and blocks may follow each other in any order. It works on a copy of the parameters,
-    and raises RuntimeError when those of the module have changed since (see ``stale``). There are no gradients.
+    compute in eval mode, and steps and blocks may follow each other in any order. It raises RuntimeError when the
+    parameters of the module have changed since it was made (see ``stale``). There are no gradients.
 
     Args:
         module: any causal SequenceModule.
@@ -62,10 +62,14 @@ class Stepper:
     @torch.no_grad()
     def _prepare(self) -> None:
         self._watched = _Watched(self.module)
-        self._copy = copy.deepcopy(self.module).to(**self._target).eval()
-        first = next(self._copy.parameters(), torch.empty(0, **self._target))
-        self.device, self.dtype = first.device, first.dtype
-        self._stages = self._copy.stages(**self._arguments)
+        first = next(self.module.parameters(), torch.empty(0, **self._target))
+        moved = first.to(**self._target)
+        self.device, self.dtype = moved.device, moved.dtype
+        self._source = self.module
+        self._stages = self._source.stages(**self._arguments)
+        if moved is not first or not all(map(_reads_parameters_only, self._stages)):
+            self._source = copy.deepcopy(self.module).to(**self._target).eval()
+            self._stages = self._source.stages(**self._arguments)
         self._systems = [_Prepared(stage) for stage in self._stages if isinstance(stage, Recurrence)]
         self._program = self._translated()
 
@@ -94,7 +98,7 @@ class Stepper:
     def _allocate(self) -> None:
         """Make the state before the first element."""
         rows = math.prod(self.batch_shape)
-        self._empty = self._copy.default_state(*self.batch_shape, device=self.device)
+        self._empty = self._source.default_state(*self.batch_shape, device=self.device)
         if self._program is None:
             self._states = [system.state(rows) for system in self._systems]
         else:
@@ -109,14 +113,14 @@ class Stepper:
 
     @property
     def stale(self) -> bool:
-        """Whether parameters or buffers of the module were changed in place or replaced since they were copied.
+        """Whether parameters or buffers of the module were changed in place or replaced since they were read.
 
         A change through ``parameter.data`` cannot be seen.
         """
         return self._watched.changed()
 
     def refresh(self) -> None:
-        """Copy the parameters of the module as they are now. The state stays."""
+        """Read the parameters of the module as they are now. The state stays."""
         state = self.state
         self._prepare()
         self._allocate()
@@ -125,7 +129,7 @@ class Stepper:
     def _check_fresh(self) -> None:
         if self.stale:
             raise RuntimeError(
-                "the parameters of the module have changed since this stepper copied them; call refresh()"
+                "the parameters of the module have changed since this stepper read them; call refresh()"
             )
 
     def reset(self) -> None:
@@ -242,6 +246,13 @@ class Stepper:
             y, state = stage.module.step(one.reshape(*self.batch_shape, -1), state, **stage.arguments)
             outputs.append(y.reshape(len(x), -1))
         return (outputs[0], state) if x.dim() == 2 else (torch.stack(outputs, 1), state)
+
+
+def _reads_parameters_only(stage: Stage) -> bool:
+    """Whether what the stage does cannot depend on anything else of the module, such as its training mode."""
+    return not isinstance(stage, (Whole, Join)) and not (
+        isinstance(stage, Pointwise) and stage.module is None
+    )
 
 
 class _Prepared:

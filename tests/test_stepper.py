@@ -72,8 +72,10 @@ every = pytest.mark.parametrize("make", cases(lambda module: module.causal) + FU
 
 @every
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
-@pytest.mark.parametrize("batch_shape", [(), (3,), (2, 9)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "batch_shape"),
+    [(torch.float64, 1e-9, ()), (torch.float32, 1e-4, (3,)), (torch.float64, 1e-9, (2, 9))],
+)
 def test_the_law(
     make: Factory, backend: str | None, dtype: torch.dtype, tolerance: float, batch_shape: tuple[int, ...]
 ) -> None:
