@@ -103,6 +103,27 @@ def test_without_cuda_the_cuda_library_is_not_tried(fresh: Path) -> None:
     assert "has no CUDA" in str(native.why_not("cuda"))
 
 
+def test_the_cuda_library_needs_a_driver_and_the_cpu_s(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_driver(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(native.ctypes, "CDLL", no_driver)
+    reason = str(native.why_not("cuda"))
+    assert "there is no NVIDIA driver (libcuda.so.1: cannot open" in reason
+    assert "; install one" in reason
+
+    native._reasons.clear()
+    monkeypatch.setattr(native.ctypes, "CDLL", lambda name: None)
+    assert "_native_cpu.so was not built" in str(native.why_not("cuda"))
+
+    native._reasons.clear()
+    native._reasons["cpu"] = None
+    reason = str(native.why_not("cuda"))
+    assert "_native_cuda.so was not built" in reason
+    assert "`SEQUENCE_KERNELS_CUDA=13.0 pip install" in reason
+
+
 def test_an_unknown_library_is_refused() -> None:
     with pytest.raises(ValueError, match="name must be one of"):
         native.why_not("gpu")
