@@ -32,8 +32,6 @@ INSTRUCTION_SETS = {
     },
 }
 FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -ffp-contract=fast -Wall -Wextra -Wno-psabi"
-
-
 NVCC_FLAGS = "-std=c++17 -O3 -fatbin"
 
 
@@ -44,11 +42,13 @@ class Cuda(NamedTuple):
     architectures: list[str]
 
 
-def find_cuda() -> Cuda | None:
+def find_cuda(compiler: str | None) -> Cuda | None:
     """The compiler of the CUDA version that SEQUENCE_KERNELS_CUDA asks for, or None if it asks for none."""
     version = os.environ.get("SEQUENCE_KERNELS_CUDA", "")
     if not version:
         return None
+    if compiler is None:
+        sys.exit(f"SEQUENCE_KERNELS_CUDA={version} needs a C++ compiler; install one, for example g++")
     if not re.fullmatch(r"\d+\.\d+", version):
         sys.exit(f"SEQUENCE_KERNELS_CUDA must be a version of CUDA, for example 13.0, got {version!r}")
     home = os.environ.get("CUDA_HOME")
@@ -152,7 +152,7 @@ def cuda_rules(compiler: str, cuda: Cuda, include: str) -> list[str]:
     )
     return [
         "rule nvcc",
-        f"  command = {cuda.nvcc} {NVCC_FLAGS} {' '.join(codes)} {include} -MMD -MF $out.d $in -o $out",
+        f"  command = {shlex.quote(cuda.nvcc)} {NVCC_FLAGS} {' '.join(codes)} {include} -MMD -MF $out.d $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule embed",
@@ -186,8 +186,7 @@ class Wheel(bdist_wheel):
 
 
 compiler = find_compiler()
-cuda = find_cuda()
-libraries = ([] if compiler is None else ["cpu"]) + ([] if compiler is None or cuda is None else ["cuda"])
+cuda = find_cuda(compiler)
 if compiler is None:
     print(
         "sequence_kernels: no C++ compiler found, so the native kernels are not built and everything runs on torch "
@@ -195,7 +194,8 @@ if compiler is None:
         file=sys.stderr,
     )
 
+built = {"cpu": compiler, "cuda": cuda}
 setup(
-    ext_modules=[Extension(f"sequence_kernels._native_{name}", []) for name in libraries],
+    ext_modules=[Extension(f"sequence_kernels._native_{name}", []) for name, by in built.items() if by],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
 )
