@@ -1,3 +1,4 @@
+#include <limits>
 #include <utility>
 
 #include "ssm_conv/elements.h"
@@ -27,23 +28,17 @@ inline void copy(const From* from, int64_t count, Real* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = static_cast<Real>(from[i]);
 }
 
-// (rows, columns) to rows of `width`, zeros behind and below.
+// A matrix of (rows, columns) at the given strides, to rows of `width`, zeros behind.
 template <typename Real>
-inline void pad(const Real* from, int64_t rows, int64_t columns, Real* to, int64_t width, int64_t height) {
+inline void pad(const Real* from, int64_t rows, int64_t columns, int64_t row, int64_t column, Real* to,
+                int64_t width) {
   for (int64_t i = 0; i < rows; ++i) {
-    copy(from + i * columns, columns, to + i * width);
+    if (column == 1)
+      copy(from + i * row, columns, to + i * width);
+    else
+      for (int64_t j = 0; j < columns; ++j) to[i * width + j] = from[i * row + j * column];
     fill(to + i * width + columns, width - columns);
   }
-  fill(to + rows * width, (height - rows) * width);
-}
-
-// The transpose of (rows, columns), of rows of `from_width`, to rows of `width`, zeros behind.
-template <typename Real>
-inline void pad_transposed(const Real* from, int64_t rows, int64_t columns, int64_t from_width, Real* to,
-                           int64_t width) {
-  fill(to, columns * width);
-  for (int64_t j = 0; j < columns; ++j)
-    for (int64_t i = 0; i < rows; ++i) to[j * width + i] = from[i * from_width + j];
 }
 
 template <typename Real, int... lane>
@@ -182,7 +177,7 @@ struct Worker {
       return at;
     };
     e_in = take(T * Sp);
-    e_out = take(C * Sp * Tp);
+    e_out = take(C * S * Tp);
     toeplitz = take(C * T * Tp);
     powers[0] = take((bits + 1) * power_size());
     u = take(row_count * Tp);
@@ -205,7 +200,7 @@ struct Worker {
       d_chunk = take(power_size());
     }
     if (!scratch) return;
-    for (int64_t b = 0; b < B; ++b) rest_bits |= static_cast<uint64_t>(rest(b));
+    for (int64_t b = 0; b < B && given.tails; ++b) rest_bits |= static_cast<uint64_t>(rest(b));
   }
 
   int64_t power_size() const { return arguments.dense ? Sp * Sp : 4 * Sp; }
@@ -214,6 +209,7 @@ struct Worker {
   int64_t length(int64_t b) const { return arguments.lengths ? arguments.lengths[b] : L; }
   int64_t last(int64_t b) const { return length(b) / T; }
   int64_t rest(int64_t b) const { return length(b) % T; }
+  bool has_end(int64_t b) const { return arguments.tails || rest(b) == 0; }
 
   Real* power(int64_t bit, bool adjoint = false) const { return powers[adjoint] + bit * power_size(); }
 
@@ -244,17 +240,20 @@ struct Worker {
   }
 
   int64_t power_place(int64_t h, int64_t bit) const {
-    return (h * (bits + 1) + bit) * (arguments.dense ? S * S : S);
+    return (arguments.tails ? h * (bits + 1) + bit : h) * (arguments.dense ? S * S : S);
   }
 
   void pack(int64_t h) const {
-    pad(arguments.e_in + h * T * S, T, S, e_in, Sp, T);
-    if (backward) pad_transposed(e_in, T, S, Sp, e_in_transposed, Tp);
+    const Real* columns = arguments.e_in + h * T * S;
+    pad(columns, T, S, S, 1, e_in, Sp);
+    if (backward) pad(columns, S, T, 1, S, e_in_transposed, Tp);
     for (int64_t bit = 0; bit <= bits; ++bit)
       if (bit == bits || (rest_bits >> bit & 1))
         for (int adjoint = 0; adjoint <= int(backward); ++adjoint) pack_power(h, bit, adjoint);
     for (int64_t c = 0; c < C; ++c) {
-      const Real *taps = arguments.taps + (c * H + h) * T, *read_out = arguments.e_out + (c * H + h) * S * T;
+      const int64_t* strides = arguments.e_out_strides;
+      const Real* read_out = arguments.e_out + c * strides[0] + h * strides[1];
+      const Real* taps = arguments.taps + (c * H + h) * T;
       const Real first = taps[0] + (arguments.d ? arguments.d[c * H + h] : Real(0));
       Real* square = toeplitz + c * T * Tp;
       fill(square, T * Tp);
@@ -262,10 +261,10 @@ struct Worker {
         copy(taps, T - s, square + s * Tp + s);
         square[s * Tp + s] = first;
       }
-      pad(read_out, S, T, e_out + c * Sp * Tp, Tp, Sp);
+      pad(read_out, S, T, strides[2], strides[3], e_out + c * S * Tp, Tp);
       if (backward) {
-        pad_transposed(read_out, S, T, T, e_out_transposed + c * T * Sp, Sp);
-        pad_transposed(square, T, T, Tp, toeplitz_transposed + c * T * Tp, Tp);
+        pad(read_out, T, S, strides[3], strides[2], e_out_transposed + c * T * Sp, Sp);
+        pad(square, T, T, 1, Tp, toeplitz_transposed + c * T * Tp, Tp);
       }
     }
   }
@@ -338,10 +337,10 @@ struct Worker {
 
   template <typename Ahead>
   void outputs(int64_t rows, int64_t c, Ahead ahead) const {
-    const Real *read_out = e_out + c * Sp * Tp, *square = toeplitz + c * T * Tp;
+    const Real *read_out = e_out + c * S * Tp, *square = toeplitz + c * T * Tp;
     for_tiles<Real>(rows, Tp, [&](auto& tile, int64_t i, int64_t j) {
       ahead.next(16);
-      tile.add(Sp, x + i * Sp, Sp, 1, read_out + j, Tp);
+      tile.add(S, x + i * Sp, Sp, 1, read_out + j, Tp);
       add_upper(tile, u + i * Tp, square, j);
       tile.put(out + i * Tp + j, Tp);
     });
@@ -414,8 +413,12 @@ struct Worker {
       }
       for (int64_t b = 0; b < batch; ++b) {
         const int64_t m = last(b0 + b) - m0;
-        if (m >= 0 && (m < chunks || (m == chunks && m0 + m == M)))
-          copy(tail(b0 + b, h, x + (m * batch + b) * Sp), S, arguments.final_state + ((b0 + b) * H + h) * S);
+        if (m < 0 || m > chunks || (m == chunks && m0 + m < M)) continue;
+        Real* to = arguments.final_state + ((b0 + b) * H + h) * S;
+        if (has_end(b0 + b))
+          copy(tail(b0 + b, h, x + (m * batch + b) * Sp), S, to);
+        else
+          fill(to, S, std::numeric_limits<Real>::quiet_NaN());
       }
       copy(x + rows * Sp, batch * Sp, x);
       m0 += chunks;
@@ -451,10 +454,11 @@ struct Worker {
   void tail_backward(int64_t b, int64_t h, const Real* from, To* d_powers, Real* to) const {
     const Real* given = arguments.g_final + (b * H + h) * S;
     Real* next = met + (bits + 1) * Sp;  // after the states met
+    if (!has_end(b)) return fill(to, Sp);
     tail(b, h, from);
     for (int64_t s = 0; s < rest(b); ++s)
       for (int64_t k = 0; k < S; ++k) d_e_in[(T - rest(b) + s) * Sp + k] += inputs[s] * given[k];
-    pad(given, 1, S, to, Sp, 1);
+    pad(given, 1, S, S, 1, to, Sp);
     for (int64_t bit = bits; bit-- > 0;)
       if (rest(b) >> bit & 1) {
         add_power_gradient(d_powers + power_place(h, bit), met + bit * Sp, to);
@@ -585,7 +589,7 @@ struct Worker {
       tile.put(p + i * Sp + j, Sp);
     });
     copy(carry, batch * Sp, p + rows * Sp);
-    const auto ends_here = [&](int64_t b) { return last(b) >= m0 && last(b) < m0 + chunks; };
+    const auto ends_here = [&](int64_t b) { return has_end(b) && last(b) >= m0 && last(b) < m0 + chunks; };
     for (int64_t b = 0; b < batch; ++b)
       if (ends_here(b0 + b)) {
         Real* row = p + ((last(b0 + b) - m0) * batch + b) * Sp;

@@ -1,6 +1,8 @@
 // The chunked state-space convolution as ops of torch: shapes checked, outputs made, work shared out to the
 // threads.
 
+#include <algorithm>
+
 #include "runtime/cpu_isa.h"
 #include "runtime/huge_pages.h"
 #include "runtime/library.h"
@@ -67,17 +69,19 @@ SsmConvArguments<Real> arguments_of(const Tensor& u, const Tensor& taps, const T
       std::tuple(arguments.B, arguments.C, arguments.H, arguments.L, arguments.T, arguments.S);
   check(T > 0 && (T & (T - 1)) == 0, "ssm_conv expects T to be a power of two");
   check(arguments.dense || S % 2 == 0, "ssm_conv expects an even S with a complex a_powers");
-  int64_t count = 1;
-  while (int64_t(1) << (count - 1) < T) ++count;
+  const Sizes given_powers = a_powers.sizes();
+  const int64_t count = given_powers.size() > 1 ? given_powers[1] : 0;
+  arguments.tails = int64_t(1) << (count - 1) == T;
   const Sizes powers = arguments.dense ? Sizes{H, count, S, S} : Sizes{H, count, S / 2};
-  check(given(taps, {C, H, T}, real) && given(e_out, {C, H, S, T}, real) && given(e_in, {H, T, S}, real) &&
-            given(d, {C, H}, real) && given(initial_state, {B, H, S}, real) &&
+  check(given(taps, {C, H, T}, real) && e_out.sizes() == Sizes{C, H, S, T} && e_out.dtype() == real &&
+            given(e_in, {H, T, S}, real) && given(d, {C, H}, real) && given(initial_state, {B, H, S}, real) &&
             given(lengths, {B}, Dtype::int64) && given(a_powers, powers, power) &&
-            (arguments.wide || sizeof(Real) == 4),
+            (arguments.tails || count == 1) && (arguments.wide || sizeof(Real) == 4),
         "ssm_conv expects contiguous arguments of the shapes and dtypes that ops.ssm_conv checks");
   arguments.u = sequences(u);
   arguments.taps = taps.data<Real>();
   arguments.e_out = e_out.data<Real>();
+  std::copy_n(e_out.strides().data(), 4, arguments.e_out_strides);
   arguments.e_in = e_in.data<Real>();
   arguments.powers = a_powers.data<void>();
   arguments.d = data<Real>(d);
@@ -113,21 +117,19 @@ std::vector<Tensor> ssm_conv_op(const Tensor& u, const Tensor& taps, const Tenso
 }
 
 template <typename Real>
-std::vector<Tensor> run_backward(const Tensor& g, const Tensor& g_final, const Tensor& u, Dtype power,
-                                 SsmConvArguments<Real> arguments) {
+std::vector<Tensor> run_backward(const Tensor& g, const Tensor& g_final, const Tensor& u,
+                                 const Tensor& a_powers, SsmConvArguments<Real> arguments) {
   const Dtype real = sizeof(Real) == 8 ? Dtype::float64 : Dtype::float32;
   const auto [B, C, H, L, T, S] =
       std::tuple(arguments.B, arguments.C, arguments.H, arguments.L, arguments.T, arguments.S);
   check(g.sizes() == Sizes{B, C, H, L} && g.dtype() == u.dtype() && given(g_final, {B, H, S}, real),
         "ssm_conv_backward expects g (B, C, H, L) of u's dtype and a contiguous g_final (B, H, S)");
-  int64_t count = 1;
-  while (int64_t(1) << (count - 1) < T) ++count;
   std::vector<Tensor> results;
   results.push_back(empty_sequences({B, H, L}, u));
   results.push_back(Tensor::empty({C, H, T}, real));
   results.push_back(Tensor::empty({C, H, S, T}, real));
   results.push_back(Tensor::empty({H, T, S}, real));
-  results.push_back(Tensor::empty(arguments.dense ? Sizes{H, count, S, S} : Sizes{H, count, S / 2}, power));
+  results.push_back(Tensor::empty(a_powers.sizes(), a_powers.dtype()));
   results.push_back(Tensor::empty({C, H}, real));
   results.push_back(Tensor::empty({B, H, S}, real));
   arguments.g = sequences(g);
@@ -152,11 +154,10 @@ std::vector<Tensor> ssm_conv_backward_op(const Tensor& g, const Tensor& g_final,
                                          const Tensor& taps, const Tensor& e_out, const Tensor& e_in,
                                          const Tensor& a_powers, const Optional& d,
                                          const Optional& initial_state, const Optional& lengths) {
-  const Dtype power = a_powers.dtype();
   return is_double(u.dtype())
-             ? run_backward(g, g_final, u, power,
+             ? run_backward(g, g_final, u, a_powers,
                             arguments_of<double>(u, taps, e_out, e_in, a_powers, d, initial_state, lengths))
-             : run_backward(g, g_final, u, power,
+             : run_backward(g, g_final, u, a_powers,
                             arguments_of<float>(u, taps, e_out, e_in, a_powers, d, initial_state, lengths));
 }
 

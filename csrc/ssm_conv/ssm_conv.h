@@ -36,15 +36,17 @@ struct Sequences {
 template <typename Real>
 struct SsmConvArguments {
   int64_t B, C, H, L, T, S;
-  Sequences u;          // (B, H, L)
-  const Real* taps;     // (C, H, T)
-  const Real* e_out;    // (C, H, S, T)
-  const Real* e_in;     // (H, T, S)
-  const void* powers;   // (H, log2 T + 1, S / 2) complex, or where dense (H, log2 T + 1, S, S)
+  Sequences u;         // (B, H, L)
+  const Real* taps;    // (C, H, T)
+  const Real* e_out;   // (C, H, S, T), at any strides
+  const Real* e_in;    // (H, T, S)
+  const void* powers;  // (H, log2 T + 1, S / 2) complex, or where dense (H, log2 T + 1, S, S); without
+                       // `tails` A^T alone, and the final state of a row that ends inside a chunk is NaN
   const Real* d;        // (C, H)
   const Real* initial;  // (B, H, S)
   const int64_t* lengths;
-  bool dense, wide;
+  int64_t e_out_strides[4];
+  bool dense, wide, tails;
 
   void* y;            // (B, C, H, L), as all results contiguous; elements as of u
   Real* final_state;  // (B, H, S)

@@ -39,8 +39,9 @@ def ssm_conv(
         e_in: ``(H, T, S)``.
         a_powers: A^(2^i) for i = 0 .. log2(T): complex ``(H, log2(T) + 1, S / 2)`` if A is diagonal, the state being
             held as interleaved real and imaginary parts; or real ``(H, log2(T) + 1, S, S)``, applied as ``X @ A``.
-            float64 or complex128 is best for any ``u``: a rounding of A^T compounds over the chunks, so its digits
-            are what a long sequence keeps, and they cost next to nothing.
+            A^T alone, in the place of log2(T) + 1 powers, will do where no row ends inside a chunk, or its final state
+            is not wanted: it is then NaN. float64 or complex128 is best for any ``u``: a rounding of A^T compounds
+            over the chunks, so its digits are what a long sequence keeps, and they cost next to nothing.
         d: skip ``(C, H)``.
         initial_state: ``(B, H, S)``, the state before the first element; zero if None.
         lengths: ``(B,)`` integers in 0 .. L: the final state of each row is the one after so many elements.
@@ -50,8 +51,8 @@ def ssm_conv(
     Returns:
         ``y`` of shape ``(B, C, H, L)`` in the dtype of ``u``, and the final state ``(B, H, S)`` in that of ``taps``.
 
-    Everything is accumulated, and states are held, in the dtype of ``taps``. Differentiable in every floating-point argument; second
-    derivatives recompute the first in plain torch.
+    Everything is accumulated, and states are held, in the dtype of ``taps``. Differentiable in every floating-point
+    argument; second derivatives recompute the first in plain torch.
     """
     given = {"u": u, "taps": taps, "e_out": e_out, "e_in": e_in, "a_powers": a_powers}
     parameters = {"taps": taps, "e_out": e_out, "e_in": e_in}
@@ -89,7 +90,7 @@ def ssm_conv(
 def _check_powers(a_powers: Tensor, heads: int, chunk: int, size: int) -> None:
     if chunk < 1 or chunk & (chunk - 1):
         raise ValueError(f"taps must have shape (C, H, T) with T a power of two, got T={chunk}")
-    count = chunk.bit_length()
+    count = 1 if a_powers.dim() > 1 and a_powers.shape[1] == 1 else chunk.bit_length()
     if a_powers.is_complex():
         if size % 2:
             raise ValueError(f"a complex a_powers needs an even state size S, got e_in with S={size}")

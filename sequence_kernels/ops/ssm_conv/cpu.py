@@ -24,9 +24,12 @@ def _parameters(
     initial_state: Tensor | None,
     lengths: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
-    """As the kernels take them; sequences they read at any strides."""
+    """As the kernels take them; sequences and e_out they read at any strides."""
     return (
-        *(t.contiguous() for t in (taps, e_out, e_in, a_powers.resolve_conj())),
+        taps.contiguous(),
+        e_out,
+        e_in.contiguous(),
+        a_powers.resolve_conj().contiguous(),
         *(None if t is None else t.contiguous() for t in (d, initial_state)),
         None if lengths is None else lengths.to(torch.int64).contiguous(),
     )

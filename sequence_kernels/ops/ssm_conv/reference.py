@@ -6,7 +6,8 @@ With row vectors u_m of T inputs and X_m of S state entries (X_m is the state be
     X_{m+1} = X_m A_T + u_m E_in
 
 The state after n = m T + r elements is X_m A^r + [0 .. 0, u_{m,0} .. u_{m,r-1}] E_in, where A^r is a product of the
-binary powers of A. The adjoint, with P_m the gradient of X_m and G_m that of y_m:
+binary powers of A; where A^T alone is given and r > 0 it is NaN. The adjoint, with P_m the gradient of X_m and G_m that
+of y_m:
 
     P_m  = P_{m+1} A_T^* + G_m E_out^T  (+ the gradient of the state after n, times A^{r*}, where it was read)
     dU_m = G_m (Toep(taps) + d)^T + P_{m+1} E_in^T
@@ -110,6 +111,11 @@ def _tail_states(start: Tensor, rest: Tensor, a_powers: Tensor) -> list[Tensor]:
     return states
 
 
+def _has_end(rest: Tensor, a_powers: Tensor, chunk: int) -> Tensor:
+    """(B, 1): which rows end where their state can be told: not inside a chunk, without the powers for that."""
+    return ((rest == 0) | (a_powers.shape[1] == chunk.bit_length())).unsqueeze(-1)
+
+
 def _initial(u: Tensor, e_in: Tensor, initial_state: Tensor | None) -> Tensor:
     if initial_state is None:
         return e_in.new_zeros(u.shape[1], u.shape[0], e_in.shape[-1])
@@ -132,8 +138,8 @@ def ssm_conv(
     initial_state: Tensor | None,
     lengths: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    length = u.shape[-1]
-    blocks = _chunks(u, taps.shape[-1], taps.dtype)
+    length, chunk = u.shape[-1], taps.shape[-1]
+    blocks = _chunks(u, chunk, taps.dtype)
     states = _states(
         torch.einsum("bhmt,hts->mhbs", blocks, e_in), a_powers[:, -1], _initial(u, e_in, initial_state)
     )
@@ -143,6 +149,7 @@ def ssm_conv(
         y = y + d[..., None, None] * blocks.unsqueeze(1)
     end = _ends(blocks, lengths, length)
     final = _tail_states(_rows(states, end.chunk), end.rest, a_powers)[-1] + end.tail @ e_in
+    final = torch.where(_has_end(end.rest, a_powers, chunk), final, torch.nan)
     return y.flatten(-2)[..., :length].to(u.dtype).contiguous(), final.transpose(0, 1).contiguous()
 
 
@@ -166,7 +173,8 @@ def ssm_conv_backward(
     end = _ends(blocks, lengths, length)
 
     # Back through the tail of each row, from its final state to the state before its last chunk.
-    p_tail = g_final.transpose(0, 1)
+    g_end = torch.where(_has_end(end.rest, a_powers, chunk), g_final.transpose(0, 1), 0)
+    p_tail = g_end
     met = _tail_states(_rows(states, end.chunk), end.rest, a_powers)
     da = []
     for bit in reversed(range(a_powers.shape[1] - 1)):
@@ -174,7 +182,7 @@ def ssm_conv_backward(
         a = a_powers[:, bit]
         da.append(_outer(met[bit], torch.where(taken, p_tail, 0), a))
         p_tail = torch.where(taken, _apply(_adjoint(a), p_tail), p_tail)
-    g_tail = g_final.transpose(0, 1) @ e_in.mT
+    g_tail = g_end @ e_in.mT
 
     # Back through the chunks; the tail's gradient joins where its row ended.
     from_outputs = torch.einsum("bchmt,chst->mhbs", g_blocks, e_out)
@@ -202,7 +210,7 @@ def ssm_conv_backward(
         du.to(u.dtype).contiguous(),
         _diagonal_sums(torch.einsum("bhms,bchmt->chst", blocks, g_blocks)),
         torch.einsum("mhbs,bchmt->chst", states[:-1], g_blocks),
-        torch.einsum("bhmt,mhbs->hts", blocks, p_after) + end.tail.mT @ g_final.transpose(0, 1),
+        torch.einsum("bhmt,mhbs->hts", blocks, p_after) + end.tail.mT @ g_end,
         torch.stack(da[::-1], 1),
         torch.einsum("bchmt,bhmt->ch", g_blocks, blocks),
         p_all[0].transpose(0, 1).contiguous(),

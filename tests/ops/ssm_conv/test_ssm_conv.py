@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,8 @@ class Model:
         self.diagonal = torch.complex(random(heads, size // 2), random(heads, size // 2))
         self.diagonal = 0.95 * self.diagonal / self.diagonal.abs().clamp(min=1)
         if dense:
-            self.a = random(heads, size, size) / (1.2 * size**0.5)
+            self.a = random(heads, size, size)
+            self.a = 0.95 * self.a / torch.linalg.eigvals(self.a).abs().amax(-1).view(-1, 1, 1)
         else:
             self.a = torch.zeros(heads, size, size, dtype=F64)
             for n in range(size // 2):
@@ -68,7 +70,7 @@ class Model:
 
 
 def relative(got: Tensor, want: Tensor) -> float:
-    return float((got - want).norm() / want.norm()) if want.numel() else 0.0
+    return float((got - want).detach().norm() / want.detach().norm()) if want.numel() else 0.0
 
 
 @pytest.mark.checks("oracle")
@@ -132,6 +134,168 @@ def test_lower_precisions_accumulate_in_float32(backend: str, dtype: torch.dtype
     assert (y.dtype, final.dtype) == (dtype, torch.float32)
     assert relative(final, states[-1]) < 5e-6
     assert relative(y, want) < max(5e-6, 0.6 * torch.finfo(dtype).eps)
+
+
+@every_backend
+@pytest.mark.parametrize("dense", [False, True])
+def test_the_chunk_s_power_alone_serves_rows_that_end_on_whole_chunks(backend: str, dense: bool) -> None:
+    model = Model(2, 2, 4, 8, dense)
+    u, state = torch.randn(4, 2, 30, dtype=F64), torch.randn(4, 2, 4, dtype=F64)
+    lengths = torch.tensor([24, 30, 8, 0])
+    gradients = []
+    for powers in (model.a_powers, model.a_powers[:, -1:]):
+        inputs = [t.clone().requires_grad_() for t in (u, *model.matrices()[:3], powers, model.d, state)]
+        y, final = ops.ssm_conv(*inputs, lengths=lengths, backend=backend)
+        loss = y.square().sum() + final[[0, 2, 3]].square().sum()
+        gradients.append((y, final, *torch.autograd.grad(loss, inputs)))
+    whole, alone = gradients
+    assert torch.isnan(alone[1][1]).all()
+    for i, (got, want) in enumerate(zip(alone, whole, strict=True)):
+        if i == 1:
+            got, want = got[[0, 2, 3]], want[[0, 2, 3]]
+        torch.testing.assert_close(
+            got, want[:, -1:] if want.shape != got.shape else want, rtol=1e-12, atol=1e-12
+        )
+
+
+@every_backend
+def test_a_strided_sequence_is_read_as_it_lies(backend: str) -> None:
+    model = Model(3, 2, 6, 16, dense=False)
+    rows = torch.randn(2, 75, 3, dtype=F64)
+    u, g = rows.mT, torch.randn(2, 75, 3, 2, dtype=F64).permute(0, 3, 2, 1)
+    results = []
+    for sequence, weight in ((u, g), (u.contiguous(), g.contiguous())):
+        leaf = sequence.detach().requires_grad_()
+        y, final = ops.ssm_conv(leaf, *model.matrices(), backend=backend)
+        results.append((y, final, *torch.autograd.grad(y, leaf, weight)))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", [b for b in backends("ssm_conv") if b != "torch"])
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("batch", [1, 2, 3, 11])
+@pytest.mark.parametrize(
+    ("size", "chunk", "length"), [(2, 4, 9), (18, 32, 1500), (64, 64, 640), (34, 32, 2048)]
+)
+def test_gradients_agree_with_the_reference(
+    backend: str, dense: bool, batch: int, size: int, chunk: int, length: int
+) -> None:
+    """All shapes of a block: few and many rows, states and chunks that fill no vector, a ragged end."""
+    model = Model(2, 2, size, chunk, dense)
+    u, state = torch.randn(batch, 2, length, dtype=F64), torch.randn(batch, 2, size, dtype=F64)
+    lengths = torch.randint(0, length + 1, (batch,))
+    lengths[0] = length
+    inputs = [t.clone().requires_grad_() for t in (u, *model.matrices(), model.d, state)]
+    results = []
+    for name in (backend, "torch"):
+        y, final = ops.ssm_conv(*inputs, lengths=lengths, backend=name)
+        weights = [torch.cos(torch.arange(t.numel(), dtype=F64)).view(t.shape) for t in (y, final)]
+        results.append((y, final, *torch.autograd.grad((y, final), inputs, weights)))
+    for got, want in zip(*results, strict=True):
+        assert relative(got, want) < 1e-12
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_any_number_of_threads_gives_the_same_bits(dense: bool) -> None:
+    model = Model(7, 2, 6, 16, dense)
+    inputs = [t.requires_grad_() for t in (torch.randn(3, 7, 1111), *model.single())]
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            outputs = ops.ssm_conv(*inputs)
+            results.append((*outputs, *torch.autograd.grad(outputs, inputs, [o.detach() for o in outputs])))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def lin(step: Tensor, pairs: int, chunk: int) -> tuple[Tensor, ...]:
+    """Chunk matrices of S4D-Lin, by zero-order hold."""
+    a = torch.complex(torch.full((pairs,), -0.5, dtype=F64), torch.pi * torch.arange(pairs, dtype=F64))
+    x = a * step.unsqueeze(-1)
+    return diagonal_matrices(x, (torch.exp(x) - 1) / a, chunk)
+
+
+def diagonal_matrices(x: Tensor, b: Tensor, chunk: int) -> tuple[Tensor, ...]:
+    c = torch.randn(1, *x.shape, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
+    powers = torch.exp(x.unsqueeze(1) * torch.arange(chunk + 1).unsqueeze(-1))  # (H, T + 1, N)
+    states = torch.view_as_real(b.unsqueeze(1) * powers[:, :-1]).flatten(-2)
+    reads = torch.view_as_real(2 * (c.unsqueeze(2) * powers).conj_physical()).flatten(-2)
+    taps = torch.einsum("hts,chs->cht", states, reads[:, :, 0])
+    exponents = torch.tensor([1 << i for i in range(chunk.bit_length())])
+    a_powers = torch.exp(x.unsqueeze(1) * exponents.unsqueeze(-1))
+    return taps, reads[:, :, 1:].mT, states.flip(1), a_powers
+
+
+def legs(step: Tensor, pairs: int, chunk: int) -> tuple[Tensor, ...]:
+    """Chunk matrices of HiPPO-LegS by the bilinear transform, in its real normal form's Schur-like basis."""
+    size = 2 * pairs
+    q = (2 * torch.arange(size, dtype=F64) + 1).sqrt()
+    skew = torch.outer(q, q) / 2
+    skew = skew.triu(1) - skew.tril(
+        -1
+    )  # A + q q^T / 2 = -I / 2 + skew, as A = -(tril(q q^T, -1) + diag(n + 1))
+    w, v = torch.linalg.eig(skew)
+    keep = torch.argsort(w.imag)[:pairs]
+    basis = torch.stack((v[:, keep].real, v[:, keep].imag), -1).flatten(-2) * 2**0.5  # orthogonal
+    a = -0.5 * torch.eye(size, dtype=F64) + basis.T @ skew @ basis - torch.outer(basis.T @ q, basis.T @ q) / 2
+    half = step.view(-1, 1, 1) / 2 * a
+    identity = torch.eye(size, dtype=F64)
+    discrete = torch.linalg.solve(identity - half, identity + half)
+    b = torch.linalg.solve(identity - half, step.view(-1, 1, 1) * (basis.T @ q).unsqueeze(-1)).squeeze(-1)
+    a_rows = discrete.mT
+    powers = [identity.expand_as(a_rows)]
+    for _ in range(chunk):
+        powers.append(powers[-1] @ a_rows)
+    c = torch.randn(1, len(step), size, dtype=F64, generator=torch.Generator().manual_seed(0))
+    states = torch.stack([(b.unsqueeze(1) @ p).squeeze(1) for p in powers[:-1]], 1)
+    e_out = torch.stack([torch.einsum("hst,cht->chs", p, c) for p in powers[1:]], -1)
+    taps = torch.einsum("hts,chs->cht", states, c)
+    a_powers = torch.stack([powers[1 << i] for i in range(chunk.bit_length())], 1)
+    return taps, e_out, states.flip(1), a_powers
+
+
+@every_backend
+@pytest.mark.parametrize(
+    ("length", "matrices"),
+    [
+        (1 << 13, lin),
+        (1 << 13, legs),
+        pytest.param(1 << 18, lin, marks=pytest.mark.thorough),
+        pytest.param(1 << 18, legs, marks=pytest.mark.thorough),
+    ],
+)
+def test_float32_keeps_its_digits_over_long_sequences(backend: str, length: int, matrices: Any) -> None:
+    exact = matrices(torch.logspace(-4, 0, 5, dtype=F64), 32, 32)
+    single = [m.to(torch.float32) for m in exact[:3]]
+    u = torch.randn(1, 5, length)
+    want, want_state = ops.ssm_conv(u.double(), *exact, backend=backend)
+    y, state = ops.ssm_conv(u, *single, exact[3], backend=backend)
+    for h in range(5):
+        assert relative(y[:, :, h], want[:, :, h]) < 2e-6
+        assert relative(state[:, h], want_state[:, h]) < 2e-6
+
+
+@every_backend
+@pytest.mark.parametrize("dense", [False, True])
+def test_gradients_of_powers_in_double_precision(backend: str, dense: bool) -> None:
+    model = Model(2, 1, 6, 16, dense)
+    taps, e_out, e_in, _ = model.single()
+    u = torch.randn(2, 2, 200)
+    a_powers = model.a_powers.clone().requires_grad_()
+    y, final = ops.ssm_conv(u, taps, e_out, e_in, a_powers, backend=backend)
+    (got,) = torch.autograd.grad(y.sum() + final.sum(), a_powers)
+    exact = model.a_powers.clone().requires_grad_()
+    y64, final64 = ops.ssm_conv(
+        u.double(), *(t.double() for t in (taps, e_out, e_in)), exact, backend=backend
+    )
+    (want,) = torch.autograd.grad(y64.sum() + final64.sum(), exact)
+    assert (y.dtype, final.dtype, got.dtype) == (torch.float32, torch.float32, want.dtype)
+    assert relative(got, want) < 2e-6
 
 
 @every_backend
