@@ -130,32 +130,19 @@ class DPLRSystem:
         )
 
     def kernel(self, length: int) -> Tensor:
-        """By S4's generating function at the roots of unity: Cauchy products, the Woodbury correction, an FFT.
+        """By S4's generating function at the roots of unity, and an FFT.
 
-        With z = 2 (1 - omega) / (1 + omega) / dt the resolvent at omega is ``2 / (1 + omega) (z - A)^-1``; in exact
-        arithmetic z is imaginary, and infinite at omega = -1, where every product is 0 and the factor cancels it. So
-        the nodes are those of the n = 2 floor(length / 2) + 1 >= length odd roots, which never meet -1.
+        With z = 2 (1 - omega) / (1 + omega) / dt the resolvent at omega is ``2 / (1 + omega) (z - A)^-1``. The nodes
+        are those of the 2 floor(length / 2) + 1 >= length odd roots, which never meet -1, where z is infinite.
         """
         if length == 0:
             return self.c.real.new_zeros((*self.c.shape[:2], 0))
         odd = length + (length + 1) % 2
         angle = torch.arange(odd // 2 + 1, device=self.dt.device, dtype=torch.float64) * (2 * torch.pi / odd)
         # omega = e^{-i angle}: 2 (1 - omega) / (1 + omega) = 2 i tan(angle / 2), 2 / (1 + omega) = 1 + i tan(angle / 2)
-        t = torch.tan(angle / 2)
-        dt = self.dt.unsqueeze(-1)
-        z = torch.complex(torch.zeros_like(t), 2 * t) / dt
-        left = torch.cat((self.truncated_readout(odd), self.p.conj()))  # rows of the small matrix
-        right = torch.cat((self.b.unsqueeze(0), self.p))
-        weights = left.unsqueeze(1) * right  # (C + R, 1 + R, H, N)
-        r = ops.cauchy(weights, z, self.w)  # complex128: the correction cancels digits that float32 has not
-        channels = self.c.shape[0]
-        main, to_low = r[:channels, :1], r[:channels, 1:]
-        from_low, low = r[channels:, :1], r[channels:, 1:]
-        identity = torch.eye(low.shape[0], dtype=low.dtype, device=low.device)
-        small = (low.permute(2, 3, 0, 1) + identity).inverse()  # (H, F, R, R)
-        correction = torch.einsum("crhf,hfrq,qhf->chf", to_low, small, from_low.squeeze(1))
-        factor = torch.complex(torch.ones_like(t), t)
-        generating = (main.squeeze(1) - correction) * factor
+        generating = ops.dplr_generating(  # complex128: the correction cancels digits that float32 has not
+            self.truncated_readout(odd), self.p, self.p.conj(), self.b, self.w, self.dt, torch.tan(angle / 2)
+        )
         return torch.fft.irfft(generating, n=odd)[..., :length].to(self.c.real.dtype)
 
     def step_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -12,7 +12,7 @@ from ..cauchy import _cauchy, _cauchy_transpose
 from ..dispatch import choose
 from ..registration import register
 from . import cpu, reference  # noqa: F401 (register the implementations)
-from .reference import inverse_small, on_circle, stacked
+from .reference import inverse_small, small_product, stacked
 
 
 def dplr_generating(
@@ -75,49 +75,40 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    """Through the Cauchy products again: the derivative of ``out_c`` is ``u (1, -l_c) dM (1, -a)^T``.
+    """Through the Cauchy products M at i t again: the derivative of ``out_c`` is ``(1 + i t) (1, -l_c) dM (1, -a)^T``.
 
-    M are the products (README), ``a = cos X M_qb``, ``l = cos M_cp X``, ``X = (I + cos M_qp)^-1``, ``u = cos + i sin``.
+    ``a = X M_qb``, ``l = M_cp X``, ``X = (I + M_qp)^-1``. An infinite node has products and gradients of 0 here, and
+    adds those of its limit, ``2 Re(sum_n c_n b_n)``.
     """
     c, p, q, b, w, t = ctx.saved_tensors
-    channels = c.shape[0]
+    channels, infinite = c.shape[0], t.isinf()
     left, right = stacked(c, q), stacked(b.unsqueeze(0), p)
     v = left.unsqueeze(1) * right
-    infinite = t.isinf()
-    cos, sin = on_circle(t)
-    secant = torch.hypot(torch.ones_like(t), t.masked_fill(infinite, 0))
     z = torch.complex(torch.zeros_like(t), t)
-    u = torch.complex(cos, sin)
+    m = _cauchy(v, z, w, True, 1, ctx.backend)
+    x = inverse_small(m[channels:, 1:])
+    a, lows = small_product(x, m[channels:, :1]), small_product(m[:channels, 1:], x)
 
-    # M = secant * (the Cauchy products at i t), and 2 sum_n Re(v_n) / (i sin) at an infinite node
-    limit = torch.complex(torch.zeros_like(sin), -2 * sin) * v.real.sum(-1, keepdim=True)
-    m = torch.where(infinite, limit, secant * _cauchy(v, z, w, True, 1, ctx.backend))
-    x = inverse_small(m[channels:, 1:], cos)
-    xb = torch.einsum("rqhl,qhl->rhl", x, m[channels:, 0])
-    a, lows = cos * xb, cos * torch.einsum("crhl,rqhl->cqhl", m[:channels, 1:], x)
-
-    gu = g * u.conj()
-    rows = torch.cat((gu, -torch.einsum("chl,crhl->rhl", gu, lows.conj())))
-    columns = torch.cat((torch.ones_like(u).expand(1, *a.shape[1:]), -a)).conj()
-    gm = rows.unsqueeze(1) * columns
-
-    gc = (secant * gm).masked_fill(infinite, 0)
-    weights = torch.cat((gc, gc.conj()), -1)
-    nodes = torch.cat((z.conj(), z)).resolve_conj()
-    wc = w.conj_physical()
-    dv = _cauchy_transpose(weights, nodes, wc, 1, ctx.backend)
-    dv = dv - 2 * torch.where(infinite, sin * gm.imag, 0).sum(-1, keepdim=True)
-    dw = dt = None
-    if ctx.needs_input_grad[4]:
-        dw = (v.conj() * _cauchy_transpose(weights, nodes, wc, 2, ctx.backend)).sum((0, 1))
-    if ctx.needs_input_grad[5]:
-        out = m[:channels, 0] - torch.einsum("cqhl,qhl->chl", lows, m[channels:, 0])
-        slope = torch.einsum("crhl,rqhl,qhl->chl", m[:channels, 1:], x, xb) * sin + 1j * out
-        dm = sin * cos * m - 1j * secant * _cauchy(v, z, w, True, 2, ctx.backend)
-        dt = cos.square() * (gu.conj() * slope).real.sum((0, 1)) + (gm.conj() * dm).real.sum((0, 1, 2))
+    factor = (1 + z.masked_fill(infinite, 0)).masked_fill(infinite, 0)
+    gu = g * factor.conj()
+    rows = torch.cat((gu, -(gu.unsqueeze(1) * lows.conj()).sum(0))).unsqueeze(1)
+    gm = torch.cat((rows, -rows * a.squeeze(1).conj()), 1)
+    weights = torch.cat((gm, gm.conj()), -1)
+    nodes = torch.cat((-z, z))
+    dv = _cauchy_transpose(weights, nodes, w.conj_physical(), 1, ctx.backend)
+    limit = 2 * torch.where(infinite, g.real, 0).sum(-1, keepdim=True)
     dleft = (dv * right.conj()).sum(1)
     dright = (dv * left.unsqueeze(1).conj()).sum(0)
-    return dleft[:channels], dright[1:], dleft[channels:], dright[0], dw, dt, None
+    dc, db = dleft[:channels] + limit * b.conj(), dright[0] + (limit * c.conj()).sum(0)
+    dw = dt = None
+    if ctx.needs_input_grad[4]:
+        squares = _cauchy_transpose(weights, nodes, w.conj_physical(), 2, ctx.backend)
+        dw = (v.conj() * squares).sum((0, 1))
+    if ctx.needs_input_grad[5]:
+        bracket = m[:channels, 0] - small_product(m[:channels, 1:], a).squeeze(1)
+        slopes = _cauchy(v, z, w, True, 2, ctx.backend)
+        dt = (gm.conj() * slopes).imag.sum((0, 1, 2)) - (g.conj() * bracket).imag.sum((0, 1))
+    return dc, dright[1:], dleft[channels:], db, dw, dt, None
 
 
 _dplr_generating = register(

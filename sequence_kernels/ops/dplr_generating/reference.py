@@ -29,13 +29,19 @@ def on_circle(t: Tensor) -> tuple[Tensor, Tensor]:
     return cos.masked_fill(infinite, 0), torch.where(infinite, t.sign(), finite * cos)
 
 
-def inverse_small(low: Tensor, cos: Tensor) -> Tensor:
-    """``(I + cos M_qp)^-1`` for (R, R, H, L) products, in the same layout."""
+def inverse_small(low: Tensor) -> Tensor:
+    """``(I + low)^-1`` for (R, R, H, L), in the same layout."""
     if low.shape[0] == 1:
-        return (1 + cos * low).reciprocal()
+        return (1 + low).reciprocal()
     identity = torch.eye(low.shape[0], dtype=low.dtype, device=low.device)
-    matrices = identity + (cos * low).permute(2, 3, 0, 1)
-    return torch.linalg.inv(matrices).permute(2, 3, 0, 1)
+    return torch.linalg.inv(identity + low.permute(2, 3, 0, 1)).permute(2, 3, 0, 1)
+
+
+def small_product(left: Tensor, right: Tensor) -> Tensor:
+    """The matrix product of (I, R, H, L) and (R, J, H, L), to (I, J, H, L)."""
+    if right.shape[0] == 1:
+        return left * right
+    return (left.unsqueeze(2) * right).sum(1)
 
 
 @implement("dplr_generating", "torch")
@@ -50,7 +56,7 @@ def dplr_generating(c: Tensor, p: Tensor, q: Tensor, b: Tensor, w: Tensor, t: Te
         below = (1j * s - w.unsqueeze(-1) * y).reciprocal()  # (H, N, l)
         above = (1j * s - w.conj_physical().unsqueeze(-1) * y).reciprocal()
         m = torch.einsum("jkhn,hnl->jkhl", v, below) + torch.einsum("jkhn,hnl->jkhl", v.conj(), above)
-        x = inverse_small(m[channels:, 1:], y)
-        correction = torch.einsum("crhl,rqhl,qhl->chl", m[:channels, 1:], x, m[channels:, 0])
+        solved = small_product(inverse_small(y * m[channels:, 1:]), m[channels:, :1])
+        correction = small_product(m[:channels, 1:], solved).squeeze(1)
         out.append(torch.complex(y, s) * (m[:channels, 0] - y * correction))
     return torch.cat(out, -1)

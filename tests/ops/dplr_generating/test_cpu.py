@@ -1,0 +1,84 @@
+"""The C++ kernel of S4's generating function on every instruction set this machine has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from sequence_kernels import native, ops
+from sequence_kernels.ssm.hippo import dplr_init
+
+from .test_dplr_generating import C128, error, resolvent, system
+
+if native.why_not("cpu") is not None:
+    pytest.skip(str(native.why_not("cpu")), allow_module_level=True)
+
+raw = torch.ops.sequence_kernels_native
+HIGHEST = raw.limit_instruction_set(2)
+
+
+@pytest.fixture(params=range(HIGHEST + 1), ids=["generic", "avx2", "avx512"][: HIGHEST + 1])
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[int]:
+    yield raw.limit_instruction_set(request.param)
+    raw.limit_instruction_set(2)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+# Products in groups of four: 1, 4, 8, 9, 15 of them; nodes around the lanes of a vector and the 512 of a block.
+SHAPES = [(1, 0, 2, 3, 7), (1, 1, 2, 5, 16), (3, 1, 1, 4, 17), (1, 2, 2, 4, 511), (2, 3, 1, 4, 1100)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_instruction_set(instruction_set: int, shape: tuple[int, int, int, int, int]) -> None:
+    tensors = system(*shape)
+    want = resolvent(*tensors)
+    assert error(ops.dplr_generating(*tensors, backend="cpu"), want) < 1e-13
+    single = [x.to(torch.complex64 if x.is_complex() else torch.float32) for x in tensors]
+    assert error(ops.dplr_generating(*single, backend="cpu"), want) < 2e-5
+
+
+@pytest.mark.parametrize("dt", [1e-3, 1e-2, 1e-1])
+def test_hippo_legs(instruction_set: int, dt: float) -> None:
+    """The correction cancels digits of float32, a hundred of its roundings; float64 has them to spare."""
+    init = dplr_init("legs", 64)
+    torch.manual_seed(0)
+    p, b, w = init.p.to(C128), init.b.to(C128), init.w.to(C128)
+    c = torch.randn(1, 1, 32, dtype=C128)
+    odd = 4097
+    t = torch.tan(torch.arange(odd // 2 + 1, dtype=torch.float64) * (torch.pi / odd))
+    tensors = (c, p, p.conj(), b, w, torch.tensor([dt], dtype=torch.float64), t)
+    want = resolvent(*tensors)
+    assert error(ops.dplr_generating(*tensors, backend="cpu"), want) < 1e-11
+    single = [x.to(torch.complex64 if x.is_complex() else torch.float32) for x in tensors]
+    assert error(ops.dplr_generating(*single, backend="cpu"), want) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, C128])
+@pytest.mark.parametrize("rank", [1, 2])
+def test_same_bits_for_any_number_of_threads(threads: None, dtype: torch.dtype, rank: int) -> None:
+    tensors = [x.to(dtype if x.is_complex() else dtype.to_real()) for x in system(2, rank, 3, 7, 2000)]
+    results = []
+    for count in (1, 2, 3, 1):
+        torch.set_num_threads(count)
+        results.append(ops.dplr_generating(*tensors, backend="cpu"))
+    for other in results[1:]:
+        assert torch.equal(results[0], other)
+
+
+def test_nan_stays_where_it_is() -> None:
+    c, p, q, b, w, dt, t = system(2, 1, 3, 5, 40)
+    clean = ops.dplr_generating(c, p, q, b, w, dt, t, backend="cpu")
+    b[1, 2], t[7] = torch.nan, torch.nan
+    out = ops.dplr_generating(c, p, q, b, w, dt, t, backend="cpu")
+    assert out[:, 1].isnan().all()
+    assert out[:, :, 7].isnan().all()
+    rest = [i for i in range(40) if i != 7]
+    assert torch.equal(out[:, ::2][..., rest], clean[:, ::2][..., rest])
