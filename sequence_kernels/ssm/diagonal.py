@@ -36,9 +36,9 @@ class DiagonalSystem:
         exponents = torch.tensor(
             [1 << i for i in powers_of_two(chunk)], device=self.x.device, dtype=torch.float64
         )
-        a_powers = torch.exp(self.x.unsqueeze(1) * exponents.unsqueeze(-1)).to(self.b.dtype)
+        a_powers = torch.exp(self.x.unsqueeze(1) * exponents.unsqueeze(-1))
         powers = torch.ones_like(self.b).unsqueeze(-2)  # A^0 .. A^chunk, (H, chunk + 1, N)
-        for a in a_powers.unbind(1)[:-1]:
+        for a in a_powers.to(self.b.dtype).unbind(1)[:-1]:
             powers = torch.cat((powers, powers * a.unsqueeze(-2)), -2)
         states = self.b.unsqueeze(-2) * powers
         reads = readout(self.c.unsqueeze(-2) * powers * self.a.unsqueeze(-2))

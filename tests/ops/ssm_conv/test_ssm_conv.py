@@ -275,9 +275,12 @@ def test_float32_keeps_its_digits_over_long_sequences(backend: str, length: int,
     u = torch.randn(1, 5, length)
     want, want_state = ops.ssm_conv(u.double(), *exact, backend=backend)
     y, state = ops.ssm_conv(u, *single, exact[3], backend=backend)
+    most = (
+        2e-6 if length > 1 << 16 else 1.2e-6
+    )  # with a_powers in float32 it would be 2.5e-6 at 2^13, 1e-5 at 2^18
     for h in range(5):
-        assert relative(y[:, :, h], want[:, :, h]) < 2e-6
-        assert relative(state[:, h], want_state[:, h]) < 2e-6
+        assert relative(y[:, :, h], want[:, :, h]) < most
+        assert relative(state[:, h], want_state[:, h]) < most
 
 
 @every_backend
@@ -296,6 +299,16 @@ def test_gradients_of_powers_in_double_precision(backend: str, dense: bool) -> N
     (want,) = torch.autograd.grad(y64.sum() + final64.sum(), exact)
     assert (y.dtype, final.dtype, got.dtype) == (torch.float32, torch.float32, want.dtype)
     assert relative(got, want) < 2e-6
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_registration_with_powers_in_double_precision(alone: bool) -> None:
+    model = Model(2, 2, 4, 8, dense=True)
+    taps, e_out, e_in, _ = model.single()
+    a_powers = model.a_powers[:, -1:] if alone else model.a_powers
+    inputs = (torch.randn(2, 2, 16), taps, e_out, e_in, a_powers, model.d.float(), None)
+    leaves = tuple(None if t is None else t.clone().requires_grad_() for t in inputs)
+    torch.library.opcheck(torch.ops.sequence_kernels.ssm_conv.default, (*leaves, None, "torch"))
 
 
 @every_backend
