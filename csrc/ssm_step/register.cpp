@@ -8,7 +8,7 @@ namespace sequence_kernels {
 namespace {
 
 // Complex numbers of state below which a second thread costs more than it saves.
-constexpr int64_t kWorthAThread = 1 << 16;
+constexpr int64_t kWorthAThread = 1 << 18;
 
 // Of all sizes but the last ones.
 int64_t product(const std::vector<int64_t>& sizes, size_t but_last) {

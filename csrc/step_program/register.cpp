@@ -9,8 +9,8 @@ namespace {
 
 constexpr int64_t kFields = sizeof(Instruction) / sizeof(int64_t);
 
-// Numbers of weights below which a second thread costs more than it saves.
-constexpr int64_t kWorthAThread = 1 << 16;
+// Products of weights and channels below which a second thread costs more than it saves.
+constexpr int64_t kWorthAThread = 1 << 22;
 
 int64_t padded(int64_t size) {
   return (size + kPanel - 1) / kPanel * kPanel;
@@ -93,13 +93,10 @@ Tensor run(const Tensor& program, const Tensor& weights, Tensor& state, const Te
   Tensor y = Tensor::empty({arguments.rows, arguments.output}, x.dtype());
   arguments.y = y.mutable_data<Real>();
   with_instruction_set([&](auto isa) {
-    const auto part = [&](int64_t begin, int64_t end, Real* scratch) {
-      step_program<Real, isa()>(arguments, begin, end, scratch);
-    };
     const bool small = arguments.rows * weights.sizes()[0] < kWorthAThread;
     parallel_for<Real>(small ? 1 : arguments.rows, program_scratch(arguments),
                        [&](int64_t begin, int64_t end, Real* scratch) {
-                         part(begin, small ? arguments.rows : end, scratch);
+                         step_program<Real, isa()>(arguments, begin, small ? arguments.rows : end, scratch);
                        });
   });
   return y;

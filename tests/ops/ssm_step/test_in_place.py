@@ -198,7 +198,7 @@ class TestNative:
                         torch.testing.assert_close(got, want, rtol=0, atol=tolerance * scale)
 
     def test_the_same_bits_for_any_number_of_threads_and_rows(self) -> None:
-        heads, pairs, rows = 64, 33, 40  # enough to be shared out
+        heads, pairs, rows = 256, 33, 40  # enough to be shared out
         a, b, p, q, c = torch.randn(5, 1, heads, pairs, dtype=C64)
         state, u = torch.randn(rows, heads, pairs, dtype=C64), torch.randn(rows, heads)
         before = torch.get_num_threads()
