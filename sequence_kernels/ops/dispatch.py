@@ -20,8 +20,8 @@ BACKENDS = ("torch", "cpu", "cuda", "triton")
 #: The devices that each backend's kernels run on.
 _DEVICES = {"cpu": ("cpu",), "cuda": ("cuda",), "triton": ("cuda",)}
 
-#: What is tried in turn when nobody asks for a backend. Triton joins when it has been measured on a GPU.
-_PREFERENCE = {"cpu": ("cpu", "torch"), "cuda": ("cuda", "torch")}
+#: What is tried in turn when nobody asks for a backend. CUDA and Triton join when they have been run on a GPU.
+_PREFERENCE = {"cpu": ("cpu", "torch"), "cuda": ("torch",)}
 
 Needs = Callable[[str, torch.dtype], "str | None"]
 Function = TypeVar("Function", bound=Callable[..., Any])
