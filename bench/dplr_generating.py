@@ -62,6 +62,7 @@ BENCH = Bench(
     run=ours,
     cost=cost,
     wrt=("c", "p", "b", "w"),
+    gate=3,
     peers=(Peer("ours unfused", unfused),),
     targets=(
         Target(5, f"{WORK}, forward, complex64", SINGLE, "ours unfused", 2),
