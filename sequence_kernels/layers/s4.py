@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..module import SequenceModule
+from ..ops import checks
 from ..ssm import DPLRSSM, DiagonalSSM, System, diagonal_init, dplr_init
 from ..ssm.parameters import initial_log_dt
 from ..ssm.system import interleaved, paired
@@ -241,17 +242,19 @@ class S4(SequenceModule):
             return ops.fft_conv(u, k, self.D.to(k.dtype), bidirectional=self.bidirectional), None
         with torch.autocast(u.device.type, enabled=False):
             system = self.kernel.system(rate)
-            matrices = system.channels(0, self.channels).chunk_matrices(_CHUNK)
+            tail = state is not None
+            matrices = system.channels(0, self.channels).chunk_matrices(_CHUNK, tail=tail)
             if self.bidirectional:
-                reverse = system.channels(self.channels, 2 * self.channels).chunk_matrices(_CHUNK)
+                reverse = system.channels(self.channels, 2 * self.channels).chunk_matrices(_CHUNK, tail=tail)
         skip = self.D.to(matrices.taps.dtype)
         if self.bidirectional:
             y, _ = ops.ssm_conv(u, *matrices, d=skip)
             ahead, _ = ops.ssm_conv(u.flip(-1), *reverse)
             return y + nn.functional.pad(ahead.flip(-1)[..., 1:], (0, 1)), None
-        initial = None if state is None else interleaved(state)
-        y, final = ops.ssm_conv(u, *matrices, d=skip, initial_state=initial, lengths=lengths)
-        return y, None if state is None else paired(final)
+        if state is None:
+            return ops.ssm_conv(u, *matrices, d=skip)[0], None
+        y, final = ops.ssm_conv(u, *matrices, d=skip, initial_state=interleaved(state), lengths=lengths)
+        return y, paired(final)
 
     def _mix(self, y: Tensor) -> Tensor:
         """(..., C H, L) to the output."""
@@ -321,4 +324,6 @@ def _lengths(lengths: Tensor | int | Sequence[int], u: Tensor) -> Tensor:
         raise TypeError(f"lengths must be integers, got {lengths.dtype}")
     if lengths.dim() > 1 or (lengths.dim() == 1 and lengths.shape[0] not in (1, u.shape[0])):
         raise ValueError(f"lengths must have shape () or (batch={u.shape[0]},), got {tuple(lengths.shape)}")
-    return lengths.to(torch.int64).expand(u.shape[0])
+    lengths = lengths.to(torch.int64).expand(u.shape[0])
+    checks.lengths("lengths", lengths, u.shape[-1])
+    return lengths

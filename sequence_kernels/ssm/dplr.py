@@ -108,7 +108,7 @@ class DPLRSystem:
             taps=torch.einsum("hts,chs->cht", rows, readout(c)).to(out),
             e_out=readout(c_reads[..., 1:, :]).mT.to(out),
             e_in=rows.flip(-2).to(out),
-            a_powers=torch.stack(a_powers, 1).to(out),
+            a_powers=torch.stack(a_powers, 1),
         )
 
     def truncated_readout(self, length: int) -> Tensor:
