@@ -11,6 +11,7 @@ from .. import checks
 from ..dispatch import choose
 from ..registration import register
 from . import cpu, reference  # noqa: F401 (register the implementations)
+from .chunk import best_chunk as best_chunk
 
 
 def ssm_conv(
