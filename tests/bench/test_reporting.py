@@ -243,13 +243,21 @@ def test_gpu_stages_keep_to_their_time_and_say_what_is_missing(tmp_path):
     assert gpu.run([skipped], tmp_path / "out", 1)["none"]["reason"] == "compute-sanitizer is not installed"
 
 
+def test_a_gpu_stage_gets_its_environment(tmp_path):
+    script = "import os, sys; sys.exit(os.environ['PYTORCH_NO_CUDA_MEMORY_CACHING'] != '1')"
+    stage = gpu.Stage(
+        "sanitizer", lambda out: (sys.executable, "-c", script), 1.0, environment=gpu.STAGES[2].environment
+    )
+    assert gpu.run([stage], tmp_path / "out", 60)["sanitizer"]["status"] == "passed"
+
+
 def test_without_a_gpu_the_gpu_command_says_so(tmp_path, capsys):
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
     assert cli.main(["gpu", "--out", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.count("there is no CUDA device here") == 3
+    assert capsys.readouterr().out.count("there is no CUDA device here") == len(gpu.STAGES)
 
 
 def test_help_names_every_command():
