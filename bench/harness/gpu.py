@@ -15,7 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.harness.machine import ROOT
+import torch
+
+from bench.harness.machine import ROOT, header
 from bench.harness.plan import UsageError
 
 
@@ -31,8 +33,6 @@ class Stage:
 
 
 def _cuda() -> str | None:
-    import torch
-
     return None if torch.cuda.is_available() else "there is no CUDA device here"
 
 
@@ -103,6 +103,9 @@ def command(options: argparse.Namespace) -> int:
     for name in options.stage:
         if name not in names:
             raise UsageError(f"--stage {name!r} does not exist; expected one of: {', '.join(sorted(names))}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    (options.out / "machine.json").write_text(json.dumps(header(device, "gpu"), indent=1) + "\n")
     chosen = [stage for stage in STAGES if not options.stage or stage.name in options.stage]
     done = run(chosen, options.out, options.minutes * 60)
     return 0 if all(stage["status"] in ("passed", "skipped") for stage in done.values()) else 1
