@@ -31,17 +31,17 @@ struct Sequences {
   int64_t batch, channel, head, step;
 };
 
-// Arrays are contiguous, `Power` (see a_powers) ones of float64 where `wide`, else of Real; complex values
-// interleaved. A null pointer: that argument is not given.
+// Arrays are contiguous but for e_out, powers of float64 where `wide`, else of Real; complex values
+// interleaved. A null pointer: that argument is not given. Without `tails`, powers is A^T alone, and the
+// final state of a row that ends inside a chunk is NaN.
 template <typename Real>
 struct SsmConvArguments {
   int64_t B, C, H, L, T, S;
-  Sequences u;         // (B, H, L)
-  const Real* taps;    // (C, H, T)
-  const Real* e_out;   // (C, H, S, T), at any strides
-  const Real* e_in;    // (H, T, S)
-  const void* powers;  // (H, log2 T + 1, S / 2) complex, or where dense (H, log2 T + 1, S, S); without
-                       // `tails` A^T alone, and the final state of a row that ends inside a chunk is NaN
+  Sequences u;          // (B, H, L)
+  const Real* taps;     // (C, H, T)
+  const Real* e_out;    // (C, H, S, T), at any strides
+  const Real* e_in;     // (H, T, S)
+  const void* powers;   // (H, log2 T + 1, S / 2) complex, or where dense (H, log2 T + 1, S, S)
   const Real* d;        // (C, H)
   const Real* initial;  // (B, H, S)
   const int64_t* lengths;

@@ -214,6 +214,31 @@ def test_any_number_of_threads_gives_the_same_bits(dense: bool) -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.skipif("cpu" not in backends("ssm_conv"), reason="needs the native library")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("chunk", [4, 32])
+def test_every_instruction_set_agrees_with_the_reference(chunk: int, dense: bool, dtype: torch.dtype) -> None:
+    model = Model(2, 2, 34, chunk, dense)
+    inputs = [t.requires_grad_() for t in (torch.randn(3, 2, 333).to(dtype), *model.single())]
+
+    def run(backend: str) -> tuple[Tensor, ...]:
+        y, final = ops.ssm_conv(*inputs, backend=backend)
+        return y, final, *torch.autograd.grad((y.float().square().sum(), final.square().sum()), inputs)
+
+    want = run("torch")
+    limit = torch.ops.sequence_kernels_native.limit_instruction_set
+    try:
+        for highest in (0, 1, 2):
+            limit(highest)
+            for got, expected in zip(run("cpu"), want, strict=True):
+                assert got.dtype == expected.dtype
+                got, expected = (t if t.is_complex() else t.double() for t in (got, expected))
+                assert relative(got, expected) < max(5e-6, 2 * torch.finfo(dtype).eps)
+    finally:
+        limit(2)
+
+
 def lin(step: Tensor, pairs: int, chunk: int) -> tuple[Tensor, ...]:
     """Chunk matrices of S4D-Lin, by zero-order hold."""
     a = torch.complex(torch.full((pairs,), -0.5, dtype=F64), torch.pi * torch.arange(pairs, dtype=F64))
