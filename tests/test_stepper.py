@@ -222,6 +222,15 @@ def test_the_module_is_left_alone() -> None:
     close(y, layer.double().eval().step(x.double())[0], 1e-12)
 
 
+def test_a_module_in_training_is_stepped_as_in_eval_mode() -> None:
+    module = model(norm="batch", dropout=0.5)
+    x = torch.randn(4, 5, WIDTH)
+    want, _ = stepped(module, x, (4,))
+    stepper = module.train().stepper((4,))
+    close(stepper.forward(x), want, 1e-5)
+    assert module.training
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_another_precision(dtype: torch.dtype) -> None:
     module, x = model(), torch.randn(3, 10, WIDTH)
@@ -352,6 +361,48 @@ class TestNative:
             results.append(stepper.step(x[:count]))
         for y in results:
             assert torch.equal(y, results[0][: len(y)])
+
+    @pytest.mark.parametrize(
+        "instructions",
+        [
+            [[7, 0, 0, 0, 0, 0, 0]],  # no such instruction
+            [[1, 0, 0, 0, 0, 0, 0]],  # a residual without a save
+            [[0, 0, 0, 0, 0, 0, 0]] * 17,
+            [[0, 0, 0, 0, 0, 0, 0], [4, 3, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0]],  # another width
+            [[2, 0, 0, 0, 0, 900, 0]],  # weights that are not there
+            [[2, 0, 0, 0, 0, -1, 0]],
+            [[3, 6, 65, 0, 0, 300, 0]],
+            [[3, 5, 6, 0, 0, 0, 0]],  # a linear map of other inputs
+            [[3, 6, -1, 0, 0, 0, 0]],
+            [[4, 4, 0, 0, 0, 0, 0]],  # a gate of 8 channels
+            [[5, 5, 0, 0, 0, 0, 0]],  # no such activation
+            [[6, 5, 2, 1, 0, 0, 0]],  # a recurrence of other heads
+            [[6, 6, 2, 1, 0, 0, 1]],  # state that is not there
+            [[6, 6, 2, 1, 0, 0, -1]],
+            [[6, 6, 2, 90, 0, 0, 0]],  # channels that have no weights
+            [[6, 6, 2, 1, 90, 0, 0]],
+        ],
+    )
+    def test_the_interpreter_refuses_what_would_leave_its_memory(self, instructions: list[list[int]]) -> None:
+        run = torch.ops.sequence_kernels_native.step_program.default
+        weights, state = torch.zeros(1000), torch.zeros(2, 24)
+        x, slots = torch.zeros(2, WIDTH), torch.tensor([1, -1])
+        fine = torch.tensor([[6, 6, 2, 1, 1, 0, 0], [2, 0, 0, 0, 0, 0, 0], [3, 6, 7, 0, 0, 0, 0]])
+        run(fine, weights, state, slots, x)
+        with pytest.raises(RuntimeError):
+            run(torch.tensor(instructions), weights, state, slots, x)
+        for arguments in (
+            (fine[:, :6].contiguous(), weights, state, slots, x),
+            (fine.float(), weights, state, slots, x),
+            (fine, weights, state[:, :-1].contiguous(), slots, x),
+            (fine, weights, state, torch.tensor([0, 2]), x),
+            (fine, weights, state, slots[:1], x),
+            (fine, weights, state[:1], slots[:0], x),
+            (fine, weights, state, slots, x.double()),
+            (fine, weights, state, slots, torch.zeros(2, WIDTH + 1)),
+        ):
+            with pytest.raises(RuntimeError):
+                run(*arguments)
 
     @pytest.mark.parametrize("name", ["gelu", "relu", "tanh", "silu", "sigmoid"])
     def test_activations(self, limited: int, name: str) -> None:

@@ -76,6 +76,9 @@ def check_step(
     state_indices: Tensor | None = None,
 ) -> None:
     """The checks that the steps of diagonal and of diagonal-plus-low-rank models share."""
+    parameters = (*by_head.values(), *by_channel.values())
+    if state_indices is None and _fits(state, u, d, len(by_head), parameters):
+        return
     optional = {"d": d, "state_indices": state_indices}
     given = {name: value for name, value in optional.items() if value is not None}
     checks.tensors(state=state, u=u, **by_head, **by_channel, **given)
@@ -98,6 +101,28 @@ def check_step(
     if d is not None:
         checks.shape("d", d, (("C", by_channel["c"].shape[0]), last[0]))
         checks.dtype("d", d, (state.real.dtype,))
+
+
+def _fits(state: Any, u: Any, d: Any, by_head: int, parameters: tuple[Any, ...]) -> bool:
+    """Whether all is plainly as the checks want it, in the common precision: one quick look, since a step is short."""
+    if not all(isinstance(t, Tensor) for t in (state, u, *parameters)):
+        return False
+    shape, device = state.shape, state.device
+    last = shape[-2:]
+    good = (
+        len(last) == 2
+        and state.dtype == torch.complex64
+        and u.dtype == torch.float32
+        and u.shape == shape[:-1]
+        and u.device == device
+    )
+    for i, t in enumerate(parameters):
+        good = good and (t.shape if i < by_head else t.shape[1:]) == last
+        good = good and t.dtype == torch.complex64 and t.device == device
+    if d is None or not good:
+        return good
+    skip = (parameters[-1].shape[0], shape[-2])
+    return isinstance(d, Tensor) and d.shape == skip and d.dtype == torch.float32 and d.device == device
 
 
 def _check_state_indices(state: Tensor, u: Tensor, indices: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,6 +14,11 @@ from ..dispatch import implement
 
 def needs(device: str, dtype: torch.dtype) -> str | None:
     return native.why_not("cpu")
+
+
+@functools.cache
+def _native(name: str) -> Callable[..., Tensor]:
+    return getattr(torch.ops.sequence_kernels_native, name).default
 
 
 @functools.cache
@@ -32,11 +38,11 @@ def step(
 ) -> Tensor:
     """y (..., C, H) of the native op ``name``, from ``state`` and to ``next_state``, which are contiguous."""
     real = torch.float64 if state.dtype == torch.complex128 else torch.float32
-    y = getattr(torch.ops.sequence_kernels_native, name).default(
+    y = _native(name)(
         state,
         _nothing(torch.int64) if state_indices is None else state_indices.to(torch.int64).contiguous(),
         u.to(real).contiguous(),
-        *(parameter.contiguous() for parameter in parameters),
+        *[parameter.contiguous() for parameter in parameters],
         _nothing(real) if d is None else d.contiguous(),
         next_state,
     )

@@ -15,7 +15,7 @@ ACTIVATIONS = ("gelu", "relu", "tanh", "silu", "sigmoid")
 
 
 class Program:
-    """Instructions over the channels of a sequence, and copies of the numbers they need.
+    """Instructions over the channels of a sequence, and the numbers they need.
 
     Each method but the last two adds one instruction. ``width``: channels of the input; ``dtype``: float32 or float64.
     """
@@ -25,17 +25,17 @@ class Program:
         self.width = width  # channels after the last instruction
         self.state_size = 0  # numbers that the state of a sequence has
         self._instructions: list[list[int]] = []
-        self._weights: list[Tensor] = []
+        self._weights: list[tuple[int, Tensor]] = []
         self._used = 0
 
     def _add(self, name: str, sizes: tuple[int, ...] = (), *weights: Tensor, state: int = 0) -> None:
         sizes = (*sizes, *[0] * (4 - len(sizes)))
         self._instructions.append([_CODES[name], *sizes, self._used, state])
         for weight in weights:
-            flat = (torch.view_as_real(weight.resolve_conj()) if weight.is_complex() else weight).flatten()
-            flat = F.pad(flat.detach().to("cpu", self.dtype), (0, -flat.numel() % _PANEL))
-            self._weights.append(flat)
-            self._used += flat.numel()
+            weight = weight.detach().resolve_conj()
+            weight = torch.view_as_real(weight) if weight.is_complex() else weight
+            self._weights.append((self._used, weight))
+            self._used += weight.numel() + -weight.numel() % _PANEL
 
     def _numbers(self, *values: float) -> Tensor:
         return torch.tensor(values, dtype=self.dtype)
@@ -53,8 +53,8 @@ class Program:
         """``weight`` (outputs, inputs), ``bias`` (outputs)."""
         outputs, inputs = weight.shape
         self.width = outputs
-        rows = F.pad(weight.detach(), (0, 0, 0, -outputs % _PANEL))
-        panels = rows.view(-1, _PANEL, inputs).mT.contiguous()
+        rows = F.pad(weight, (0, 0, 0, -outputs % _PANEL)) if outputs % _PANEL else weight
+        panels = rows.unflatten(0, (-1, _PANEL)).mT
         self._add("linear", (inputs, outputs), weight.new_zeros(outputs) if bias is None else bias, panels)
 
     def glu(self) -> None:
@@ -73,8 +73,11 @@ class Program:
         self.width = channels * heads
 
     def finish(self) -> None:
-        """Make it ready to run."""
-        self._packed = torch.cat((torch.empty(0, dtype=self.dtype), *self._weights))
+        """Copy the numbers and make it ready to run."""
+        self._packed = torch.zeros(self._used, dtype=self.dtype)
+        for at, weight in self._weights:
+            self._packed[at : at + weight.numel()].view(weight.shape).copy_(weight)
+        self._weights.clear()
         self._code = torch.tensor(self._instructions, dtype=torch.int64).view(-1, 7)
         self._in_order = torch.empty(0, dtype=torch.int64)
         self._run = torch.ops.sequence_kernels_native.step_program.default
