@@ -18,7 +18,7 @@ from ..ssm.system import interleaved, paired
 from ..stages import Recurrence, Stage, pointwise
 from .components import activation_module, dropout_module, linear_activation
 
-#: Elements that one chunk of the convolution holds.
+#: Elements that one chunk of the convolution holds; making longer ones' matrices costs more than they save.
 _CHUNK = 32
 
 

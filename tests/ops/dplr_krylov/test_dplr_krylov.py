@@ -18,6 +18,7 @@ def whole(x: Tensor) -> Tensor:
     return torch.cat((x, x.conj()), -1)
 
 
+@pytest.mark.checks("oracle")
 @pytest.mark.parametrize("backend", backends("dplr_krylov"))
 @pytest.mark.parametrize("rank", [0, 1, 2])
 @pytest.mark.parametrize("count", [1, 2, 9])
