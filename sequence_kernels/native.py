@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -35,6 +36,11 @@ def why_not(name: str) -> str | None:
         if name not in _reasons:
             _reasons[name] = _try_to_load(name)
         return _reasons[name]
+
+
+def needs(name: str) -> Callable[[str, torch.dtype], str | None]:
+    """What ``ops.dispatch.implement`` asks of kernels that are in the compiled library ``name``."""
+    return lambda device, dtype: why_not(name)
 
 
 def _try_to_load(name: str) -> str | None:

@@ -12,10 +12,6 @@ from ..dispatch import implement
 from ..sharing import sets_and_channels
 
 
-def _needs(device: str, dtype: torch.dtype) -> str | None:
-    return native.why_not("cpu")
-
-
 def _arguments(weights: Tensor, z: Tensor, w: Tensor) -> tuple[Tensor, ...]:
     """As the kernels take them: complex weights (sets, channels, K), w (channels, N), z (channels or 1, L)."""
     weights, z, w = (t if t.is_complex() else torch.complex(t, torch.zeros_like(t)) for t in (weights, z, w))
@@ -31,14 +27,14 @@ def _result(out: Tensor, *arguments: Tensor) -> Tensor:
     return out if arguments[0].is_complex() else out.real.contiguous()
 
 
-@implement("cauchy", "cpu", needs=_needs)
+@implement("cauchy", "cpu", needs=native.needs("cpu"))
 def cauchy(v: Tensor, z: Tensor, w: Tensor, conjugate: bool, order: int) -> Tensor:
     weights, poles, nodes = _arguments(v, z, w)
     out = torch.ops.sequence_kernels_native.cauchy(weights, nodes, poles, conjugate, order)
     return _result(out, v, z, w)
 
 
-@implement("cauchy_transpose", "cpu", needs=_needs)
+@implement("cauchy_transpose", "cpu", needs=native.needs("cpu"))
 def cauchy_transpose(g: Tensor, z: Tensor, w: Tensor, order: int) -> Tensor:
     weights, poles, nodes = _arguments(g, z, w)
     out = torch.ops.sequence_kernels_native.cauchy_transpose(weights, nodes, poles, order)

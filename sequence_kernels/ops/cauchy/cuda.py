@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from ... import native
 from ..dispatch import implement
 from . import cpu
 
-
-def _needs(device: str, dtype: torch.dtype) -> str | None:
-    return native.why_not("cuda")
-
-
-implement("cauchy", "cuda", needs=_needs)(cpu.cauchy)
-implement("cauchy_transpose", "cuda", needs=_needs)(cpu.cauchy_transpose)
+implement("cauchy", "cuda", needs=native.needs("cuda"))(cpu.cauchy)
+implement("cauchy_transpose", "cuda", needs=native.needs("cuda"))(cpu.cauchy_transpose)

@@ -13,15 +13,11 @@ from .reference import on_circle, stacked
 _LARGEST = 2.0**28
 
 
-def _needs(device: str, dtype: torch.dtype) -> str | None:
-    return native.why_not("cpu")
-
-
 def _largest(w: Tensor) -> float:
     return float(torch.view_as_real(w.resolve_conj()).abs().max()) if w.numel() > 0 else 0.0
 
 
-@implement("dplr_generating", "cpu", needs=_needs)
+@implement("dplr_generating", "cpu", needs=native.needs("cpu"))
 def dplr_generating(c: Tensor, p: Tensor, q: Tensor, b: Tensor, w: Tensor, t: Tensor) -> Tensor:
     if w.dtype == torch.complex64 and _largest(w) > _LARGEST:
         c_wide, p_wide, q_wide, b_wide, w_wide = (x.to(torch.complex128) for x in (c, p, q, b, w))

@@ -9,20 +9,16 @@ from ... import native
 from ..dispatch import implement
 
 
-def _needs(device: str, dtype: torch.dtype) -> str | None:
-    return native.why_not("cpu")
-
-
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.resolve_conj().contiguous()
 
 
-@implement("dplr_krylov", "cpu", needs=_needs)
+@implement("dplr_krylov", "cpu", needs=native.needs("cpu"))
 def dplr_krylov(x: Tensor, a: Tensor, p: Tensor, q: Tensor, count: int) -> Tensor:
     return torch.ops.sequence_kernels_native.dplr_krylov(*map(_plain, (x, a, p, q)), count)
 
 
-@implement("dplr_krylov_backward", "cpu", needs=_needs)
+@implement("dplr_krylov_backward", "cpu", needs=native.needs("cpu"))
 def dplr_krylov_backward(
     g: Tensor, y: Tensor, a: Tensor, p: Tensor, q: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

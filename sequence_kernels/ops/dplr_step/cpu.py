@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ... import native
 from ..dispatch import implement
-from ..ssm_step.cpu import needs, step, step_in_place
+from ..ssm_step.cpu import step, step_in_place
 
 
-@implement("dplr_step", "cpu", needs=needs)
+@implement("dplr_step", "cpu", needs=native.needs("cpu"))
 def dplr_step(
     state: Tensor, u: Tensor, a: Tensor, p: Tensor, q: Tensor, b: Tensor, c: Tensor, d: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -18,7 +19,7 @@ def dplr_step(
     return step("dplr_step", state, u, (a, p, q, b, c), d, next_state), next_state
 
 
-@implement("dplr_step_", "cpu", needs=needs)
+@implement("dplr_step_", "cpu", needs=native.needs("cpu"))
 def dplr_step_(
     state: Tensor,
     u: Tensor,

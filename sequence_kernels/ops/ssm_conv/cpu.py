@@ -11,10 +11,6 @@ from ... import native
 from ..dispatch import implement
 
 
-def _needs(device: str, dtype: torch.dtype) -> str | None:
-    return native.why_not("cpu")
-
-
 def _parameters(
     taps: Tensor,
     e_out: Tensor,
@@ -40,12 +36,12 @@ def _in_time_order(sequence: Tensor) -> Tensor:
     return sequence.contiguous() if sequence.stride(-1) > 1 else sequence
 
 
-@implement("ssm_conv", "cpu", needs=_needs)
+@implement("ssm_conv", "cpu", needs=native.needs("cpu"))
 def ssm_conv(u: Tensor, *parameters: Any) -> tuple[Tensor, Tensor]:
     return torch.ops.sequence_kernels_native.ssm_conv(u, *_parameters(*parameters))
 
 
-@implement("ssm_conv_backward", "cpu", needs=_needs)
+@implement("ssm_conv_backward", "cpu", needs=native.needs("cpu"))
 def ssm_conv_backward(
     g: Tensor, g_final: Tensor, u: Tensor, *parameters: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -12,10 +12,6 @@ from ... import native
 from ..dispatch import implement
 
 
-def needs(device: str, dtype: torch.dtype) -> str | None:
-    return native.why_not("cpu")
-
-
 @functools.cache
 def _native(name: str) -> Callable[..., Tensor]:
     return getattr(torch.ops.sequence_kernels_native, name).default
@@ -66,7 +62,7 @@ def step_in_place(
     return y
 
 
-@implement("ssm_step", "cpu", needs=needs)
+@implement("ssm_step", "cpu", needs=native.needs("cpu"))
 def ssm_step(
     state: Tensor, u: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -75,7 +71,7 @@ def ssm_step(
     return step("ssm_step", state, u, (a, b, c), d, next_state), next_state
 
 
-@implement("ssm_step_", "cpu", needs=needs)
+@implement("ssm_step_", "cpu", needs=native.needs("cpu"))
 def ssm_step_(
     state: Tensor,
     u: Tensor,

@@ -10,15 +10,11 @@ from ..dispatch import implement
 from ..sharing import sets_and_channels
 
 
-def _needs(device: str, dtype: torch.dtype) -> str | None:
-    return native.why_not("cpu")
-
-
 def _complex(tensor: Tensor) -> Tensor:
     return tensor if tensor.is_complex() else torch.complex(tensor, torch.zeros_like(tensor))
 
 
-@implement("vandermonde", "cpu", needs=_needs)
+@implement("vandermonde", "cpu", needs=native.needs("cpu"))
 def vandermonde(v: Tensor, x: Tensor, L: int, conjugate: bool, power: int) -> Tensor:
     pairs = conjugate or not v.is_complex()  # a real product is half that of pairs with imaginary parts of 0
     weights, exponents = sets_and_channels(_complex(v), _complex(x))
@@ -27,7 +23,7 @@ def vandermonde(v: Tensor, x: Tensor, L: int, conjugate: bool, power: int) -> Te
     return (out if conjugate or not pairs else out / 2).reshape(*batch, L)
 
 
-@implement("vandermonde_transpose", "cpu", needs=_needs)
+@implement("vandermonde_transpose", "cpu", needs=native.needs("cpu"))
 def vandermonde_transpose(g: Tensor, x: Tensor, power: int) -> Tensor:
     weights, exponents = sets_and_channels(g, _complex(x))
     out = torch.ops.sequence_kernels_native.vandermonde_transpose(weights, exponents, power)

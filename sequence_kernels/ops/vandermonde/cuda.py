@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from ... import native
 from ..dispatch import implement
 from . import cpu
 
-
-def _needs(device: str, dtype: torch.dtype) -> str | None:
-    return native.why_not("cuda")
-
-
-implement("vandermonde", "cuda", needs=_needs)(cpu.vandermonde)
-implement("vandermonde_transpose", "cuda", needs=_needs)(cpu.vandermonde_transpose)
+implement("vandermonde", "cuda", needs=native.needs("cuda"))(cpu.vandermonde)
+implement("vandermonde_transpose", "cuda", needs=native.needs("cuda"))(cpu.vandermonde_transpose)
