@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..cauchy import _cauchy, _cauchy_transpose
 from ..dispatch import choose
 from ..registration import register
-from . import cpu, reference  # noqa: F401 (register the implementations)
-from .reference import inverse_small, small_product, stacked
+from . import adjoint, cpu, reference  # noqa: F401 (register the implementations)
 
 
 def dplr_generating(
@@ -75,40 +73,17 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    """Through the Cauchy products M at i t again: the derivative of ``out_c`` is ``(1 + i t) (1, -l_c) dM (1, -a)^T``.
+    inputs = ctx.saved_tensors
+    if torch.is_grad_enabled():  # a derivative of this derivative is wanted: leave a graph
+        gradients = adjoint.gradients(g, *inputs, ctx.backend)
+    else:
+        gradients = _dplr_generating_backward(g, *inputs, ctx.backend)
+    dt = adjoint.gradient_of_nodes(g, *inputs, ctx.backend) if ctx.needs_input_grad[5] else None
+    return (*gradients, dt, None)
 
-    ``a = X M_qb``, ``l = M_cp X``, ``X = (I + M_qp)^-1``. An infinite node has products and gradients of 0 here, and
-    adds those of its limit, ``2 Re(sum_n c_n b_n)``.
-    """
-    c, p, q, b, w, t = ctx.saved_tensors
-    channels, infinite = c.shape[0], t.isinf()
-    left, right = stacked(c, q), stacked(b.unsqueeze(0), p)
-    v = left.unsqueeze(1) * right
-    z = torch.complex(torch.zeros_like(t), t)
-    m = _cauchy(v, z, w, True, 1, ctx.backend)
-    x = inverse_small(m[channels:, 1:])
-    a, lows = small_product(x, m[channels:, :1]), small_product(m[:channels, 1:], x)
 
-    factor = (1 + z.masked_fill(infinite, 0)).masked_fill(infinite, 0)
-    gu = g * factor.conj()
-    rows = torch.cat((gu, -(gu.unsqueeze(1) * lows.conj()).sum(0))).unsqueeze(1)
-    gm = torch.cat((rows, -rows * a.squeeze(1).conj()), 1)
-    weights = torch.cat((gm, gm.conj()), -1)
-    nodes = torch.cat((-z, z))
-    dv = _cauchy_transpose(weights, nodes, w.conj_physical(), 1, ctx.backend)
-    limit = 2 * torch.where(infinite, g.real, 0).sum(-1, keepdim=True)
-    dleft = (dv * right.conj()).sum(1)
-    dright = (dv * left.unsqueeze(1).conj()).sum(0)
-    dc, db = dleft[:channels] + limit * b.conj(), dright[0] + (limit * c.conj()).sum(0)
-    dw = dt = None
-    if ctx.needs_input_grad[4]:
-        squares = _cauchy_transpose(weights, nodes, w.conj_physical(), 2, ctx.backend)
-        dw = (v.conj() * squares).sum((0, 1))
-    if ctx.needs_input_grad[5]:
-        bracket = m[:channels, 0] - small_product(m[:channels, 1:], a).squeeze(1)
-        slopes = _cauchy(v, z, w, True, 2, ctx.backend)
-        dt = (gm.conj() * slopes).imag.sum((0, 1, 2)) - (g.conj() * bracket).imag.sum((0, 1))
-    return dc, dright[1:], dleft[channels:], db, dw, dt, None
+def _backward_fake(g: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape) for x in inputs[:5])
 
 
 _dplr_generating = register(
@@ -117,4 +92,10 @@ _dplr_generating = register(
     fake=_fake,
     setup_context=_save,
     backward=_backward,
+)
+_dplr_generating_backward = register(
+    "dplr_generating_backward",
+    "(Tensor g, Tensor c, Tensor p, Tensor q, Tensor b, Tensor w, Tensor t, str backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    fake=_backward_fake,
 )

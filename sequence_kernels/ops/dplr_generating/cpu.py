@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ... import native
 from ..dispatch import implement
+from . import adjoint
 from .reference import on_circle, stacked
 
 #: float32 squares the squares of poles and nodes: larger poles are served in float64.
@@ -25,3 +26,10 @@ def dplr_generating(c: Tensor, p: Tensor, q: Tensor, b: Tensor, w: Tensor, t: Te
     node = torch.complex(*on_circle(t.double())).to(c.dtype)
     left, right = stacked(c, q), stacked(b.unsqueeze(0), p)
     return torch.ops.sequence_kernels_native.dplr_generating(left, right, w.resolve_conj().contiguous(), node)
+
+
+@implement("dplr_generating_backward", "cpu", needs=native.needs("cpu"))
+def dplr_generating_backward(
+    g: Tensor, c: Tensor, p: Tensor, q: Tensor, b: Tensor, w: Tensor, t: Tensor
+) -> tuple[Tensor, ...]:
+    return tuple(x.contiguous() for x in adjoint.gradients(g, c, p, q, b, w, t, "cpu"))
