@@ -73,12 +73,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    inputs = ctx.saved_tensors
+    arguments = (g, *ctx.saved_tensors, ctx.backend)
     if torch.is_grad_enabled():  # a derivative of this derivative is wanted: leave a graph
-        gradients = adjoint.gradients(g, *inputs, ctx.backend)
+        gradients = adjoint.gradients(*arguments)
     else:
-        gradients = _dplr_generating_backward(g, *inputs, ctx.backend)
-    dt = adjoint.gradient_of_nodes(g, *inputs, ctx.backend) if ctx.needs_input_grad[5] else None
+        gradients = _dplr_generating_backward(*arguments)
+    dt = adjoint.gradient_of_nodes(*arguments) if ctx.needs_input_grad[5] else None
     return (*gradients, dt, None)
 
 
