@@ -1,6 +1,7 @@
 """Builds sequence_kernels/_native_cpu.so, if there is a C++ compiler; everything else is in pyproject.toml.
 
-SEQUENCE_KERNELS_CUDA=13.0 asks for sequence_kernels/_native_cuda.so too, compiled by the nvcc of that CUDA.
+SEQUENCE_KERNELS_CUDA=13.0 asks for sequence_kernels/_native_cuda.so too, compiled for that CUDA by what
+tools/cuda_compiler.py finds. Beside each library a .json file says what it was built with.
 
 The libraries are written on torch's stable C functions (csrc/runtime), so building them needs no torch, and the one
 file serves every torch >= 2.10 and every Python. docs/build.md explains the choices made here.
@@ -8,20 +9,22 @@ file serves every torch >= 2.10 and every Python. docs/build.md explains the cho
 
 from __future__ import annotations
 
+import json
 import os
-import re
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+sys.path.insert(0, str(ROOT / "tools"))
+import cuda_compiler  # noqa: E402
+from cuda_compiler import Cuda  # noqa: E402
 
 # Every csrc/<op>/cpu.cpp is compiled once for each instruction set; the best one the machine has is chosen at run time.
 INSTRUCTION_SETS = {
@@ -35,11 +38,12 @@ FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -ffp-contract=
 NVCC_FLAGS = "-std=c++17 -O3 -fatbin"
 
 
-class Cuda(NamedTuple):
-    """A CUDA compiler and what it compiles for."""
-
-    nvcc: str
-    architectures: list[str]
+def find_compiler() -> str | None:
+    """The C++ compiler to use, or None where the native library cannot be built."""
+    if not sys.platform.startswith("linux"):
+        return None
+    candidates = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
+    return next((name for name in candidates if name and shutil.which(name.split()[0])), None)
 
 
 def find_cuda(compiler: str | None) -> Cuda | None:
@@ -49,46 +53,9 @@ def find_cuda(compiler: str | None) -> Cuda | None:
         return None
     if compiler is None:
         sys.exit(f"SEQUENCE_KERNELS_CUDA={version} needs a C++ compiler; install one, for example g++")
-    if not re.fullmatch(r"\d+\.\d+", version):
-        sys.exit(f"SEQUENCE_KERNELS_CUDA must be a version of CUDA, for example 13.0, got {version!r}")
-    home = os.environ.get("CUDA_HOME")
-    nvcc = shutil.which("nvcc", path=str(Path(home, "bin")) if home else None)
-    if nvcc is None:
-        sys.exit(
-            f"SEQUENCE_KERNELS_CUDA={version} needs nvcc {version}, and there is none in "
-            f"{home + '/bin' if home else 'PATH'}: install the CUDA toolkit {version} and set CUDA_HOME to its folder"
-        )
-    found = re.search(r"release (\d+\.\d+)", subprocess.check_output([nvcc, "--version"], text=True))
-    if found is None or found[1] != version:
-        sys.exit(
-            f"SEQUENCE_KERNELS_CUDA={version}, but {nvcc} is of CUDA {found[1] if found else 'unknown'}: "
-            f"set CUDA_HOME to the folder of CUDA {version}"
-        )
-    architectures = architectures_for(version)
-    print(f"sequence_kernels: {nvcc} of CUDA {version} compiles for sm_{', sm_'.join(architectures)}")
-    return Cuda(nvcc, architectures)
-
-
-def architectures_for(version: str) -> list[str]:
-    """What csrc/architectures.txt says in the last line that does not want a newer CUDA."""
-    text = (ROOT / "csrc" / "architectures.txt").read_text()
-    lines = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
-
-    def number(version: str) -> list[int]:
-        return [int(part) for part in version.split(".")]
-
-    served = [architectures for since, *architectures in lines if number(since) <= number(version)]
-    if not served:
-        sys.exit(f"SEQUENCE_KERNELS_CUDA={version} is older than what the kernels need, CUDA {lines[0][0]}")
-    return served[-1]
-
-
-def find_compiler() -> str | None:
-    """The C++ compiler to use, or None where the native library cannot be built."""
-    if not sys.platform.startswith("linux"):
-        return None
-    candidates = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
-    return next((name for name in candidates if name and shutil.which(name.split()[0])), None)
+    cuda = cuda_compiler.find(version)
+    print(f"sequence_kernels: {cuda.name} compiles for sm_{', sm_'.join(cuda.architectures)}")
+    return cuda
 
 
 def ninja_path(path: Path) -> str:
@@ -96,15 +63,20 @@ def ninja_path(path: Path) -> str:
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
+def instruction_sets(compiler: str) -> dict[str, str]:
+    """The instruction sets of the machine that the compiler compiles for, and the options that ask for each."""
+    target = subprocess.check_output([*shlex.split(compiler), "-dumpmachine"], text=True)
+    return INSTRUCTION_SETS.get(target.split("-")[0], {"generic": ""})
+
+
 def ninja_file(compiler: str, cuda: Cuda | None, folder: Path) -> str:
     """The build: objects (with dependency files), an empty libtorch.so to link against, the libraries."""
-    target = subprocess.check_output([*shlex.split(compiler), "-dumpmachine"], text=True)
-    instruction_sets = INSTRUCTION_SETS.get(target.split("-")[0], {"generic": ""})
     include = shlex.quote(f"-I{ROOT / 'csrc'}")
-    paths = f"{shlex.quote(f'-ffile-prefix-map={ROOT}/=')} {include}"
+    paths = f"{shlex.quote(f'-ffile-prefix-map={ROOT}/=')} {include} -include runtime/old_glibc.h"
+    ccache = "ccache " if shutil.which("ccache") else ""
     lines = [
         "rule compile",
-        f"  command = {compiler} {FLAGS} {paths} $flags -MMD -MF $out.d -c $in -o $out",
+        f"  command = {ccache}{compiler} {FLAGS} {paths} $flags -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule stub",
@@ -130,7 +102,7 @@ def ninja_file(compiler: str, cuda: Cuda | None, folder: Path) -> str:
         if library is None:
             continue
         stem = f"{source.parent.name}/{source.stem}"
-        variants = instruction_sets if source.name == "cpu.cpp" else {"": ""}
+        variants = instruction_sets(compiler) if source.name == "cpu.cpp" else {"": ""}
         for name, extra in variants.items():
             library.append(f"{stem}.{name}.o" if name else f"{stem}.o")
             lines.append(f"build {library[-1]}: compile {ninja_path(source)}")
@@ -152,12 +124,28 @@ def cuda_rules(compiler: str, cuda: Cuda, include: str) -> list[str]:
     )
     return [
         "rule nvcc",
-        f"  command = {shlex.quote(cuda.nvcc)} {NVCC_FLAGS} {' '.join(codes)} {include} -MMD -MF $out.d $in -o $out",
+        f"  command = {shlex.join(cuda.command)} {NVCC_FLAGS} {' '.join(codes)} {include} -MMD -MF $out.d $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule embed",
         f"  command = {embed} -o $out",
     ]
+
+
+def built_with(compiler: str, cuda: Cuda | None) -> dict[str, dict[str, object]]:
+    """What is kept beside each library, for `python -m sequence_kernels`."""
+    version = subprocess.check_output([*shlex.split(compiler), "--version"], text=True).splitlines()[0]
+    facts: dict[str, dict[str, object]] = {
+        "cpu": {"compiler": version, "instruction_sets": list(instruction_sets(compiler))}
+    }
+    if cuda:
+        facts["cuda"] = {
+            "cuda": cuda.version,
+            "compiler": cuda.name,
+            "architectures": cuda.architectures,
+            "ptx": cuda.architectures[-1],
+        }
+    return facts
 
 
 class BuildNative(build_ext):
@@ -175,6 +163,13 @@ class BuildNative(build_ext):
         ninja = shutil.which("ninja")
         command = [ninja] if ninja else [sys.executable, "-m", "ninja"]
         subprocess.run([*command, "--quiet", "-C", str(build)], check=True)
+        for name, facts in built_with(compiler, cuda).items():
+            (folder / f"_native_{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+    def copy_extensions_to_source(self) -> None:
+        super().copy_extensions_to_source()
+        for facts in (Path(self.build_lib) / "sequence_kernels").glob("_native_*.json"):
+            shutil.copy(facts, ROOT / "sequence_kernels")
 
 
 class Wheel(bdist_wheel):

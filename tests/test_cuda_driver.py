@@ -21,6 +21,8 @@ from sequence_kernels.ops import dispatch
 from tests.aot import nvcc
 from tests.cuda_driver import Built, build, skip_reason
 from tests.cuda_driver.build import ROOT, setup, source_tree
+from tests.ops.ssm_step.exact import check as check_step
+from tests.ops.ssm_step.exact import sample as step_sample
 
 pytestmark = [
     pytest.mark.skipif(skip_reason() is not None, reason=str(skip_reason())),
@@ -149,6 +151,35 @@ def test_real_weights_have_their_own_transpose(driver: Driver) -> None:
     assert driver.launches()[0].startswith("vandermonde_transpose_real_f32")
 
 
+@pytest.mark.parametrize(("dtype", "kind"), [precision[:2] for precision in PRECISIONS])
+@pytest.mark.parametrize(
+    ("shape", "slots", "launch"),
+    [
+        ((1, 3, 32, 2, None), None, "one_{} grid 1 block 128"),
+        ((9, 2, 5, 1, 2), None, "many_{} grid 2 block 128"),
+        ((3, 5, 4, 1, 1), [2, -1, 0], "many_{} grid 1 block 128"),
+        ((0, 5, 4, 1, 1), None, None),
+    ],
+)
+def test_steps_launch_their_kernel(
+    driver: Driver,
+    shape: Any,
+    slots: list[int] | None,
+    launch: str | None,
+    dtype: torch.dtype,
+    kind: str,
+) -> None:
+    x = step_sample(*shape, slots=slots, places=shape[0], dtype=dtype)
+    state, after = x.state.clone(), torch.full_like(x.state, complex("nan"))
+    to = after if slots is None else state
+    y = driver.run("ssm_step", state, *x[1:], to)
+    check_step(x, y, to)
+    launched = driver.launches()
+    assert len(launched) == (launch is not None)
+    if launch is not None:
+        assert launched[0].startswith(f"ssm_step_{launch.format(kind)} shared ")
+
+
 def test_bad_arguments_launch_nothing(driver: Driver) -> None:
     v, x = samples("vandermonde", 1, 2, 3, 5)
     with pytest.raises(RuntimeError, match="vandermonde expects contiguous complex v and x of one dtype"):
@@ -156,6 +187,9 @@ def test_bad_arguments_launch_nothing(driver: Driver) -> None:
     v, z, w = samples("cauchy", 1, 2, 3, 5)
     with pytest.raises(RuntimeError, match="cauchy expects order >= 1"):
         driver.run("cauchy", v, z, w, True, 0)
+    x = step_sample(3, 2, 4, 1, 1)
+    with pytest.raises(RuntimeError, match="a step without slots expects as many states as rows"):
+        driver.run("ssm_step", x.state, None, x.u[:2], *x[3:], x.state)
     assert driver.record() == []
 
 
@@ -251,7 +285,10 @@ def test_a_forked_process_is_told_to_spawn(driver: Driver) -> None:
         assert "CUDA does not survive a fork: start processes by" in said.read()
 
 
-@pytest.mark.parametrize("op", ["vandermonde", "vandermonde_transpose", "cauchy", "cauchy_transpose"])
+@pytest.mark.parametrize(
+    "op",
+    ["vandermonde", "vandermonde_transpose", "cauchy", "cauchy_transpose", "ssm_step", "dplr_step_"],
+)
 def test_the_python_side_is_the_cpu_s(op: str) -> None:
     assert dispatch.implementation(op, "cuda") is dispatch.implementation(op, "cpu")
     assert "cuda: torch" in ops.explain(op, "cuda")
@@ -270,8 +307,8 @@ def test_the_architectures_are_those_of_the_file() -> None:
 @pytest.mark.parametrize(
     ("version", "home", "said"),
     [
-        ("12.9", "here", r"SEQUENCE_KERNELS_CUDA=12.9, but .*/nvcc is of CUDA 13.0: set CUDA_HOME"),
-        ("13.0", "empty", r"SEQUENCE_KERNELS_CUDA=13.0 needs nvcc 13.0, and there is none in .*: install"),
+        ("12.9", "here", r"=12.9 needs a compiler of CUDA 12.9, and found nvcc 13.0 of CUDA 13.0.*: set CUDA_HOME"),
+        ("14.9", "empty", r"pip install 'nvidia-cuda-nvcc==14.9"),
         ("yes", "here", r"SEQUENCE_KERNELS_CUDA must be a version of CUDA, for example 13.0, got 'yes'"),
     ],
 )

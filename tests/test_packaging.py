@@ -25,8 +25,8 @@ def build(tmp_path: Path, *what: str, path: str) -> tuple[Path, str]:
     source.mkdir()
     for name in kept:
         shutil.copy(ROOT / name, source)
-    ignored = shutil.ignore_patterns("*.so", "__pycache__")
-    for name in ("csrc", "sequence_kernels"):
+    ignored = shutil.ignore_patterns("_native_*", "__pycache__")
+    for name in ("csrc", "sequence_kernels", "tools"):
         shutil.copytree(ROOT / name, source / name, ignore=ignored)
     environment = {**os.environ, "PATH": path}
     environment.pop("CXX", None)

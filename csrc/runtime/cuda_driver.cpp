@@ -6,18 +6,6 @@
 #include <map>
 #include <mutex>
 
-// The names that every glibc since the architecture's first one has, not those of glibc 2.34.
-#if defined(__x86_64__)
-#  define OLD_GLIBC "GLIBC_2.2.5"
-#elif defined(__aarch64__)
-#  define OLD_GLIBC "GLIBC_2.17"
-#endif
-#ifdef OLD_GLIBC
-__asm__(".symver dlopen, dlopen@" OLD_GLIBC);
-__asm__(".symver dlsym, dlsym@" OLD_GLIBC);
-__asm__(".symver dlerror, dlerror@" OLD_GLIBC);
-#endif
-
 namespace sequence_kernels {
 namespace {
 

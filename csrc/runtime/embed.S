@@ -1,5 +1,5 @@
 // The file FATBIN as read-only data under the name SYMBOL.
-    .section .rodata
+    .section .nv_fatbin, "a"
     .balign 64
     .globl SYMBOL
     .hidden SYMBOL

@@ -44,7 +44,8 @@ def source_tree(folder: Path) -> None:
     (folder / "sequence_kernels").mkdir(parents=True, exist_ok=True)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy2(ROOT / name, folder)
-    for part in ("common", "runtime", "vandermonde", "cauchy"):
+    shutil.copytree(ROOT / "tools", folder / "tools", dirs_exist_ok=True)
+    for part in ("common", "runtime", "vandermonde", "cauchy", "ssm_step"):
         others = shutil.ignore_patterns("cpu.cpp", "register.cpp")
         shutil.copytree(ROOT / "csrc" / part, folder / "csrc" / part, ignore=others)
     shutil.copy2(ROOT / "csrc" / "architectures.txt", folder / "csrc")
