@@ -37,6 +37,22 @@ def _cauchy(name: str, real: torch.dtype) -> Launches:
     return found
 
 
+def _ssm_step(name: str, real: torch.dtype) -> Launches:
+    module = "sequence_kernels.ops.ssm_step.triton"
+    found: Launches = {}
+    for rows in (1, 8):
+        state = torch.zeros(rows, 4, 32, dtype=real.to_complex())
+        u, d, slots = torch.zeros(rows, 4, dtype=real), torch.zeros(1, 4, dtype=real), torch.arange(rows)
+        one = state[:1].clone()
+        found[f"{rows} rows {name}"] = (module, "ssm_step", (state, u, one[0], one[0], one, d))
+        found[f"{rows} rows, slots {name}"] = (
+            module,
+            "ssm_step_",
+            (state, u, one[0], one, one, one[0], one, None, slots),
+        )
+    return found
+
+
 LAUNCHES: Launches = {}
 for _name, _real in (("f32", torch.float32), ("f64", torch.float64)):
-    LAUNCHES |= _vandermonde(_name, _real) | _cauchy(_name, _real)
+    LAUNCHES |= _vandermonde(_name, _real) | _cauchy(_name, _real) | _ssm_step(_name, _real)

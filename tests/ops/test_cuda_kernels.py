@@ -24,6 +24,17 @@ def poles(*shape: int) -> Tensor:
     return torch.complex(-0.5 - torch.rand(*shape).double(), 3 * torch.randn(*shape).double())
 
 
+def step(op: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
+    """Both results of a step as one tensor."""
+    return lambda *arguments, **options: torch.cat([t.flatten() for t in op(*arguments, **options)])
+
+
+def step_arguments(rows: int, rank: int | None) -> list[Any]:
+    low_rank = [] if rank is None else [normal(rank, 3, 33), normal(rank, 3, 33)]
+    a, b = poles(3, 33), normal(3, 33)
+    return [normal(rows, 3, 33), normal(rows, 3).real, a, *low_rank, b, normal(2, 3, 33), normal(2, 3).real]
+
+
 # One set of weights and three: the kernels differ. Longer than a segment: the sum over segments too.
 CALLS: dict[str, tuple[Callable[..., Tensor], Callable[[], list[Any]], dict[str, Any]]] = {
     "pairs": (ops.vandermonde, lambda: [normal(3, 2, 17), poles(2, 17) / 70, 70], {}),
@@ -46,6 +57,8 @@ CALLS: dict[str, tuple[Callable[..., Tensor], Callable[[], list[Any]], dict[str,
         lambda: [normal(3, 2, 130), 1j * normal(2, 130).real, poles(2, 40)],
         {"order": 2},
     ),
+    "step_one": (step(ops.ssm_step), lambda: step_arguments(1, None), {}),
+    "step_many": (step(ops.dplr_step), lambda: step_arguments(9, 2), {}),
 }
 
 

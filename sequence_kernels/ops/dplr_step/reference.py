@@ -8,6 +8,8 @@ dp_r = sum s_r p', dq_r = 2 sum t_r x*; the others as for a diagonal model.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -29,19 +31,7 @@ def dplr_step(
     return readout(new_state, u, c, d), new_state
 
 
-@implement("dplr_step_", "torch")
-def dplr_step_(
-    state: Tensor,
-    u: Tensor,
-    a: Tensor,
-    p: Tensor,
-    q: Tensor,
-    b: Tensor,
-    c: Tensor,
-    d: Tensor | None,
-    state_indices: Tensor | None,
-) -> Tensor:
-    return in_place(dplr_step, state, u, a, p, q, b, c, d, state_indices=state_indices)
+implement("dplr_step_", "torch")(functools.partial(in_place, dplr_step))
 
 
 def dplr_step_backward(

@@ -8,6 +8,7 @@ du = Re(sum_n b* p) + sum_c d_c g_c, dc = 2 sum g_c x'*, dd = sum g_c u; sums wi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -33,34 +34,30 @@ def ssm_step(
 
 
 def in_place(
-    step: Callable[..., tuple[Tensor, Tensor]],
-    state: Tensor,
-    u: Tensor,
-    *parameters: Tensor | None,
-    state_indices: Tensor | None,
+    step: Callable[..., tuple[Tensor, Tensor]], state: Tensor, u: Tensor, *parameters: Tensor | None
 ) -> Tensor:
-    """Step, write the new states where the old ones were, and return y."""
-    if state_indices is None:
+    """Step, write the new states where the old ones were, and return y. The last parameter: ``state_indices``.
+
+    No shape depends on a value, so that a CUDA graph can capture it. An idle row does what the first busy one does,
+    and writes the same bits to the same slot; where all are idle, slot 0 gets its own bits.
+    """
+    slots, parameters = parameters[-1], parameters[:-1]
+    if slots is None:
         y, new_state = step(state, u, *parameters)
         state.copy_(new_state)
         return y
-    rows = (state_indices >= 0).nonzero().squeeze(-1)
-    slots = state_indices[rows]
-    y_rows, state[slots] = step(state[slots], u[rows], *parameters)
-    return y_rows.new_zeros((len(u), *y_rows.shape[1:])).index_copy_(0, rows, y_rows)
+    busy = slots >= 0
+    if len(u) == 0 or len(state) == 0:
+        return step(state.new_zeros((len(u), *state.shape[1:])), torch.zeros_like(u), *parameters)[0]
+    row = torch.where(busy, torch.arange(len(u), device=u.device), busy.to(torch.int8).argmax())
+    place = slots[row].clamp(min=0)
+    old = state[place]
+    y, new_state = step(old, u[row], *parameters)
+    state[place] = torch.where(busy[row].view(-1, 1, 1), new_state, old)
+    return y.masked_fill_(~busy.view(-1, *(1,) * (y.dim() - 1)), 0)
 
 
-@implement("ssm_step_", "torch")
-def ssm_step_(
-    state: Tensor,
-    u: Tensor,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-    d: Tensor | None,
-    state_indices: Tensor | None,
-) -> Tensor:
-    return in_place(ssm_step, state, u, a, b, c, d, state_indices=state_indices)
+implement("ssm_step_", "torch")(functools.partial(in_place, ssm_step))
 
 
 def over_batch(t: Tensor, dims: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sequence_kernels import ops
 
+from ..devices import device_of, gpu_backends
 from ..test_contract import backends
 
 H, N, C = 5, 7, 2
@@ -21,9 +22,19 @@ FAMILIES: dict[str, tuple[Callable[..., Any], Callable[..., Tensor], int]] = {
 }
 
 every = pytest.mark.parametrize(
-    ("name", "backend"), [(name, backend) for name in FAMILIES for backend in backends(name)]
+    ("name", "backend"),
+    [(name, backend) for name in FAMILIES for backend in backends(name)]
+    + [pytest.param(name, *gpu.values, marks=gpu.marks) for name in FAMILIES for gpu in gpu_backends(name)],
 )
 names = pytest.mark.parametrize("name", FAMILIES)
+
+
+@pytest.fixture(autouse=True)
+def on_the_device_of_the_backend(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tensors are made where the backend's kernels run."""
+    parameters = getattr(request.node, "callspec", None)
+    with torch.device(device_of(parameters.params.get("backend", "cpu") if parameters else "cpu")):
+        yield
 
 
 def parameters(name: str, dtype: torch.dtype = C64) -> list[Tensor]:
@@ -79,6 +90,17 @@ def test_rows_drive_the_slots_they_name(name: str, backend: str, dtype: torch.dt
 
 
 @every
+def test_conjugated_parameters(name: str, backend: str) -> None:
+    _, in_place, _ = FAMILIES[name]
+    state, u, p = torch.randn(3, H, N, dtype=C64), torch.randn(3, H), parameters(name)
+    twin = state.clone()
+    pending = [t.conj().resolve_conj().conj() for t in p]
+    y, want = in_place(state, u, *pending, backend=backend), in_place(twin, u, *p, backend=backend)
+    assert torch.equal(y, want)
+    assert torch.equal(state, twin)
+
+
+@every
 def test_no_row_and_idle_rows_only(name: str, backend: str) -> None:
     _, in_place, _ = FAMILIES[name]
     pool, p = torch.randn(2, H, N, dtype=C64), parameters(name)
@@ -88,6 +110,9 @@ def test_no_row_and_idle_rows_only(name: str, backend: str) -> None:
         y = in_place(pool, torch.ones(count, H), *p, state_indices=indices, backend=backend)
         assert torch.equal(y, torch.zeros(count, C, H))
     assert torch.equal(pool, before)
+    none = torch.empty(0, H, N, dtype=C64)
+    y = in_place(none, torch.ones(2, H), *p, state_indices=torch.full((2,), -1), backend=backend)
+    assert torch.equal(y, torch.zeros(2, C, H))
 
 
 @every
@@ -215,18 +240,22 @@ class TestNative:
     def test_the_kernel_itself_refuses_what_would_leave_its_memory(self) -> None:
         step = torch.ops.sequence_kernels_native.ssm_step.default
         state, u = torch.zeros(2, H, N, dtype=C64), torch.zeros(2, H)
-        a, b, c, d = parameters("ssm_step_")
-        none = torch.empty(0, dtype=torch.int64)
-        step(state, none, u, a, b, c, d, state)
+        a, p, q, b, c, d = parameters("dplr_step_")
+        step(state, None, u, a, p, q, b, c, d, state)
+        step(state, None, u, a, None, None, b, c, None, state)
         for wrong in (
-            (state, torch.tensor([0, 2]), u, a, b, c, d, state),
-            (state, none, u[:1], a, b, c, d, state),
-            (state, none, u, a[:1], b, c, d, state),
-            (state, none, u, a, b, c, d[:1], state),
-            (state, none, u, a, b, c, d, state[:1]),
-            (state, none.float(), u, a, b, c, d, state),
-            (state, none, u.double(), a, b, c, d, state),
-            (state.mT.contiguous().mT, none, u, a, b, c, d, state),
+            (state, torch.tensor([0, 2]), u, a, p, q, b, c, d, state),
+            (state, torch.tensor([0]), u, a, p, q, b, c, d, state),
+            (state, torch.zeros(2), u, a, p, q, b, c, d, state),
+            (state, None, u[:1], a, p, q, b, c, d, state),
+            (state, None, u, a[:1], p, q, b, c, d, state),
+            (state, None, u, a, p[:, :1], q, b, c, d, state),
+            (state, None, u, a, p, q[:1], b, c, d, state),
+            (state, None, u, a, p, None, b, c, d, state),
+            (state, None, u, a, p, q, b, c, d[:1], state),
+            (state, None, u, a, p, q, b, c, d, state[:1]),
+            (state, None, u.double(), a, p, q, b, c, d, state),
+            (state.mT.contiguous().mT, None, u, a, p, q, b, c, d, state),
         ):
-            with pytest.raises(RuntimeError):
+            with pytest.raises(RuntimeError, match="a step"):
                 step(*wrong)

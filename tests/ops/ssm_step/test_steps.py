@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sequence_kernels import ops
 
+from ..devices import device_of, gpu_backends
 from ..test_contract import backends
 
 C128 = torch.complex128
@@ -18,17 +19,18 @@ def whole(x: Tensor) -> Tensor:
     return torch.cat((x, x.conj()), -1)
 
 
-def parts(batch: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    state, u = torch.randn(*batch, 3, 4, dtype=C128), torch.randn(*batch, 3, dtype=torch.float64)
-    a, b = torch.randn(3, 4, dtype=C128), torch.randn(3, 4, dtype=C128)
-    return state, u, a, b, torch.randn(2, 3, 4, dtype=C128), torch.randn(2, 3, dtype=torch.float64)
+def parts(batch: tuple[int, ...], device: str = "cpu") -> tuple[Tensor, ...]:
+    with torch.device(device):
+        state, u = torch.randn(*batch, 3, 4, dtype=C128), torch.randn(*batch, 3, dtype=torch.float64)
+        a, b = torch.randn(3, 4, dtype=C128), torch.randn(3, 4, dtype=C128)
+        return state, u, a, b, torch.randn(2, 3, 4, dtype=C128), torch.randn(2, 3, dtype=torch.float64)
 
 
 @pytest.mark.checks("oracle")
-@pytest.mark.parametrize("backend", backends("ssm_step"))
+@pytest.mark.parametrize("backend", backends("ssm_step") + gpu_backends("ssm_step"))
 @pytest.mark.parametrize("batch", [(), (5,), (2, 3), (0,)])
 def test_diagonal(backend: str, batch: tuple[int, ...]) -> None:
-    state, u, a, b, c, d = parts(batch)
+    state, u, a, b, c, d = parts(batch, device_of(backend))
     y, new_state = ops.ssm_step(state, u, a, b, c, d, backend=backend)
     matrix = torch.diag_embed(whole(a))
     moved = torch.einsum("hmn,...hn->...hm", matrix, whole(state)) + whole(b) * u.unsqueeze(-1)
@@ -39,12 +41,12 @@ def test_diagonal(backend: str, batch: tuple[int, ...]) -> None:
 
 
 @pytest.mark.checks("oracle")
-@pytest.mark.parametrize("backend", backends("dplr_step"))
+@pytest.mark.parametrize("backend", backends("dplr_step") + gpu_backends("dplr_step"))
 @pytest.mark.parametrize("batch", [(), (5,), (2, 3), (0,)])
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_diagonal_plus_low_rank(backend: str, batch: tuple[int, ...], rank: int) -> None:
-    state, u, a, b, c, d = parts(batch)
-    p, q = torch.randn(2, rank, 3, 4, dtype=C128)
+    state, u, a, b, c, d = parts(batch, device_of(backend))
+    p, q = torch.randn(2, rank, 3, 4, dtype=C128, device=state.device)
     y, new_state = ops.dplr_step(state, u, a, p, q, b, c, d, backend=backend)
     matrix = torch.diag_embed(whole(a)) + torch.einsum("rhm,rhn->hmn", whole(p), whole(q))
     moved = torch.einsum("hmn,...hn->...hm", matrix, whole(state)) + whole(b) * u.unsqueeze(-1)

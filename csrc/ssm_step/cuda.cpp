@@ -1,0 +1,45 @@
+// The step on CUDA tensors: the op that register.cpp defines, by the kernels in cuda.cu.
+
+#include "ssm_step/cuda.h"
+
+#include "runtime/cuda_driver.h"
+#include "ssm_step/checks.h"
+
+EMBEDDED_KERNELS(ssm_step);
+
+namespace sequence_kernels {
+namespace {
+
+// By [precision].
+const CudaKernel one[] = {{ssm_step_fatbin, "ssm_step_one_f32"}, {ssm_step_fatbin, "ssm_step_one_f64"}};
+const CudaKernel many[] = {{ssm_step_fatbin, "ssm_step_many_f32"}, {ssm_step_fatbin, "ssm_step_many_f64"}};
+
+template <typename T>
+const T* data_of(const std::optional<Tensor>& tensor) {
+  return tensor ? tensor->data<T>() : nullptr;
+}
+
+Tensor step(const Tensor& state, const std::optional<Tensor>& slots, const Tensor& u, const Tensor& a,
+            const std::optional<Tensor>& p, const std::optional<Tensor>& q, const Tensor& b, const Tensor& c,
+            const std::optional<Tensor>& d, Tensor& next) {
+  const StepSizes sizes = check_step(state, slots, u, a, p, q, b, c, d, next);
+  Tensor y = Tensor::empty(sizes.output, u.dtype(), u.device());
+  const bool wide = is_double(u.dtype());
+  SsmStepParams params{};
+  params.state = state.data<void>(), params.next = next.mutable_data<void>();
+  params.slots = data_of<int64_t>(slots), params.u = u.data<void>();
+  params.a = a.data<void>(), params.b = b.data<void>(), params.c = c.data<void>();
+  params.p = data_of<void>(p), params.q = data_of<void>(q), params.d = data_of<void>(d);
+  params.y = y.mutable_data<void>();
+  params.rows = sizes.rows, params.places = sizes.places, params.heads = sizes.heads;
+  params.pairs = sizes.pairs, params.channels = sizes.channels;
+  params.rank = static_cast<int32_t>(sizes.rank), params.bytes = wide ? 8 : 4;
+  params.rows_together = sizes.rows > 1 ? ::ssm_step::many : 1;
+  launch((sizes.rows > 1 ? many : one)[wide], u.device(), params);
+  return y;
+}
+
+const Implementation implementation("ssm_step", boxed<step>, "CUDA");
+
+}  // namespace
+}  // namespace sequence_kernels

@@ -1,0 +1,72 @@
+"""The steps by kernels that take what all of them take: contiguous tensors, and where the new state goes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import native
+from ..dispatch import implement
+
+#: ``(state, slots, u, a, p, q, b, c, d, next_state) -> y``: steps from ``state`` to ``next_state``, which may be the
+#: same. All contiguous; u is of the state's precision, ``slots`` (rows) int64. slots, p, q (of a diagonal system) and d
+#: may be None.
+Kernel = Callable[..., Tensor]
+
+_REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
+
+
+def _plain(t: Tensor) -> Tensor:
+    """The tensor as a kernel reads it: contiguous, and no conjugation pending."""
+    return t if t.is_contiguous() and not t.is_conj() else t.resolve_conj().contiguous()
+
+
+def compiled(*arguments: Any) -> Tensor:
+    """The kernels of the compiled libraries (csrc/ssm_step), for tensors on any device that they serve."""
+    return _compiled()(*arguments)
+
+
+@functools.cache
+def _compiled() -> Callable[..., Tensor]:
+    return torch.ops.sequence_kernels_native.ssm_step.default
+
+
+def steps(kernel: Kernel) -> tuple[Callable[..., tuple[Tensor, Tensor]], Callable[..., Tensor]]:
+    """What implements ``ssm_step`` or ``dplr_step``, and the same in place, by a kernel."""
+
+    def run(
+        state: Tensor, u: Tensor, parameters: tuple[Tensor | None, ...], slots: Tensor | None, to: Tensor
+    ) -> Tensor:
+        a, *pq, b, c, d = [None if t is None else _plain(t) for t in parameters]
+        p, q = pq or (None, None)
+        wide = u if u.dtype == _REAL[state.dtype] else u.to(_REAL[state.dtype])
+        y = kernel(state, slots, _plain(wide), a, p, q, b, c, d, to)
+        return y if y.dtype == u.dtype else y.to(u.dtype)
+
+    def step(state: Tensor, u: Tensor, *parameters: Tensor | None) -> tuple[Tensor, Tensor]:
+        state = _plain(state)
+        next_state = torch.empty_like(state)
+        return run(state, u, parameters, None, next_state), next_state
+
+    def step_(state: Tensor, u: Tensor, *parameters: Tensor | None) -> Tensor:
+        slots, parameters = parameters[-1], parameters[:-1]
+        if slots is not None:
+            slots = _plain(slots.to(torch.int64))
+        plain = _plain(state)
+        y = run(plain, u, parameters, slots, plain)
+        if plain is not state:
+            state.copy_(plain)
+        return y
+
+    return step, step_
+
+
+step, step_ = steps(compiled)
+for _library in ("cpu", "cuda"):
+    for _op in ("ssm_step", "dplr_step"):
+        implement(_op, _library, needs=native.needs(_library))(step)
+        implement(f"{_op}_", _library, needs=native.needs(_library))(step_)

@@ -1,0 +1,94 @@
+"""The steps as written, in complex128: what every kernel is held against, and the tensors to do it with."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
+TOLERANCE = {torch.complex64: 2e-5, torch.complex128: 1e-13}  # of the largest value
+
+
+class Step(NamedTuple):
+    state: Tensor  # (places, H, N)
+    slots: Tensor | None  # (rows)
+    u: Tensor  # (rows, H)
+    a: Tensor  # (H, N)
+    p: Tensor | None  # (R, H, N)
+    q: Tensor | None
+    b: Tensor
+    c: Tensor  # (C, H, N)
+    d: Tensor | None  # (C, H)
+
+
+def sample(
+    rows: int,
+    heads: int,
+    pairs: int,
+    channels: int = 1,
+    rank: int | None = None,
+    *,
+    slots: list[int] | None = None,
+    places: int | None = None,
+    skip: bool = True,
+    dtype: torch.dtype = torch.complex64,
+) -> Step:
+    """Random arguments of a step; u is NaN in the rows whose slot is not one of the places."""
+    torch.manual_seed(rows + 10 * heads + 100 * pairs + channels)
+    places = rows if places is None else places
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=dtype)
+
+    p, q = (None, None) if rank is None else (normal(rank, heads, pairs), normal(rank, heads, pairs))
+    u = torch.randn(rows, heads, dtype=REAL[dtype])
+    for row, slot in enumerate(slots or ()):
+        if not 0 <= slot < places:
+            u[row] = float("nan")
+    return Step(
+        normal(places, heads, pairs),
+        None if slots is None else torch.tensor(slots),
+        u,
+        normal(heads, pairs),
+        p,
+        q,
+        normal(heads, pairs),
+        normal(channels, heads, pairs),
+        torch.randn(channels, heads, dtype=REAL[dtype]) if skip else None,
+    )
+
+
+def step(x: Step) -> tuple[Tensor, Tensor]:
+    """y (rows, C, H) in float64, and all states after it in complex128."""
+    state, u, a, b, c = (t.to(torch.complex128) for t in (x.state, x.u, x.a, x.b, x.c))
+    slots = list(range(len(u))) if x.slots is None else x.slots.tolist()
+    y = torch.zeros(len(u), *x.c.shape[:2], dtype=torch.float64)
+    after = state.clone()
+    for row, slot in enumerate(slots):
+        if not 0 <= slot < len(state):
+            y[row] = 0 if slot == -1 else float("nan")
+            continue
+        old, drive = state[slot], u[row].unsqueeze(-1)
+        new = a * old + b * drive
+        if x.p is not None and x.q is not None:
+            pulls = 2 * (x.q.to(state.dtype) * old).sum(-1, keepdim=True).real
+            new = new + (x.p.to(state.dtype) * pulls).sum(0)
+        after[slot] = new
+        y[row] = 2 * (c * new).sum(-1).real
+        if x.d is not None:
+            y[row] += x.d.double() * x.u[row].double()
+    return y, after
+
+
+def check(x: Step, y: Tensor, after: Tensor) -> None:
+    """y and the states are right, and the states that no row names have the bits that they had."""
+    want, want_after = step(x)
+    for got, expected in ((y, want), (after, want_after)):
+        finite = expected[~expected.isnan()]
+        bound = TOLERANCE[x.state.dtype] * max(float(finite.abs().max()) if finite.numel() else 0.0, 1.0)
+        torch.testing.assert_close(got.to(expected.dtype), expected, rtol=0, atol=bound, equal_nan=True)
+    if x.slots is not None:
+        idle = [place for place in range(len(after)) if place not in x.slots.tolist()]
+        assert torch.equal(torch.view_as_real(after[idle]), torch.view_as_real(x.state[idle]))

@@ -1,0 +1,97 @@
+"""The Triton kernel of the steps against the step as written: interpreted, or compiled on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.triton_kernels import device, skip_reason
+
+from . import exact
+
+if skip_reason() is not None:
+    pytest.skip(str(skip_reason()), allow_module_level=True)
+
+from sequence_kernels.ops import dispatch
+from sequence_kernels.ops.ssm_step import triton as kernels
+
+pytestmark = pytest.mark.checks("oracle", "interpreter", "GPU", of="ssm_step/triton")
+
+DEVICE = device()
+SHAPES: list[tuple[int, int, int, int, int | None]] = [
+    (1, 3, 1, 1, None),
+    (1, 2, 5, 0, 1),
+    (3, 2, 4, 2, 0),
+    (9, 2, 33, 1, 2),
+    (2, 3, 0, 1, 1),
+]
+
+
+def run(x: exact.Step, in_place: bool) -> None:
+    on = exact.Step(*(None if t is None else t.clone().to(DEVICE) for t in x))
+    after = on.state if in_place else torch.full_like(on.state, complex("nan"))
+    y = kernels.kernel(*on, after)  # type: ignore[arg-type]
+    exact.check(x, y.cpu(), after.cpu())
+
+
+@pytest.mark.parametrize("dtype", exact.TOLERANCE, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_step(shape: Any, dtype: torch.dtype) -> None:
+    run(exact.sample(*shape, dtype=dtype), in_place=False)
+    run(exact.sample(*shape, dtype=dtype, skip=False), in_place=True)
+
+
+@pytest.mark.parametrize("rank", [None, 1])
+def test_slots(rank: int | None) -> None:
+    slots = [4, -1, 0, 5, 2, -1, 1, 99, 8]  # of 9 places
+    run(exact.sample(9, 2, 3, 2, rank, slots=slots, places=9), in_place=True)
+    run(exact.sample(1, 2, 3, slots=[-1], places=2), in_place=True)
+
+
+def test_empty_dimensions() -> None:
+    for rows, heads in ((0, 2), (2, 0)):
+        run(exact.sample(rows, heads, 3), in_place=True)
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel serves backend="triton" of the registered ops, on the CPU too."""
+    for op in ("ssm_step", "ssm_step_", "dplr_step", "dplr_step_"):
+        run = dispatch.implementation(op, "triton")
+        served = dispatch.Implementation(run, lambda device, dtype: None)
+        monkeypatch.setitem(dispatch._implementations[op], "triton", served)
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_registered_ops(dtype: torch.dtype) -> None:
+    """Strides, dtypes and layouts are the Python side's, the same as for the C++ kernels."""
+    x = exact.sample(3, 2, 5, 2, 1)
+    state, u, a, p, q, b, c, d = (
+        None if t is None else t.to(DEVICE) for t in (x.state, x.u.to(dtype), x.a, x.p, x.q, x.b, x.c, x.d)
+    )
+    for name, parameters in (("ssm_step", (a, b, c, d)), ("dplr_step", (a, p, q, b, c, d))):
+        op, op_ = (getattr(torch.ops.sequence_kernels, n).default for n in (name, f"{name}_"))
+        y, after = op(state, u, *parameters, "triton")
+        want, want_after = op(state, u, *parameters, "torch")
+        torch.testing.assert_close(y, want)
+        torch.testing.assert_close(after, want_after)
+        strided = torch.zeros(3, 5, 2, dtype=torch.complex64, device=DEVICE).mT.copy_(state)
+        torch.testing.assert_close(op_(strided, u, *parameters, None, "triton"), want)
+        torch.testing.assert_close(strided, want_after)
+
+
+@pytest.mark.checks("gradcheck", of="ssm_step/triton")
+@pytest.mark.usefixtures("registered")
+def test_first_and_second_derivatives() -> None:
+    """The values are the kernel's; the derivatives are plain torch's."""
+    x = exact.sample(2, 1, 2, 1, 1, dtype=torch.complex128)
+    arguments = [t.to(DEVICE).requires_grad_() for t in (x.state, x.u, x.a, x.p, x.q, x.b, x.c, x.d)]
+
+    def step(*arguments: Any) -> Any:
+        return torch.ops.sequence_kernels.dplr_step.default(*arguments, "triton")
+
+    assert torch.autograd.gradcheck(step, arguments, fast_mode=True)
+    assert torch.autograd.gradgradcheck(step, arguments, fast_mode=True)
