@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "common/isa.h"
 
@@ -48,6 +49,17 @@ inline Real sum(Vector<Real> v) {
   for (int width = kLanes<Real> / 2; width > 0; width /= 2)
     for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
   return lanes[0];
+}
+
+template <typename Real, int... lane>
+inline Vector<Real> swap_lanes(Vector<Real> v, std::integer_sequence<int, lane...>) {
+  return __builtin_shufflevector(v, v, (lane ^ 1)...);
+}
+
+// Neighbours exchanged: real parts and imaginary parts.
+template <typename Real>
+inline Vector<Real> swap_parts(Vector<Real> v) {
+  return swap_lanes<Real>(v, std::make_integer_sequence<int, kLanes<Real>>());
 }
 
 // The bits of a value as another type of the same size.

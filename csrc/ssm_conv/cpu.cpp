@@ -1,5 +1,4 @@
 #include <limits>
-#include <utility>
 
 #include "ssm_conv/elements.h"
 #include "ssm_conv/register_tile.h"
@@ -39,17 +38,6 @@ inline void pad(const Real* from, int64_t rows, int64_t columns, int64_t row, in
       for (int64_t j = 0; j < columns; ++j) to[i * width + j] = from[i * row + j * column];
     fill(to + i * width + columns, width - columns);
   }
-}
-
-template <typename Real, int... lane>
-inline Vector<Real> swap_lanes(Vector<Real> v, std::integer_sequence<int, lane...>) {
-  return __builtin_shufflevector(v, v, (lane ^ 1)...);
-}
-
-// Real parts and imaginary parts exchanged.
-template <typename Real>
-inline Vector<Real> swap_parts(Vector<Real> v) {
-  return swap_lanes<Real>(v, std::make_integer_sequence<int, kLanes<Real>>());
 }
 
 // A power of A, as rows of states are multiplied by it. Diagonal: x a = re * x + im * swap_parts(x) with four

@@ -2,8 +2,8 @@
 
 from .cauchy import cauchy, cauchy_transpose
 from .dispatch import BACKENDS, BackendUnavailableError, explain, operations, use_backend
+from .dplr_chunk import dplr_chunk
 from .dplr_generating import dplr_generating
-from .dplr_krylov import dplr_krylov
 from .dplr_step import dplr_step, dplr_step_
 from .fft_conv import fft_conv
 from .ssm_conv import ssm_conv
@@ -15,8 +15,8 @@ __all__ = [
     "BackendUnavailableError",
     "cauchy",
     "cauchy_transpose",
+    "dplr_chunk",
     "dplr_generating",
-    "dplr_krylov",
     "dplr_step",
     "dplr_step_",
     "explain",

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .. import ops
 from .parameters import SSMParameters, complex_parameter
-from .system import ChunkMatrices, interleaved, powers_of_two, readout
+from .system import ChunkMatrices, readout
 
 
 def _paired_inner(left: Tensor, right: Tensor) -> Tensor:
@@ -28,32 +28,6 @@ def _paired_inner(left: Tensor, right: Tensor) -> Tensor:
 
 def _inverse_small(m: Tensor) -> Tensor:
     return torch.linalg.inv(m) if m.shape[-1] > 1 else m.reciprocal()
-
-
-def _powers(a: Tensor, count: int) -> Tensor:
-    """``a^j`` for j < count, a power of two: (H, N) to (H, count, N)."""
-    powers, a = torch.ones_like(a).unsqueeze(-2), a.unsqueeze(-2)
-    while powers.shape[-2] < count:
-        powers = torch.cat((powers, powers * a), -2)
-        a = a.square()
-    return powers
-
-
-def _dense_power(a: Tensor, lifts: Tensor, reads: Tensor) -> Tensor:
-    """``diag(a) + sum_{r, j} lifts_rj reads_rj^T`` as a real (H, S, S) matrix that acts on rows.
-
-    a (H, N); lifts and reads (R, H, J, N), over conjugate pairs.
-    """
-    heads, pairs = a.shape
-    blocks = torch.stack(
-        (torch.view_as_real(a), torch.view_as_real(1j * a)), 1
-    )  # (H, row re or im, N, column)
-    zeros = torch.zeros(heads, pairs, 2, pairs, 2, dtype=blocks.dtype, device=blocks.device)
-    diagonal = zeros.diagonal_scatter(blocks.transpose(-1, -2), dim1=1, dim2=3).view(
-        heads, 2 * pairs, 2 * pairs
-    )
-    left, right = (t.transpose(0, 1).flatten(1, 2) for t in (readout(reads), interleaved(lifts)))
-    return torch.baddbmm(diagonal, left.mT, right)
 
 
 @dataclass(frozen=True)
@@ -83,33 +57,10 @@ class DPLRSystem:
 
     def _dense(self) -> Tensor:
         """A_bar as a real (H, S, S) matrix that acts on rows, in float64."""
-        a, p, q, _ = self.discrete()
-        return _dense_power(a, p.unsqueeze(-2), q.unsqueeze(-2))
+        return self.chunk_matrices(1).a_powers.squeeze(1)
 
     def chunk_matrices(self, chunk: int, *, tail: bool = True) -> ChunkMatrices:
-        """All from vectors times powers of A_bar: with D = diag(a), ``A^k = D^k + sum_{j<k} D^{k-1-j} p (q A^j)``."""
-        sizes = [1 << i for i in powers_of_two(chunk)] if tail else [chunk]
-        a, p, q, b = self.discrete()
-        c = self.c.to(torch.complex128)
-        states = ops.dplr_krylov(b.unsqueeze(0), a, p, q, chunk).squeeze(0)  # A^j b
-        reads = ops.dplr_krylov(torch.cat((c, q)), a, q, p, chunk + 1)  # c A^j and q A^j
-        c_reads, q_reads = reads[: c.shape[0]], reads[c.shape[0] :]
-        rows, powers = interleaved(states), _powers(a, 2 * chunk)
-        a_powers = [
-            _dense_power(
-                powers[:, k],
-                p.unsqueeze(-2) * powers[:, :k].flip(-2),
-                q_reads[..., :k, :],
-            )
-            for k in sizes
-        ]
-        out = self.c.real.dtype
-        return ChunkMatrices(
-            taps=torch.einsum("hts,chs->cht", rows, readout(c)).to(out),
-            e_out=readout(c_reads[..., 1:, :]).mT.to(out),
-            e_in=rows.flip(-2).to(out),
-            a_powers=torch.stack(a_powers, 1),
-        )
+        return ChunkMatrices(*ops.dplr_chunk(*self.discrete(), self.c, chunk, tail=tail))
 
     def truncated_readout(self, length: int) -> Tensor:
         """``C (I - A_bar^length)``, which S4 calls C tilde: the kernel cut off after ``length`` taps. complex128."""

@@ -69,6 +69,21 @@ def _generating(rank: int) -> Sample:
     return Sample("dplr_generating", ops.dplr_generating, tensors)
 
 
+def _chunk_matrices(rank: int, tail: bool) -> Sample:
+    def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+        *rest, powers = ops.dplr_chunk(*tensors, 4, tail=tail)
+        return (*rest, powers.to(rest[0].dtype))
+
+    tensors = (
+        0.5 * complexes(3, 4),
+        0.5 * complexes(rank, 3, 4, seed=1),
+        0.5 * complexes(rank, 3, 4, seed=2),
+        complexes(3, 4, seed=3),
+        complexes(2, 3, 4, seed=4),
+    )
+    return Sample("dplr_chunk", function, tensors)
+
+
 SAMPLES: dict[str, Sample] = {
     "vandermonde-pairs": Sample(
         "vandermonde", lambda v, x: ops.vandermonde(v, x, 7), (complexes(2, 3, 4), exponents(3, 4))
@@ -133,18 +148,10 @@ SAMPLES: dict[str, Sample] = {
             real(2, 3, seed=4),
         ),
     ),
+    "dplr_chunk": _chunk_matrices(rank=1, tail=False),
+    "dplr_chunk-rank-2-tail": _chunk_matrices(rank=2, tail=True),
     "dplr_generating": _generating(rank=1),
     "dplr_generating-rank-2": _generating(rank=2),
-    "dplr_krylov": Sample(
-        "dplr_krylov",
-        lambda x, a, p, q: ops.dplr_krylov(x, a, p, q, 5),
-        (
-            complexes(2, 3, 4),
-            0.5 * complexes(3, 4, seed=1),
-            0.5 * complexes(2, 3, 4, seed=2),
-            0.5 * complexes(2, 3, 4, seed=3),
-        ),
-    ),
     "dplr_step": Sample(
         "dplr_step",
         ops.dplr_step,

@@ -1,17 +1,17 @@
-"""Powers of a diagonal-plus-low-rank matrix times vectors, and their adjoint, in plain torch.
+"""Krylov sequences of diagonal-plus-low-rank matrices, and their adjoint, in plain torch.
 
     y_0 = x,  y_{j+1} = A y_j = a y_j + sum_r p_r s_rj,  s_rj = 2 Re(sum_n q_rn y_jn)
 
 With l_j the whole gradient of y_j: l_j = g_j + A^* l_{j+1}, A^* l = a* l + 2 sum_r q_r* t_r, t_r = Re(sum_n p_rn* l_n);
 dx = l_0, da = sum_j y_j* l_{j+1}, dp_r = sum_j s_rj l_{j+1}, dq_r = 2 sum_j t_r,j+1 y_j*, sums over the vectors too.
+Shapes: K vectors x (K, H, N); a (H, N); p and q (R, H, N); y (K, H, count, N). With p and q exchanged the y_j are the
+functionals x A^j.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-from ..dispatch import implement
 
 
 def _sums(x: Tensor, q: Tensor) -> Tensor:
@@ -23,21 +23,17 @@ def _spread(sums: Tensor, p: Tensor) -> Tensor:
     return torch.einsum("...hr,rhn->...hn", sums, p)
 
 
-@implement("dplr_krylov", "torch")
-def dplr_krylov(x: Tensor, a: Tensor, p: Tensor, q: Tensor, count: int) -> Tensor:
+def krylov(x: Tensor, a: Tensor, p: Tensor, q: Tensor, count: int) -> Tensor:
     vectors = [x]
     for _ in range(count - 1):
         last = vectors[-1]
         vectors.append(a * last + _spread(2 * _sums(last, q), p))
-    return torch.stack(vectors[:count], -2) if count else x.new_zeros((*x.shape[:-1], 0, x.shape[-1]))
+    return torch.stack(vectors, -2)
 
 
-@implement("dplr_krylov_backward", "torch")
-def dplr_krylov_backward(
+def krylov_backward(
     g: Tensor, y: Tensor, a: Tensor, p: Tensor, q: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if g.shape[-2] == 0:
-        return g.sum(-2), torch.zeros_like(a), torch.zeros_like(p), torch.zeros_like(q)
     ac, pc, qc = a.conj_physical(), p.conj_physical(), q.conj_physical()
     wholes = [g[..., -1, :]]
     for j in reversed(range(g.shape[-2] - 1)):

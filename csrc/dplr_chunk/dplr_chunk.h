@@ -1,0 +1,54 @@
+// The chunk matrices of a diagonal-plus-low-rank model on the CPU: what the kernels in cpu.cpp take.
+#pragma once
+
+#include <cstdint>
+
+#include "common/isa.h"
+
+namespace sequence_kernels {
+
+// Complex values are interleaved; all arrays contiguous but where strides say otherwise. With `tail`, all
+// powers A^(2^i), i <= log2(chunk), else A^chunk alone.
+struct DplrChunkSizes {
+  int64_t channels, heads, pairs, rank, chunk;
+  bool tail;
+
+  int64_t states() const { return 2 * pairs; }
+  int64_t doublings() const { return 63 - __builtin_clzll(static_cast<unsigned long long>(chunk)); }
+  int64_t powers() const { return tail ? doublings() + 1 : 1; }
+};
+
+// a, b (heads, pairs), p, q (rank, heads, pairs), c (channels, heads, pairs).
+template <typename Real>
+struct DplrChunkArguments {
+  DplrChunkSizes sizes;
+  const double *a, *p, *q, *b;
+  const Real* c;
+  Real *taps, *reads, *e_in;  // (channels, heads, chunk), (.., chunk, states), (heads, chunk, states)
+  double* powers;             // (heads, powers, states, states)
+};
+
+template <typename Real>
+struct DplrChunkBackwardArguments {
+  DplrChunkSizes sizes;
+  const double *a, *p, *q, *b;
+  const Real* c;
+  const Real *g_taps, *g_reads, *g_e_in;
+  const double* g_powers;
+  int64_t g_reads_strides[4];
+  double *da, *dp, *dq, *db;
+  Real* dc;
+};
+
+// Doubles of scratch memory that a thread needs.
+template <Isa isa>
+int64_t dplr_chunk_scratch(const DplrChunkSizes& sizes, bool backward);
+
+// Heads [begin, end).
+template <typename Real, Isa isa>
+void dplr_chunk(const DplrChunkArguments<Real>& arguments, int64_t begin, int64_t end, double* scratch);
+template <typename Real, Isa isa>
+void dplr_chunk_backward(const DplrChunkBackwardArguments<Real>& arguments, int64_t begin, int64_t end,
+                         double* scratch);
+
+}  // namespace sequence_kernels

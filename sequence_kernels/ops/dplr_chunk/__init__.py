@@ -1,0 +1,109 @@
+"""The chunk matrices of ``ssm_conv`` for a diagonal-plus-low-rank model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..dispatch import choose
+from ..registration import register
+from . import cpu, reference  # noqa: F401 (register the implementations)
+
+
+def dplr_chunk(
+    a: Tensor,
+    p: Tensor,
+    q: Tensor,
+    b: Tensor,
+    c: Tensor,
+    chunk: int,
+    *,
+    tail: bool = True,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The matrices that ``ops.ssm_conv`` takes, of ``x_t = A x_{t-1} + b u_t, y_t = 2 Re(c x_t)`` over conjugate pairs.
+
+    ``A x = a x + sum_r p_r 2 Re(sum_n q_rn x_n)``, as in ``ops.dplr_step``; the state has S = 2 N real entries.
+
+    Args:
+        a: diagonal ``(H, N)``, complex64 or complex128 as all the tensors. Everything is computed in complex128.
+        p, q: low-rank factors ``(R, H, N)``, any R >= 0; ``q`` enters as it is, not conjugated.
+        b: input weights ``(H, N)``.
+        c: readouts ``(C, H, N)``. Its dtype is that of the results.
+        chunk: T, a power of two.
+        tail: give all powers A^(2^i), not A^T alone.
+        backend: None chooses the fastest that can serve the call.
+
+    Returns:
+        ``taps`` (C, H, T), ``e_out`` (C, H, S, T) and ``e_in`` (H, T, S) in the real dtype of ``c``, and ``a_powers``
+        (H, log2(T) + 1 or 1, S, S) in float64.
+
+    Differentiable in all tensors, any number of times.
+    """
+    checks.tensors(a=a, p=p, q=q, b=b, c=c)
+    for name, value in (("a", a), ("p", p), ("q", q), ("b", b), ("c", c)):
+        checks.dtype(name, value, checks.COMPLEX)
+    checks.shape("a", a, (("H", None), ("N", None)))
+    last = (("H", a.shape[0]), ("N", a.shape[1]))
+    checks.shape("p", p, (("R", None), *last))
+    checks.shape("q", q, (("R", p.shape[0]), *last))
+    checks.shape("b", b, last)
+    checks.shape("c", c, (("C", None), *last))
+    checks.integer("chunk", chunk, 1)
+    if chunk & (chunk - 1):
+        raise ValueError(f"chunk must be a power of two, got {chunk}")
+    wide = (t.to(torch.complex128) for t in (a, p, q, b))
+    taps, reads, e_in, a_powers = _dplr_chunk(*wide, c, chunk, tail, choose("dplr_chunk", backend, c))
+    return taps, reads.mT, e_in, a_powers
+
+
+def _fake(
+    a: Tensor, p: Tensor, q: Tensor, b: Tensor, c: Tensor, chunk: int, tail: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    channels, heads, pairs = c.shape
+    real, size = c.real.dtype, 2 * pairs
+    return (
+        c.new_empty((channels, heads, chunk), dtype=real),
+        c.new_empty((channels, heads, chunk, size), dtype=real),
+        c.new_empty((heads, chunk, size), dtype=real),
+        a.new_empty((heads, chunk.bit_length() if tail else 1, size, size), dtype=torch.float64),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.chunk, ctx.tail, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, *g: Any) -> tuple[Tensor | None, ...]:
+    inputs: tuple[Any, ...] = (*ctx.saved_tensors, ctx.chunk, ctx.tail)
+    if torch.is_grad_enabled():  # a derivative of this derivative is wanted: leave a graph
+        gradients = reference.dplr_chunk_backward(*g, *inputs)
+    else:
+        gradients = _dplr_chunk_backward(*g, *inputs, ctx.backend)
+    return (*gradients, None, None, None)
+
+
+def _backward_fake(
+    g_taps: Tensor, g_reads: Tensor, g_e_in: Tensor, g_powers: Tensor, *inputs: Any
+) -> tuple[Tensor, ...]:
+    return tuple(t.new_empty(t.shape) for t in inputs[:5])
+
+
+_ARGUMENTS = "Tensor a, Tensor p, Tensor q, Tensor b, Tensor c, int chunk, bool tail, str backend"
+_dplr_chunk = register(
+    "dplr_chunk",
+    f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    fake=_fake,
+    setup_context=_save,
+    backward=_backward,
+)
+_dplr_chunk_backward = register(
+    "dplr_chunk_backward",
+    f"(Tensor g_taps, Tensor g_reads, Tensor g_e_in, Tensor g_powers, {_ARGUMENTS}) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    fake=_backward_fake,
+)

@@ -1,0 +1,42 @@
+"""The chunk matrices of diagonal-plus-low-rank models by the C++ kernels (csrc/dplr_chunk)."""
+
+from __future__ import annotations
+
+from torch import Tensor, ops
+
+from ... import native
+from ..dispatch import implement
+
+
+def _plain(*tensors: Tensor) -> list[Tensor]:
+    return [t.resolve_conj().contiguous() for t in tensors]
+
+
+@implement("dplr_chunk", "cpu", needs=native.needs("cpu"))
+def dplr_chunk(
+    a: Tensor, p: Tensor, q: Tensor, b: Tensor, c: Tensor, chunk: int, tail: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return ops.sequence_kernels_native.dplr_chunk(*_plain(a, p, q, b, c), chunk, tail)
+
+
+@implement("dplr_chunk_backward", "cpu", needs=native.needs("cpu"))
+def dplr_chunk_backward(
+    g_taps: Tensor,
+    g_reads: Tensor,
+    g_e_in: Tensor,
+    g_powers: Tensor,
+    a: Tensor,
+    p: Tensor,
+    q: Tensor,
+    b: Tensor,
+    c: Tensor,
+    chunk: int,
+    tail: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return ops.sequence_kernels_native.dplr_chunk_backward(
+        g_taps.contiguous(),
+        g_reads,  # read at any strides: ssm_conv's gradient is its transpose
+        *_plain(g_e_in, g_powers, a, p, q, b, c),
+        chunk,
+        tail,
+    )

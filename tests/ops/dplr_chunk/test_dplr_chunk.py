@@ -1,0 +1,123 @@
+"""Chunk matrices of every backend against dense matrices of conjugate pairs, multiplied out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sequence_kernels import ops
+
+from ..test_contract import backends
+
+every_backend = pytest.mark.parametrize("backend", backends("dplr_chunk"))
+C128 = torch.complex128
+
+
+def system(rank: int, heads: int = 3, pairs: int = 5, channels: int = 2) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(rank)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, heads, pairs, dtype=C128, generator=generator)
+
+    return [random() / 2, random(rank) / 4, random(rank) / 4, random(), random(channels)]
+
+
+def whole(x: Tensor) -> Tensor:
+    """Both of each conjugate pair."""
+    return torch.cat((x, x.conj()), -1)
+
+
+def states_of(rows: Tensor) -> Tensor:
+    """Interleaved real states as both of each conjugate pair."""
+    return whole(torch.view_as_complex(rows.unflatten(-1, (-1, 2)).contiguous()))
+
+
+@pytest.mark.checks("oracle")
+@every_backend
+@pytest.mark.parametrize("tail", [False, True])
+@pytest.mark.parametrize("rank", [0, 1, 2])
+@pytest.mark.parametrize("chunk", [1, 2, 8])
+def test_against_dense_powers(backend: str, chunk: int, rank: int, tail: bool) -> None:
+    a, p, q, b, c = system(rank)
+    taps, e_out, e_in, a_powers = ops.dplr_chunk(a, p, q, b, c, chunk, tail=tail, backend=backend)
+    matrix = torch.diag_embed(whole(a)) + torch.einsum("rhm,rhn->hmn", whole(p), whole(q))
+    powers = [torch.linalg.matrix_power(matrix, j) for j in range(chunk + 1)]
+    x = torch.randn(3, 4, 10, dtype=torch.float64)  # some real states of each head
+    for j in range(chunk):
+        pushed = torch.einsum("hmn,hn->hm", powers[j], whole(b))
+        torch.testing.assert_close(states_of(e_in[:, chunk - 1 - j]), pushed)
+        read = torch.einsum("chm,hm->ch", whole(c), pushed)
+        torch.testing.assert_close(taps[..., j], read.real)
+        later = torch.einsum("chm,hmn,hkn->chk", whole(c), powers[j + 1], states_of(x)).real
+        torch.testing.assert_close(torch.einsum("chs,hks->chk", e_out[..., j], x), later)
+    sizes = [1 << i for i in range(chunk.bit_length())] if tail else [chunk]
+    assert a_powers.shape == (3, len(sizes), 10, 10)
+    for i, size in enumerate(sizes):
+        moved = torch.einsum("hmn,hkn->hkm", powers[size], states_of(x))
+        torch.testing.assert_close(states_of(x @ a_powers[:, i]), moved)
+
+
+@pytest.mark.parametrize("backend", [b for b in backends("dplr_chunk") if b != "torch"])
+@pytest.mark.parametrize(("pairs", "chunk", "rank"), [(3, 32, 1), (32, 16, 1), (7, 4, 3), (1, 1, 1)])
+@pytest.mark.parametrize("tail", [False, True])
+def test_gradients_agree_with_the_reference(
+    backend: str, pairs: int, chunk: int, rank: int, tail: bool
+) -> None:
+    inputs = [t.requires_grad_() for t in system(rank, heads=5, pairs=pairs)]
+    results = []
+    for name in (backend, "torch"):
+        outputs = ops.dplr_chunk(*inputs, chunk, tail=tail, backend=name)
+        weights = [torch.cos(torch.arange(t.numel(), dtype=torch.float64)).view(t.shape) for t in outputs]
+        results.append((*outputs, *torch.autograd.grad(outputs, inputs, weights)))
+    for got, want in zip(*results, strict=True):
+        assert got.shape == want.shape
+        assert float(((got - want).norm() / want.norm()).detach()) < 1e-11
+
+
+@pytest.mark.skipif("cpu" not in backends("dplr_chunk"), reason="needs the native library")
+def test_every_instruction_set_and_number_of_threads() -> None:
+    a, p, q, b, c = system(1, heads=7, pairs=13)
+    inputs = [t.requires_grad_() for t in (a, p, q, b, c.to(torch.complex64))]
+
+    def run(backend: str) -> tuple[Tensor, ...]:
+        outputs = ops.dplr_chunk(*inputs, 8, backend=backend)
+        return (*outputs, *torch.autograd.grad(outputs, inputs, [o.detach() for o in outputs]))
+
+    want = run("torch")
+    limit, threads = torch.ops.sequence_kernels_native.limit_instruction_set, torch.get_num_threads()
+    try:
+        for highest in (0, 1, 2):
+            limit(highest)
+            results = []
+            for count in (1, 3):
+                torch.set_num_threads(count)
+                results.append(run("cpu"))
+            for one, many, expected in zip(*results, want, strict=True):
+                assert torch.equal(one, many)
+                assert one.dtype == expected.dtype
+                assert float(((one - expected).norm() / expected.norm()).detach()) < 1e-6
+    finally:
+        limit(2)
+        torch.set_num_threads(threads)
+
+
+@every_backend
+def test_only_c_is_rounded(backend: str) -> None:
+    """complex64 parameters are taken as they are, and results follow the dtype of c."""
+    inputs = [t.to(torch.complex64) for t in system(1)]
+    single = ops.dplr_chunk(*inputs, 4, backend=backend)
+    double = ops.dplr_chunk(*(t.to(C128) for t in inputs), 4, backend=backend)
+    assert [t.dtype for t in single] == 3 * [torch.float32] + [torch.float64]
+    for got, want in zip(single, double, strict=True):
+        torch.testing.assert_close(got, want.to(got.dtype), rtol=1e-7, atol=0)
+
+
+def test_bad_arguments() -> None:
+    a, p, q, b, c = system(2)
+    with pytest.raises(ValueError, match="chunk must be a power of two, got 12"):
+        ops.dplr_chunk(a, p, q, b, c, 12)
+    with pytest.raises(ValueError, match="chunk must be at least 1, got 0"):
+        ops.dplr_chunk(a, p, q, b, c, 0)
+    with pytest.raises(ValueError, match=r"q must have shape \(R=2, H=3, N=5\), got \(1, 3, 5\)"):
+        ops.dplr_chunk(a, p, q[:1], b, c, 4)
