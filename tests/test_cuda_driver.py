@@ -180,6 +180,48 @@ def test_steps_launch_their_kernel(
         assert launched[0].startswith(f"ssm_step_{launch.format(kind)} shared ")
 
 
+@pytest.mark.parametrize(("dtype", "kind", "tolerance"), PRECISIONS)
+@pytest.mark.parametrize(
+    ("sizes", "forward", "backward"),
+    [
+        ((1, 1, 2, 3, 130), ["c1_r1_{} grid 4"], ["factors_c1_r1_{} grid 4", "moments_4_{} grid 2"]),
+        ((2, 1, 1, 3, 5), ["c2_r1_{} grid 1"], ["factors_c2_r1_{} grid 1", "moments_6_{} grid 1"]),
+        ((1, 2, 1, 3, 5), ["c1_r2_{} grid 1"], ["factors_c1_r2_{} grid 1", "moments_9_{} grid 1"]),
+        ((3, 2, 2, 3, 513), ["any_{} grid 10"], ["factors_any_{} grid 10", "moments_6_{} grid 12"]),
+        ((2, 0, 1, 3, 5), ["any_{} grid 1"], ["factors_any_{} grid 1", "moments_6_{} grid 1"]),
+        ((0, 1, 1, 3, 5), [], ["factors_any_{} grid 1", "moments_6_{} grid 1"]),
+        ((1, 1, 2, 3, 0), [], ["moments_4_{} grid 2"]),
+    ],
+)
+def test_generating_function_and_its_gradients(
+    driver: Driver,
+    sizes: tuple[int, int, int, int, int],
+    forward: list[str],
+    backward: list[str],
+    dtype: torch.dtype,
+    kind: str,
+    tolerance: float,
+) -> None:
+    channels, rank, heads, N, L = sizes
+    torch.manual_seed(N + L)
+    c, p, q = (torch.randn(k, heads, N, dtype=dtype) for k in (channels, rank, rank))
+    b, w = torch.randn(heads, N, dtype=dtype), torch.complex(-1 - torch.rand(heads, N), torch.randn(heads, N))
+    t, g = 2 * torch.randn(L, dtype=dtype.to_real()), torch.randn(channels, heads, L, dtype=dtype)
+    tensors = [c, 0.3 * p, 0.3 * q, b, w.to(dtype), t]
+    for op, arguments, launches in (
+        ("dplr_generating", tensors, forward),
+        ("dplr_generating_backward", [g, *tensors], [*backward, "gradients_{} grid 1"]),
+    ):
+        got = driver.run(f"{op}_cuda", *arguments)
+        want = dispatch.implementation(op, "torch")(*arguments)
+        torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance * 10)
+        for line, wanted in zip(driver.launches(), launches, strict=True):
+            assert line.startswith(f"dplr_generating_{wanted.format(kind)} block 128 shared 0 ")
+    with pytest.raises(RuntimeError, match=r"expects c \(C, H, N\), p and q \(R, H, N\)"):
+        driver.run("dplr_generating_cuda", c, p, torch.cat((q, c)), b, w.to(dtype), t)
+    assert driver.launches() == []
+
+
 def test_bad_arguments_launch_nothing(driver: Driver) -> None:
     v, x = samples("vandermonde", 1, 2, 3, 5)
     with pytest.raises(RuntimeError, match="vandermonde expects contiguous complex v and x of one dtype"):
@@ -307,7 +349,11 @@ def test_the_architectures_are_those_of_the_file() -> None:
 @pytest.mark.parametrize(
     ("version", "home", "said"),
     [
-        ("12.9", "here", r"=12.9 needs a compiler of CUDA 12.9, and found nvcc 13.0 of CUDA 13.0.*: set CUDA_HOME"),
+        (
+            "12.9",
+            "here",
+            r"=12.9 needs a compiler of CUDA 12.9, and found nvcc 13.0.0 of CUDA 13.0.*: set CUDA_HOME",
+        ),
         ("14.9", "empty", r"pip install 'nvidia-cuda-nvcc==14.9"),
         ("yes", "here", r"SEQUENCE_KERNELS_CUDA must be a version of CUDA, for example 13.0, got 'yes'"),
     ],
