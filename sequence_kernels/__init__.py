@@ -1,6 +1,6 @@
 """State-space sequence layers on hand-written kernels. Importing this loads no compiled library and touches no GPU."""
 
-from . import ops
+from . import compat, ops
 from .layers import S4, S4D, FeedForward
 from .models import SequenceModel, SequenceResidualBlock
 from .module import SequenceIdentity, SequenceModule, TransposedModule
@@ -21,6 +21,7 @@ __all__ = [
     "SequenceResidualBlock",
     "Stepper",
     "TransposedModule",
+    "compat",
     "ops",
     "parameter_groups",
     "use_backend",

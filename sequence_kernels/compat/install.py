@@ -1,0 +1,139 @@
+"""Existing S4 code on this library's kernels, without editing it; reversible."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from . import extensions
+
+#: The compiled modules that S4 code imports: of v3 (and so ESPnet), and of v4.
+_EXTENSIONS = {
+    "cauchy_mult": ("cauchy_mult_fwd", "cauchy_mult_bwd", "cauchy_mult_sym_fwd", "cauchy_mult_sym_bwd"),
+    "structured_kernels": (
+        "cauchy_mult_sym_fwd",
+        "cauchy_mult_sym_bwd",
+        "vand_log_mult_sym_fwd",
+        "vand_log_mult_sym_bwd",
+    ),
+}
+
+#: The last part of the name of a module that uses them, and what stands there in the place of its own functions.
+_USERS = ("s4", "ssm", "cauchy", "vandermonde")
+_REPLACEMENTS: dict[str, Callable[..., Any]] = {
+    "cauchy_naive": extensions.cauchy,
+    "cauchy_cuda": extensions.cauchy_mult,
+    "cauchy_mult": extensions.cauchy_mult,
+    "log_vandermonde": extensions.log_vandermonde,
+    "log_vandermonde_cuda": extensions.log_vandermonde,
+    "log_vandermonde_naive": extensions.log_vandermonde,
+    "log_vandermonde_transpose": extensions.log_vandermonde_transpose,
+    "log_vandermonde_transpose_naive": extensions.log_vandermonde_transpose,
+}
+#: What such a module believes to have. With none of it, it calls its fallbacks: for every device, dtype, N and L.
+_FLAGS = ("has_cauchy_extension", "has_cuda_extension", "has_pykeops")
+
+_MISSING = object()
+_installed: ExitStack | None = None
+
+
+def install(*modules: ModuleType) -> ExitStack:
+    """Make ESPnet's and ``state-spaces/s4``'s own code run on this library's kernels, until ``uninstall()``.
+
+    Two things happen. The modules ``cauchy_mult`` and ``structured_kernels`` become importable, with the functions of
+    the CUDA extensions of these names. And in the S4 modules themselves (``espnet2.asr.state_spaces.s4``,
+    ``models.s4.s4`` and the like), the Cauchy and Vandermonde functions are replaced and the flags that choose between
+    them cleared: at once in modules that are imported already, since they have made their choice, and in others as
+    they are imported. Models that exist follow, because the functions are looked up when they are called.
+
+    Args:
+        modules: further modules to treat so, such as a copy of ``s4.py`` under another name.
+
+    Returns:
+        A context manager: ``with install(): ...`` uninstalls at its end. Raises TypeError for what is not a module.
+    """
+    global _installed
+    for module in modules:
+        if not isinstance(module, ModuleType):
+            raise TypeError(f"modules must be modules, got {type(module).__name__}: {module!r}")
+    if _installed is None:
+        _installed = ExitStack()
+        for name, functions in _EXTENSIONS.items():
+            module = importlib.util.module_from_spec(ModuleSpec(name, None, origin=__name__))
+            vars(module).update({function: getattr(extensions, function) for function in functions})
+            _put(sys.modules, name, module, _installed)
+        finder = _Finder()
+        sys.meta_path.insert(0, finder)
+        _installed.callback(sys.meta_path.remove, finder)
+        for name in [name for name in sys.modules if _is_user(name)]:
+            _adopt(sys.modules[name])
+        _installed.callback(_forget)
+    for module in modules:
+        _adopt(module)
+    return _installed
+
+
+def uninstall() -> None:
+    """Put everything that ``install`` changed back. Does nothing when nothing is installed."""
+    if _installed is not None:
+        _installed.close()
+
+
+def _forget() -> None:
+    global _installed
+    _installed = None
+
+
+def _put(mapping: dict[str, Any], key: str, value: Any, undo: ExitStack) -> None:
+    before = mapping.get(key, _MISSING)
+    if before is value:
+        return
+    mapping[key] = value
+    undo.callback(mapping.pop, key, None) if before is _MISSING else undo.callback(
+        mapping.update, {key: before}
+    )
+
+
+def _is_user(name: str) -> bool:
+    return name.rpartition(".")[2] in _USERS and not name.startswith(__name__.partition(".")[0])
+
+
+def _adopt(module: ModuleType) -> None:
+    """Put our functions in the place of the module's."""
+    if _installed is None:  # it was found while installed, and is executed only now
+        return
+    names = vars(module)
+    flags = [flag for flag in _FLAGS if flag in names]
+    for flag in flags:
+        _put(names, flag, False, _installed)
+    for name, function in _REPLACEMENTS.items():
+        if name in names or (flags and name == "cauchy_naive"):  # not defined where an extension was found
+            _put(names, name, function, _installed)
+
+
+class _Finder(MetaPathFinder):
+    """Finds nothing itself, but adopts the modules that use the extensions once they are imported."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if not _is_user(name):
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
+        loader: Any = spec and spec.loader
+        if loader is not None:
+            execute = loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                _adopt(module)
+
+            loader.exec_module = exec_module
+        return spec
