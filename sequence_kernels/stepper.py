@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
+from .graphs import CAPTURES, Capture, StepGraph
 from .ops import checks
 from .ops.dispatch import choose
+from .ops.ssm_step.reference import in_place
 from .ops.step_program import Program
 from .ssm.system import ChunkMatrices, interleaved, paired
 from .stages import Join, Norm, Pointwise, Recurrence, Residual, Save, Stage, Whole
@@ -36,10 +38,13 @@ class Stepper:
         module: any causal SequenceModule.
         batch_shape: the shape of the batch of sequences.
         device, dtype: where and in which precision to compute; those of the module by default.
+        graph: False takes steps on CUDA without a CUDA graph.
         **arguments: what the module's ``step`` takes besides, such as ``rate``.
 
     On CPU, in float32 and float64, a stack whose parts the C++ interpreter knows (``ops.step_program``) takes a step in
-    one call. Any other goes through its stages one by one; that is what a CUDA graph would capture.
+    one call. On CUDA the first step, and the first with each power of two of rows in ``state_indices``, is captured in
+    a CUDA graph, which later ones replay; it keeps the ops' backend of that moment. A module that does not say its
+    stages, and blocks, go through their stages one by one.
     """
 
     def __init__(
@@ -48,6 +53,8 @@ class Stepper:
         batch_shape: Sequence[int] = (),
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        graph: bool = True,
         **arguments: Any,
     ) -> None:
         if not module.causal:
@@ -56,6 +63,7 @@ class Stepper:
         self.batch_shape = tuple(batch_shape)
         self._target: dict[str, Any] = {"device": device, "dtype": dtype}
         self._arguments = arguments
+        self._graph = graph
         self._prepare()
         self._allocate()
 
@@ -110,6 +118,7 @@ class Stepper:
                 at += size
         wholes = [stage.module for stage in self._stages if isinstance(stage, Whole)]
         self._carried = [m.default_state(*self.batch_shape, device=self.device) for m in wholes]
+        self._graphs: dict[tuple[int, bool, str], StepGraph] = {}
 
     @property
     def stale(self) -> bool:
@@ -136,42 +145,51 @@ class Stepper:
         """Go back to the state before the first element."""
         self.state = self._empty
 
-    def _leaves(self) -> list[Tensor]:
-        """The tensors that hold the state, in the order of the modules."""
+    def _leaves(self) -> Iterator[tuple[Tensor, bool]]:
+        """The tensors that hold the state, in the order and shapes of the modules, and whether their shape is fixed."""
         states, carried = iter(self._states), iter(self._carried)
-        found: list[Tensor] = []
         for stage in self._stages:
             if isinstance(stage, Recurrence):
-                found.append(next(states))
+                state = next(states)
+                yield state.reshape(*self.batch_shape, *state.shape[1:]), True
             elif isinstance(stage, Whole):
-                found.extend(_tensors(next(carried)))
-        return found
+                yield from ((part, False) for part in _tensors(next(carried)))
 
     @property
     def state(self) -> Any:
         """A copy of the state, as the module's ``step`` and ``forward`` take it. Assign one to go on from it.
 
-        Raises ValueError for one of another structure or shape than the module's ``default_state(*batch_shape)``.
+        Raises ValueError for one of another structure or shape than the module's ``default_state(*batch_shape)``. A
+        module that does not say its stages may have a state that grows; of that only the batch is compared.
         """
-        wanted = list(_tensors(self._empty))
-        parts = zip(self._leaves(), wanted, strict=True)
-        return _filled(self._empty, iter([part.reshape(want.shape).clone() for part, want in parts]))
+        return _filled(self._empty, iter([part.clone() for part, _ in self._leaves()]))
 
     @state.setter
     @torch.no_grad()
     def state(self, state: Any) -> None:
-        given, wanted = list(_tensors(state)), list(_tensors(self._empty))
-        if [t.shape for t in given] != [t.shape for t in wanted]:
-            shapes = [tuple(t.shape) for t in wanted]
+        given, leaves = list(_tensors(state)), list(self._leaves())
+        compared = [None if fixed else len(self.batch_shape) for _, fixed in leaves]  # leading sizes
+        if [t.dim() for t in given] != [t.dim() for t, _ in leaves] or any(
+            value.shape[:count] != leaf.shape[:count]
+            for value, (leaf, _), count in zip(given, leaves, compared, strict=True)
+        ):
+            shapes = [tuple(t.shape) for t in _tensors(self._empty)]
             raise ValueError(
                 f"state must hold tensors of shapes {shapes}, as default_state{self.batch_shape} does, "
                 f"got {[tuple(t.shape) for t in given]}"
             )
-        for part, value in zip(self._leaves(), given, strict=True):
-            part.copy_(value.reshape(part.shape))
+        values, states, carried = iter(given), iter(self._states), 0
+        for stage in self._stages:
+            if isinstance(stage, Recurrence):
+                part = next(states)
+                part.copy_(next(values).reshape(part.shape))
+            elif isinstance(stage, Whole):
+                old = self._carried[carried]
+                self._carried[carried] = _filled(old, (next(values).to(t, copy=True) for t in _tensors(old)))
+                carried += 1
 
-    def step(self, x: Tensor, *, state_indices: Tensor | None = None) -> Tensor:
-        """Map one time step ``(*batch_shape, d_model)`` to ``(*batch_shape, d_output)``.
+    def step(self, x: Tensor, *, state_indices: Tensor | None = None) -> Any:
+        """Map one time step ``(*batch_shape, d_model)`` to ``(*batch_shape, d_output)``, or None as the module does.
 
         ``state_indices``: int32 or int64 ``(B,)``, to step some of many streams. ``batch_shape`` is then
         ``(slots,)``, x is ``(B, d_model)``, and its row i drives the state ``state_indices[i]``. -1 marks an idle row:
@@ -181,22 +199,48 @@ class Stepper:
         self._check_input(x, (), state_indices)
         rows = x.detach().reshape(-1, x.shape[-1])
         slots = None if state_indices is None else state_indices.to(torch.int64)
-        y = (
-            self._by_stages(rows, slots)
-            if self._program is None
-            else self._program.run(self._flat, rows, slots)
-        )
-        return y.view(*x.shape[:-1], y.shape[-1])
+        if self._program is not None:
+            y = self._program.run(self._flat, rows, slots)
+        elif (capture := self._capture()) is not None and len(rows) > 0:
+            y = self._step_graph(capture, rows, slots)(rows, slots)
+        else:
+            y = self._by_stages(rows, slots)
+        return None if y is None else y.view(*x.shape[:-1], y.shape[-1])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, state_indices: Tensor | None = None) -> Tensor:
         """Map the next elements ``(*batch_shape, length, d_model)`` to ``(*batch_shape, length, d_output)``.
 
-        The channels come last, whatever the layout of the module.
+        The channels come last, whatever the layout of the module. With ``state_indices`` as in ``step``, x is
+        ``(B, length, d_model)``.
         """
         self._check_fresh()
-        self._check_input(x, ("length",), None)
-        y = self._by_stages(x.detach().reshape(math.prod(self.batch_shape), *x.shape[-2:]), None)
-        return y.view(*x.shape[:-1], y.shape[-1])
+        self._check_input(x, ("length",), state_indices)
+        rows = x.detach().reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
+        slots = None if state_indices is None else state_indices.to(torch.int64)
+        y = self._by_stages(rows, slots)
+        return y.view(*x.shape[:-2], *y.shape[-2:])
+
+    def _capture(self) -> Capture | None:
+        """What captures a step; None where steps are taken as they come."""
+        return CAPTURES.get(self.device.type) if self._graph and not self._carried else None
+
+    @torch.no_grad()
+    def _step_graph(self, capture: Capture, x: Tensor, slots: Tensor | None) -> StepGraph:
+        """The graph for such a step: with slots, one serves all numbers of rows up to a power of two."""
+        rows = len(x) if slots is None else 1 << (len(x) - 1).bit_length()
+        key = rows, slots is not None, choose("ssm_step_", None, x)
+        if key not in self._graphs:
+            self._graphs[key] = StepGraph(
+                self._by_stages,
+                rows,
+                x.shape[-1],
+                self.dtype,
+                self.device,
+                slots is not None,
+                self._states,
+                capture,
+            )
+        return self._graphs[key]
 
     def _check_input(self, x: Tensor, position: tuple[str, ...], state_indices: Tensor | None) -> None:
         checks.tensors(x=x)
@@ -218,7 +262,7 @@ class Stepper:
             raise ValueError(f"x is on {x.device}, but the stepper on {self.device}")
 
     @torch.no_grad()
-    def _by_stages(self, x: Tensor, slots: Tensor | None) -> Tensor:
+    def _by_stages(self, x: Any, slots: Tensor | None) -> Any:
         """Run one step (rows, channels) or a block (rows, length, channels) through the stages."""
         kept: list[Tensor] = []
         recurrences = iter(zip(self._systems, self._states, strict=True))
@@ -232,20 +276,26 @@ class Stepper:
                 x = stage.function(kept.pop(), x)
             elif isinstance(stage, Recurrence):
                 system, state = next(recurrences)
-                x = system.step(state, x, slots) if x.dim() == 2 else system.block(state, x)
+                x = (system.step if x.dim() == 2 else system.block)(state, x, slots)
             elif isinstance(stage, Whole):
                 x, self._carried[carried] = self._whole(stage, x, self._carried[carried])
+                if x is None:
+                    return None
                 carried += 1
             else:
                 x = stage.function(x) if isinstance(stage, Pointwise) else stage(x)
-        return x if slots is None else x.masked_fill(slots.unsqueeze(-1) < 0, 0)
+        return x if slots is None else x.masked_fill(slots.view(-1, *(1,) * (x.dim() - 1)) < 0, 0)
 
-    def _whole(self, stage: Whole, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def _whole(self, stage: Whole, x: Tensor, state: Any) -> tuple[Any, Any]:
+        """One step or a block by the module's own steps, of which some may give None."""
         outputs = []
-        for one in x.unsqueeze(1).unbind(1) if x.dim() == 2 else x.unbind(1):
+        for one in [x] if x.dim() == 2 else x.unbind(1):
             y, state = stage.module.step(one.reshape(*self.batch_shape, -1), state, **stage.arguments)
-            outputs.append(y.reshape(len(x), -1))
-        return (outputs[0], state) if x.dim() == 2 else (torch.stack(outputs, 1), state)
+            if y is not None:
+                outputs.append(y.reshape(len(x), -1))
+        if x.dim() == 2:
+            return (outputs[0] if outputs else None), state
+        return torch.stack(outputs, 1) if outputs else x.new_empty(len(x), 0, stage.module.d_output), state
 
 
 def _reads_parameters_only(stage: Stage) -> bool:
@@ -278,12 +328,14 @@ class _Prepared:
         op: Any = ops.ssm_step_ if len(self.parameters) == 3 else ops.dplr_step_
         return op(state, x, *self.parameters, self.d, state_indices=slots).flatten(-2)
 
-    def block(self, state: Tensor, x: Tensor) -> Tensor:
+    def block(self, state: Tensor, x: Tensor, slots: Tensor | None) -> Tensor:
+        return in_place(self._convolved, state, x, slots)
+
+    def _convolved(self, state: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         if self._matrices is None:
             self._matrices = self.system.chunk_matrices(_CHUNK)
         y, final = ops.ssm_conv(x.mT, *self._matrices, d=self.d, initial_state=interleaved(state))
-        state.copy_(paired(final))
-        return y.flatten(1, 2).mT
+        return y.flatten(1, 2).mT, paired(final)
 
 
 class _Watched:

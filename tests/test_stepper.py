@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -18,14 +19,22 @@ from sequence_kernels import (
     Stepper,
     use_backend,
 )
+from sequence_kernels.graphs import cuda_graph
 from sequence_kernels.ops import dispatch
-from sequence_kernels.stages import Stage
+from sequence_kernels.stages import Pointwise, Stage
 
+from .ops.devices import gpu_backends
+from .tape import taped
 from .test_law import WIDTH, Factory, cases, close, forward
 
 NATIVE = dispatch._refusal("ssm_step_", "cpu", "cpu", torch.float32) is None
 native = pytest.mark.skipif(not NATIVE, reason="needs the native library")
 BACKENDS = ["torch", None] if NATIVE else ["torch"]  # None: the interpreter, where it can
+WAYS = [*BACKENDS, "graph"]  # what a CUDA graph does, by a stand-in
+
+
+def stepping(how: str | None) -> AbstractContextManager[None]:
+    return taped() if how == "graph" else use_backend(how)
 
 
 def model(**arguments: Any) -> SequenceModel:
@@ -83,7 +92,7 @@ def test_the_law(
     torch.manual_seed(1)
     x = torch.randn(*batch_shape, 45, WIDTH, dtype=dtype)
     want, last = stepped(module, x, batch_shape)
-    with use_backend(backend):
+    with stepping(backend):
         stepper = module.stepper(batch_shape, dtype=dtype)
         assert isinstance(stepper, Stepper)
 
@@ -123,18 +132,18 @@ def test_the_law_can_fail() -> None:
         )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WAYS)
 def test_two_batches_interleaved(backend: str | None) -> None:
     module = model()
     x, z = torch.randn(3, 20, WIDTH), torch.randn(20, WIDTH)
-    with use_backend(backend):
+    with stepping(backend):
         first, second = module.stepper((3,)), module.stepper()
         outputs = [(first.step(x[:, t]), second.step(z[t])) for t in range(20)]
     close(torch.stack([y for y, _ in outputs], 1), stepped(module, x, (3,))[0], 1e-5)
     close(torch.stack([y for _, y in outputs]), stepped(module, z, ())[0], 1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WAYS)
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_streams_that_come_and_go(backend: str | None, dtype: torch.dtype) -> None:
     """Each of 5 streams, stepped now and then, is what it would be alone; idle ones keep their bits."""
@@ -142,7 +151,7 @@ def test_streams_that_come_and_go(backend: str | None, dtype: torch.dtype) -> No
     torch.manual_seed(2)
     x = torch.randn(5, 30, WIDTH)
     done, outputs = [0] * 5, [[] for _ in range(5)]
-    with use_backend(backend):
+    with stepping(backend):
         stepper = module.stepper((5,))
         while min(done) < 20:
             streams = torch.randperm(5)[: torch.randint(1, 6, ())].tolist()
@@ -150,11 +159,11 @@ def test_streams_that_come_and_go(backend: str | None, dtype: torch.dtype) -> No
             rows = [s if torch.rand(()) < 0.7 else -1 for s in streams]
             before = stepper.state
             inputs = torch.stack(
-                [x[s, done[s]] if s >= 0 else torch.full((WIDTH,), torch.nan) for s in [*rows, -1]]
+                [x[s, done[s]] if s >= 0 else torch.full((WIDTH,), torch.nan) for s in [-1, *rows]]
             )
-            y = stepper.step(inputs, state_indices=torch.tensor([*rows, -1], dtype=dtype))
+            y = stepper.step(inputs, state_indices=torch.tensor([-1, *rows], dtype=dtype))
             after = stepper.state
-            for row, s in enumerate([*rows, -1]):
+            for row, s in enumerate([-1, *rows]):
                 if s < 0:
                     assert torch.equal(y[row], torch.zeros(WIDTH))
                 else:
@@ -166,6 +175,158 @@ def test_streams_that_come_and_go(backend: str | None, dtype: torch.dtype) -> No
                     assert torch.equal(torch.view_as_real(old[idle]), torch.view_as_real(new[idle]))
     for s in range(5):
         close(torch.stack(outputs[s]), stepped(module, x[s, : done[s]], ())[0], 1e-5)
+
+
+@pytest.mark.parametrize("backend", WAYS)
+def test_blocks_of_some_streams(backend: str | None) -> None:
+    """Rows drive the slots they name, block by block; idle ones are not read, and keep their bits."""
+    module = model()
+    torch.manual_seed(3)
+    x = torch.randn(4, 20, WIDTH)
+    with stepping(backend):
+        stepper = module.stepper((4,))
+        before = [t.clone() for t in stepper.state if t is not None]
+        block = torch.full((5, 8, WIDTH), torch.nan)
+        block[[1, 4]] = x[[3, 0], :8]
+        y = stepper.forward(block, state_indices=torch.tensor([-1, 3, -1, -1, 0]))
+        for old, new in zip(before, [t for t in stepper.state if t is not None], strict=True):
+            assert torch.equal(torch.view_as_real(old[1:3]), torch.view_as_real(new[1:3]))
+        assert torch.equal(y[[0, 2, 3]], torch.zeros(3, 8, WIDTH))
+        rest = [stepper.step(x[[0, 3], t], state_indices=torch.tensor([0, 3])) for t in range(8, 14)]
+        last = stepper.forward(x[[3, 0], 14:], state_indices=torch.tensor([3, 0]))
+        assert stepper.forward(x[:0], state_indices=torch.tensor([], dtype=torch.int64)).shape == (
+            0,
+            20,
+            WIDTH,
+        )
+    got = torch.cat((y[[4, 1]], torch.stack(rest, 1), last.flip(0)), 1)
+    close(got, stepped(module, x[[0, 3]], (2,))[0], 1e-5)
+
+
+class TestGraphs:
+    """Steps that are captured once and replayed."""
+
+    @pytest.mark.parametrize("make", FURTHER)
+    def test_the_law(self, make: Factory) -> None:
+        test_the_law(make, "graph", torch.float64, 1e-9, (3,))
+
+    def test_each_number_of_rows_is_captured_once(self) -> None:
+        module = model()
+        with taped():
+            stepper = module.stepper((5,))
+            x = torch.randn(5, WIDTH)
+            first = stepper.step(x)
+            again = stepper.step(x)
+            assert not torch.equal(first, again)  # the result of one step is not memory of the next
+            for count in (1, 2, 3, 4, 5, 3):
+                stepper.step(x[:count], state_indices=torch.arange(count))
+            with use_backend("torch"):
+                stepper.step(x)
+            assert [key[:2] for key in stepper._graphs] == [
+                (5, False),
+                (1, True),
+                (2, True),
+                (4, True),
+                (8, True),
+            ]
+            assert stepper.step(x[:0], state_indices=torch.arange(0)).shape == (0, WIDTH)
+
+    def test_refreshed_parameters_are_captured_anew(self) -> None:
+        layer, x = S4(WIDTH, 4), torch.randn(2, WIDTH)
+        with taped():
+            stepper = layer.stepper((2,))
+            stepper.step(x)
+            state = stepper.state
+            change_in_place(layer)
+            with pytest.raises(RuntimeError, match="refresh"):
+                stepper.step(x)
+            stepper.refresh()
+            with torch.no_grad():
+                close(stepper.step(x), layer.eval().step(x, state)[0], 1e-6)
+
+    def test_steps_without_a_graph(self) -> None:
+        with taped():
+            stepper = model().stepper((2,), graph=False)
+            stepper.step(torch.randn(2, WIDTH))
+            assert not stepper._graphs
+
+    def test_what_cannot_be_captured_says_so_and_leaves_the_state(self) -> None:
+        class Peeking(S4D):
+            def stages(self, **kwargs: Any) -> list[Stage]:
+                return [*super().stages(**kwargs), Pointwise(lambda x: x * float(x.sum() > 0))]
+
+        module, x = Peeking(WIDTH, d_state=4), torch.randn(2, WIDTH)
+        with taped():
+            stepper = module.stepper((2,))
+            with pytest.raises(RuntimeError, match=r"cannot be captured .*make the stepper with graph=False"):
+                stepper.step(x)
+            close(stepper.state, module.default_state(2), 0.0)
+            module.stepper((2,), graph=False).step(x)
+
+    def test_capturing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is asked of torch.cuda, in order: runs on a side stream, then one inside the graph."""
+        asked: list[str] = []
+
+        class Asked:
+            def __init__(self, name: str) -> None:
+                self.name = name
+
+            def wait_stream(self, other: Any) -> None:
+                asked.append(f"{self.name} waits for {other.name}")
+
+            def replay(self) -> None:
+                asked.append("replay")
+
+            def __enter__(self) -> None:
+                asked.append(f"in {self.name}")
+
+            def __exit__(self, *_: object) -> None:
+                asked.append(f"out of {self.name}")
+
+        for name, value in {
+            "device": lambda device: Asked(str(device)),
+            "current_stream": lambda: Asked("current"),
+            "Stream": lambda: Asked("side"),
+            "stream": lambda stream: stream,
+            "CUDAGraph": lambda: Asked("graph"),
+            "graph": lambda graph: graph,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        y = torch.zeros(1)
+        replay, output = cuda_graph(lambda: asked.append("step") or y, torch.device("cuda:1"))
+        assert output is y
+        replay()
+        warm = ["side waits for current", "in side", *["step"] * 3, "out of side", "current waits for side"]
+        assert asked == ["in cuda:1", *warm, "in graph", "step", "out of graph", "out of cuda:1", "replay"]
+
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("backend", ["torch", *gpu_backends("ssm_step_")])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_on_a_gpu(self, backend: str, dtype: torch.dtype) -> None:
+        """A CUDA graph's steps, of all rows and of some streams, are the eager ones; streams may change between."""
+        module = model().to(dtype)
+        tolerance = 1e-4 if dtype == torch.float32 else 1e-9
+        x = torch.randn(5, 30, WIDTH, dtype=dtype)
+        with use_backend(backend):
+            graph, eager = (module.stepper((5,), "cuda", graph=graph) for graph in (True, False))
+            for t in range(30):
+                now = x[:, t].cuda()
+                if t % 3 == 0:
+                    rows = torch.randperm(5, device="cuda")[: 1 + t % 5]
+                    rows[0] = -1
+                    pair = [s.step(now[: len(rows)], state_indices=rows) for s in (graph, eager)]
+                elif t % 3 == 1:
+                    with torch.cuda.stream(torch.cuda.Stream()):
+                        pair = [s.step(now) for s in (graph, eager)]
+                    torch.cuda.synchronize()
+                else:
+                    pair = [s.forward(now.unsqueeze(1)) for s in (graph, eager)]
+                close(*pair, tolerance)
+            close(graph.state, eager.state, tolerance)
+            assert graph._graphs
+            whole = module.stepper((5,), "cuda")
+            got = torch.stack([whole.step(x[:, t].cuda()) for t in range(30)], 1)
+        close(got.cpu(), stepped(module, x, (5,))[0], tolerance)
 
 
 def change_in_place(layer: S4) -> None:
