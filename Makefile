@@ -1,8 +1,8 @@
-# make demo | test | test-thorough | lint | format | native | clean
+# make demo | test | test-thorough | lint | format | native | wheel | clean
 # Each makes its own .venv, installs, builds the native library in place, and runs; a second call is fast.
 #   PYTHON=python3.12          another interpreter
 #   TORCH="torch==2.11.0"      another torch than the pinned one
-#   CUDA=13.0                  the CUDA kernels too, by the nvcc of that version (in CUDA_HOME or on PATH)
+#   CUDA=13.0                  the CUDA kernels too, by a compiler of that version (docs/build.md)
 #   ARGS="..."                 passed on to the demo or to pytest
 
 PYTHON ?= python3
@@ -19,7 +19,7 @@ CUDA_SOURCES := $(shell find csrc -name '*.cu' -o -name '*.cuh' -o -name '*.S' -
 FORMATTED := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 PYTEST := $(BIN)/python -m pytest -q -n 2 --torch-threads 1
 
-.PHONY: demo test test-thorough lint format native clean
+.PHONY: demo test test-thorough lint format native wheel clean
 .DELETE_ON_ERROR:
 
 demo: native
@@ -43,6 +43,10 @@ format: $(INSTALLED)
 	$(BIN)/clang-format -i $(FORMATTED)
 
 native: $(NATIVE) $(if $(CUDA),$(NATIVE_CUDA))
+
+# Into dist/. No CUDA: the default wheel, for CPUs and CUDA 12 and 13; CUDA=cpu: none; CUDA=13.0: for that one.
+wheel: $(INSTALLED)
+	$(BIN)/python tools/make_wheel.py $(if $(CUDA),--cuda $(CUDA)) $(ARGS)
 
 clean:
 	rm -rf $(VENV) build $(NATIVE) $(NATIVE_CUDA) *.egg-info

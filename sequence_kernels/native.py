@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +18,7 @@ _FIX = {
     "cuda": "install a wheel of sequence-kernels that holds the CUDA kernels or, in the source tree and with your CUDA "
     "toolkit's version, run `SEQUENCE_KERNELS_CUDA=13.0 pip install --force-reinstall --no-deps .`",
 }
+LIBRARIES = tuple(_FIX)
 _lock = threading.RLock()
 _reasons: dict[str, str | None] = {}
 
@@ -30,8 +33,8 @@ def why_not(name: str) -> str | None:
 
     Loads the library at the first call; threads that come together wait for the one load.
     """
-    if name not in _FIX:
-        raise ValueError(f"name must be one of {tuple(_FIX)}, got {name!r}")
+    if name not in LIBRARIES:
+        raise ValueError(f"name must be one of {LIBRARIES}, got {name!r}")
     with _lock:
         if name not in _reasons:
             _reasons[name] = _try_to_load(name)
@@ -43,10 +46,25 @@ def needs(name: str) -> Callable[[str, torch.dtype], str | None]:
     return lambda device, dtype: why_not(name)
 
 
+def built_with(name: str) -> dict[str, Any] | None:
+    """What compiled the library ``name`` and for what (setup.py writes it); None where there is no library."""
+    facts = _DIRECTORY / f"_native_{name}.json"
+    return json.loads(facts.read_text()) if facts.exists() else None
+
+
+def is_installed(name: str) -> bool:
+    """True where the file of the library ``name`` is there, whether or not it loads."""
+    return _path(name).exists()
+
+
+def _path(name: str) -> Path:
+    return _DIRECTORY / f"_native_{name}.so"
+
+
 def _try_to_load(name: str) -> str | None:
     if name == "cuda" and (reason := _no_cuda() or why_not("cpu")):  # the library for the CPU defines the ops
         return reason
-    path = _DIRECTORY / f"_native_{name}.so"
+    path = _path(name)
     if not path.exists():
         return f"the compiled library {path.name} was not built when sequence_kernels was installed; {_FIX[name]}"
     try:

@@ -1,8 +1,8 @@
 """Finds what compiles the CUDA kernels for one version of CUDA, and says for which GPUs.
 
-In this order: nvcc in CUDA_HOME or on PATH, nvcc from NVIDIA's packages on PyPI, NVRTC from those packages. The packages
-are looked for where Python looks for modules, so that a folder that `pip install --target` filled serves when PYTHONPATH
-names it. Nothing is downloaded here.
+In this order: nvcc in CUDA_HOME or on PATH, nvcc from NVIDIA's packages on PyPI, NVRTC from those packages. The
+packages are looked for where Python looks for modules, so that a folder that `pip install --target` filled serves when
+PYTHONPATH names it. Nothing is downloaded here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Builds a wheel into dist/: `python tools/make_wheel.py [--cuda 12.9|13.0|...|cpu]`, which `make wheel CUDA=...` calls.
+"""Builds a wheel into dist/; `make wheel [CUDA=...]` calls it.
 
     (nothing)     the default: kernels for CPUs, and for CUDA 12 and 13 by one fat binary of CUDA 12.9; no local version
     --cuda 13.0   compiled for that CUDA, version 0.1.0+cu130
@@ -83,7 +83,9 @@ def facts(wheel: Path) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--cuda", default="", metavar="VERSION", help="a version of CUDA, or cpu; none: the default"
     )

@@ -6,6 +6,7 @@ using int64_t = long long;
 using uint64_t = unsigned long long;
 using int32_t = int;
 using uint32_t = unsigned;
+using uint16_t = unsigned short;
 #else
 #  include <cstdint>
 #endif

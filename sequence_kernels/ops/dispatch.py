@@ -9,11 +9,14 @@ from __future__ import annotations
 import functools
 import importlib.util
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+
+from .. import native
 
 BACKENDS = ("torch", "cpu", "cuda", "triton")
 
@@ -80,10 +83,15 @@ def implementation(op: str, backend: str) -> Callable[..., Any]:
     return _implementations[op][backend].run
 
 
+def runs_on(backend: str, device: str) -> bool:
+    """True where the backend's kernels take tensors of that device type."""
+    return backend == "torch" or device in _DEVICES[backend]
+
+
 @functools.cache
 def _refusal(op: str, backend: str, device: str, dtype: torch.dtype) -> str | None:
     """Why the backend cannot serve the op for tensors of that device and dtype; None if it can."""
-    if backend != "torch" and device not in _DEVICES[backend]:
+    if not runs_on(backend, device):
         return (
             f"backend {backend!r} does not run on {device!r} tensors; move the tensors or use backend='torch'"
         )
@@ -95,10 +103,30 @@ def _refusal(op: str, backend: str, device: str, dtype: torch.dtype) -> str | No
 
 @torch.compiler.assume_constant_result
 def _serving(op: str, device: str, dtype: torch.dtype) -> str:
+    chosen, refused = _first(op, device, dtype)
+    for backend, reason in refused.items():
+        if backend in native.LIBRARIES and native.why_not(backend) is not None:
+            _warn_that_it_is_slow(reason)
+    return chosen
+
+
+def _first(op: str, device: str, dtype: torch.dtype) -> tuple[str, dict[str, str]]:
+    """The first backend of the device's order that can serve, and why those before it cannot."""
+    refused: dict[str, str] = {}
     for backend in _PREFERENCE.get(device, ("torch",)):
-        if _refusal(op, backend, device, dtype) is None:
-            return backend
-    return "torch"
+        reason = _refusal(op, backend, device, dtype)
+        if reason is None:
+            return backend, refused
+        refused[backend] = reason
+    return "torch", refused
+
+
+@functools.cache
+def _warn_that_it_is_slow(reason: str) -> None:
+    """Once for each reason: a library that is missing costs speed, and nothing else tells."""
+    warnings.warn(
+        f"sequence_kernels computes with plain torch, which is slower: {reason}", RuntimeWarning, stacklevel=2
+    )
 
 
 @torch.compiler.assume_constant_result
@@ -150,9 +178,17 @@ def explain(op: str, device: str | torch.device = "cpu", dtype: torch.dtype = to
     if op not in _implementations:
         raise ValueError(f"op must be one of {operations()}, got {op!r}")
     kind = torch.device(device).type
-    chosen = _serving(op, kind, dtype)
-    lines = [f"{op} on {kind}, {dtype}: {chosen}"]
-    for backend in BACKENDS:
-        if backend != chosen:
-            lines.append(f"  {backend}: {_refusal(op, backend, kind, dtype) or 'able, if it is asked for'}")
+    chosen, others = reasons(op, kind, dtype)
+    lines = [f"{op} on {kind}, {dtype}: {chosen}", *(f"  {name}: {why}" for name, why in others.items())]
     return "\n".join(lines)
+
+
+def reasons(op: str, device: str, dtype: torch.dtype = torch.float32) -> tuple[str, dict[str, str]]:
+    """The backend that would serve the op for tensors of that device type and dtype, and why not each other one."""
+    chosen, _ = _first(op, device, dtype)
+    others = {
+        backend: _refusal(op, backend, device, dtype) or "able, if it is asked for"
+        for backend in BACKENDS
+        if backend != chosen
+    }
+    return chosen, others

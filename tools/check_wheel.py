@@ -1,0 +1,81 @@
+"""Installs a wheel under several versions of torch and Python and runs the doctor and tools/smoke.py in each.
+
+    python tools/check_wheel.py dist/sequence_kernels-0.1.0-py3-none-manylinux_2_28_x86_64.whl \\
+        --environment python3.10 2.10.0 --environment python3.13 2.15.0
+
+Without --environment: this Python and the torch of constraints.txt. A torch with CUDA is gigabytes of downloads; the
+environments are made one after another in build/check and removed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*command: str | Path) -> str:
+    """What the command printed; raises RuntimeError with all of it if it fails."""
+    done = subprocess.run(
+        [str(part) for part in command], cwd=ROOT / "build", capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{command}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def check(wheel: Path, python: str, torch: str) -> str:
+    """One row: what was installed, what the doctor and the smoke test said."""
+    folder = ROOT / "build" / "check"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        run(python, "-m", "venv", folder)
+        inside = folder / "bin" / "python"
+        pip = [inside, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        run(*pip, f"torch=={torch}", "numpy")
+        run(*pip, wheel)
+        report: dict[str, Any] = json.loads(run(inside, "-m", "sequence_kernels", "--json"))
+        worst = max(error for errors in report["self_test"].values() for error in errors.values())
+        said = run(inside, ROOT / "tools" / "smoke.py").strip()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    seen = report["versions"]
+    return (
+        f"python {seen['python']}, torch {seen['torch']}: sequence_kernels {seen['sequence_kernels']}, "
+        f"doctor ok (largest error {worst:.0e}), {said}"
+    )
+
+
+def pinned() -> str:
+    """The torch of constraints.txt."""
+    found = re.search(r"^torch==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("wheel", type=Path)
+    parser.add_argument("--environment", nargs=2, action="append", metavar=("PYTHON", "TORCH"))
+    given = parser.parse_args()
+    failures = 0
+    for python, torch in given.environment or [(sys.executable, pinned())]:
+        try:
+            print(check(given.wheel.resolve(), python, torch), flush=True)
+        except RuntimeError as error:
+            failures += 1
+            print(f"{python}, torch {torch}: FAILED\n{error}", flush=True)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

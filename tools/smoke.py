@@ -1,0 +1,58 @@
+"""Trains, streams and compiles a little with the installed package: `python tools/smoke.py`. Raises where it fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sequence_kernels
+import torch
+from sequence_kernels import S4, S4D, SequenceModel, native, ops
+
+
+def gradients(layer: type[torch.nn.Module], backend: str | None) -> list[torch.Tensor]:
+    """Of a layer's parameters, computed by that backend (None: what is chosen)."""
+    torch.manual_seed(0)
+    module = layer(8, 8, transposed=False).double()
+    u = torch.randn(2, 50, 8, dtype=torch.float64)
+    with ops.use_backend(backend):
+        module(u)[0].square().sum().backward()
+    return [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+
+
+def streams() -> None:
+    """A model fed in one piece, in two, and step by step gives the same."""
+    torch.manual_seed(0)
+    model = SequenceModel(8, n_layers=2, layer={"_name_": "s4", "d_state": 8}).eval()
+    u = torch.randn(2, 30, 8)
+    with torch.no_grad():
+        whole, _ = model(u, state=model.default_state(2))
+        first, state = model(u[:, :13], state=model.default_state(2))
+        second, _ = model(u[:, 13:], state=state)
+        stepper = model.stepper((2,))
+        steps = torch.stack([stepper.step(u[:, t]) for t in range(30)], 1)
+    torch.testing.assert_close(torch.cat([first, second], 1), whole, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(steps, whole, rtol=1e-4, atol=1e-4)
+
+
+def cuda_library() -> str:
+    """The CUDA library's symbols are all there in a torch that has CUDA, with or without a driver."""
+    path = Path(sequence_kernels.__file__).parent / "_native_cuda.so"
+    if not path.exists():
+        return "none"
+    if torch.version.cuda is None:
+        return "there, torch has no CUDA"
+    torch.ops.load_library(path)
+    return "loads"
+
+
+def main() -> None:
+    assert native.why_not("cpu") is None, native.why_not("cpu")
+    for layer in (S4D, S4):
+        for ours, exact in zip(gradients(layer, None), gradients(layer, "torch"), strict=True):
+            torch.testing.assert_close(ours, exact, rtol=1e-7, atol=1e-9)
+    streams()
+    print(f"smoke: trains and streams; CUDA library: {cuda_library()}")
+
+
+if __name__ == "__main__":
+    main()
