@@ -1,11 +1,12 @@
-"""Trains, streams and compiles a little with the installed package: `python tools/smoke.py`. Raises where it fails."""
+"""Trains and streams a little with the installed package: `python tools/smoke.py`. Raises where it fails."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import sequence_kernels
 import torch
+
+import sequence_kernels
 from sequence_kernels import S4, S4D, SequenceModel, native, ops
 
 
