@@ -25,7 +25,7 @@ from sequence_kernels.stages import Pointwise, Stage
 
 from .ops.devices import gpu_backends
 from .tape import taped
-from .test_law import WIDTH, Factory, cases, close, forward
+from .test_law import WIDTH, Factory, cases, close, forward, keeps_length
 
 NATIVE = dispatch._refusal("ssm_step_", "cpu", "cpu", torch.float32) is None
 native = pytest.mark.skipif(not NATIVE, reason="needs the native library")
@@ -76,7 +76,10 @@ FURTHER = [
     ),
     pytest.param(lambda: model(residual="N", norm=None), id="no-residual"),
 ]
-every = pytest.mark.parametrize("make", cases(lambda module: module.causal) + FURTHER)
+#: Those that change the length of a sequence are in tests/layers/test_pools.py.
+every = pytest.mark.parametrize(
+    "make", cases(lambda module: module.causal and keeps_length(module)) + FURTHER
+)
 
 
 @every

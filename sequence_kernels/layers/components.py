@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,58 +19,156 @@ class SquaredReLU(nn.Module):
         return F.relu(x).square()
 
 
-_ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
-    "id": lambda dim: nn.Identity(),
-    "identity": lambda dim: nn.Identity(),
-    "linear": lambda dim: nn.Identity(),
-    "tanh": lambda dim: nn.Tanh(),
-    "relu": lambda dim: nn.ReLU(),
-    "gelu": lambda dim: nn.GELU(),
-    "swish": lambda dim: nn.SiLU(),
-    "silu": lambda dim: nn.SiLU(),
-    "sigmoid": lambda dim: nn.Sigmoid(),
-    "softplus": lambda dim: nn.Softplus(),
-    "sqrelu": lambda dim: SquaredReLU(),
-    "glu": lambda dim: nn.GLU(dim=dim),
-    "ln": lambda dim: TransposedLN(1),
+class ModReLU(nn.Module):
+    """``sign(x) * max(|x| + b, 0)`` with a bias ``b`` for each of ``size`` channels along the axis ``dim``.
+
+    The real form of the unitary recurrent networks' activation (Arjovsky et al. 2016). b starts uniform in
+    (-0.01, 0.01).
+    """
+
+    def __init__(self, size: int, dim: int = -1) -> None:
+        super().__init__()
+        self.dim = dim
+        self.b = nn.Parameter(torch.empty(size).uniform_(-0.01, 0.01))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b = self.b.reshape(-1, *(1 for _ in range(-1 - self.dim)))
+        return x.sign() * F.relu(x.abs() + b)
+
+
+_ACTIVATIONS: dict[str, Callable[[int, int | None], nn.Module]] = {
+    "id": lambda dim, size: nn.Identity(),
+    "identity": lambda dim, size: nn.Identity(),
+    "linear": lambda dim, size: nn.Identity(),
+    "tanh": lambda dim, size: nn.Tanh(),
+    "relu": lambda dim, size: nn.ReLU(),
+    "gelu": lambda dim, size: nn.GELU(),
+    "swish": lambda dim, size: nn.SiLU(),
+    "silu": lambda dim, size: nn.SiLU(),
+    "sigmoid": lambda dim, size: nn.Sigmoid(),
+    "softplus": lambda dim, size: nn.Softplus(),
+    "sqrelu": lambda dim, size: SquaredReLU(),
+    "modrelu": lambda dim, size: ModReLU(_needed(size), dim),
+    "glu": lambda dim, size: nn.GLU(dim=dim),
+    "ln": lambda dim, size: TransposedLN(1, dim=dim),
 }
 
 
-def activation_module(name: str | None, dim: int = -1) -> nn.Module:
-    """The activation of that name; ``dim`` is the channel axis, which "glu" halves. None is the identity.
+def _needed(size: int | None) -> int:
+    if size is None:
+        raise ValueError("activation='modrelu' has a bias for each channel: its size must be given, got None")
+    return size
 
-    Raises ValueError for a name that is not known.
+
+def activation_module(name: str | None, dim: int = -1, size: int | None = None) -> nn.Module:
+    """The activation of that name over channels along ``dim``, -1 or -2, ``size`` of them ("modrelu" needs it).
+
+    "glu" halves the channels, "ln" normalises over them. None is the identity. Raises ValueError for a name that is
+    not known.
     """
     if name is None:
         return nn.Identity()
     if name not in _ACTIVATIONS:
         raise ValueError(f"activation must be None or one of {', '.join(sorted(_ACTIVATIONS))}; got {name!r}")
-    return _ACTIVATIONS[name](dim)
+    return _ACTIVATIONS[name](dim, size)
 
 
 class TransposedLinear(nn.Linear):
-    """``nn.Linear`` along the second-to-last axis: ``(..., d_input, length) -> (..., d_output, length)``."""
+    """``nn.Linear`` along the second-to-last axis: ``(..., d_input, length) -> (..., d_output, length)``.
+
+    Its bias asks optimizers for no weight decay, as in ESPnet (see ``sequence_kernels.parameter_groups``).
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._spare_bias()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._spare_bias()  # copying a parameter drops its attributes
+
+    def _spare_bias(self) -> None:
+        if self.bias is not None:
+            self.bias._optim = {"weight_decay": 0.0}  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.weight @ x
         return y if self.bias is None else y + self.bias.to(y.dtype).unsqueeze(-1)
 
 
+class WeightNormLinear(nn.Module):
+    """A linear map whose weight is ``weight_g * weight_v / |weight_v|``, row by row (Salimans and Kingma 2016).
+
+    Channels are the last axis, or with ``transposed=True`` the second to last. It starts as the given map does.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.transposed = isinstance(linear, TransposedLinear)
+        self.bias = linear.bias
+        self.weight_g = nn.Parameter(linear.weight.detach().norm(dim=1, keepdim=True))
+        self.weight_v = nn.Parameter(linear.weight.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight_g * F.normalize(self.weight_v, dim=1)
+        if self.transposed:
+            return weight @ x + (0 if self.bias is None else self.bias.unsqueeze(-1))
+        return F.linear(x, weight, self.bias)
+
+
+_INITIALIZERS: dict[str, Callable[[Tensor, Any], Any]] = {
+    "uniform": lambda weight, gain: nn.init.kaiming_uniform_(weight, nonlinearity=gain),
+    "normal": lambda weight, gain: nn.init.kaiming_normal_(weight, nonlinearity=gain),
+    "xavier": lambda weight, gain: nn.init.xavier_normal_(weight),
+    "zero": lambda weight, gain: nn.init.zeros_(weight),
+    "one": lambda weight, gain: nn.init.ones_(weight),
+}
+_GAINS = dict.fromkeys(("relu", "gelu", "swish", "silu", "sqrelu"), "relu") | {
+    "tanh": "tanh",
+    "sigmoid": "sigmoid",
+}
+
+
+def initialize(weight: Tensor, initializer: str, activation: str | None = None) -> None:
+    """Draw a weight anew, with the gain of the activation that follows: "uniform", "normal", "xavier", "zero", "one".
+
+    Raises ValueError for another name.
+    """
+    if initializer not in _INITIALIZERS:
+        raise ValueError(
+            f"initializer must be None or one of {', '.join(_INITIALIZERS)}; got {initializer!r}"
+        )
+    with torch.no_grad():
+        _INITIALIZERS[initializer](weight, _GAINS.get(activation or "", "linear"))
+
+
 def linear_activation(
-    d_input: int, d_output: int, activation: str | None = None, *, transposed: bool = False, bias: bool = True
+    d_input: int,
+    d_output: int,
+    activation: str | None = None,
+    *,
+    transposed: bool = False,
+    bias: bool = True,
+    zero_bias_init: bool = False,
+    initializer: str | None = None,
+    weight_norm: bool = False,
 ) -> nn.Module:
     """A linear map along the channels, then the activation: ``Sequential(linear, activation)``.
 
     Without an activation it is the bare linear map, so that its weight is named ``weight``, not ``0.weight``,
     as in ESPnet. With "glu" the linear map gives ``2 * d_output`` channels. Channels are the last axis, or
-    with ``transposed=True`` the second to last.
+    with ``transposed=True`` the second to last. ``initializer``: see ``initialize``; None is torch's own.
     """
-    linear = TransposedLinear if transposed else nn.Linear
-    if activation is None:
-        return linear(d_input, d_output, bias=bias)
     width = 2 * d_output if activation == "glu" else d_output
-    channels = -2 if transposed else -1
-    return nn.Sequential(linear(d_input, width, bias=bias), activation_module(activation, channels))
+    linear = (TransposedLinear if transposed else nn.Linear)(d_input, width, bias=bias)
+    if initializer is not None:
+        initialize(linear.weight, initializer, activation)
+    if bias and zero_bias_init:
+        nn.init.zeros_(linear.bias)
+    first = WeightNormLinear(linear) if weight_norm else linear
+    if activation is None:
+        return first
+    return nn.Sequential(first, activation_module(activation, -2 if transposed else -1, d_output))
 
 
 def _drop(x: Tensor, mask_shape: list[int], p: float) -> Tensor:
@@ -77,31 +176,41 @@ def _drop(x: Tensor, mask_shape: list[int], p: float) -> Tensor:
 
 
 class DropoutNd(nn.Dropout):
-    """Dropout whose mask is the same at every position of a sequence.
+    """Dropout whose mask is the same at every position of a sequence; with ``tie=False`` ordinary dropout.
 
     ``(batch, length, channels)``, or with ``transposed=True`` ``(batch, channels, length)``.
     """
 
-    def __init__(self, p: float = 0.5, transposed: bool = True) -> None:
+    def __init__(self, p: float = 0.5, tie: bool = True, transposed: bool = True) -> None:
         super().__init__(p)
+        self.tie = tie
         self.transposed = transposed
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
         mask_shape = list(x.shape)
-        if x.dim() > 2:
+        if self.tie and x.dim() > 2:
             mask_shape[-1 if self.transposed else -2] = 1
         return _drop(x, mask_shape, self.p)
 
 
 class StochasticDepth(nn.Dropout):
-    """Drop whole rows of a batch (Huang et al. 2016, "Deep Networks with Stochastic Depth")."""
+    """Drop whole rows of a batch, or with ``mode="batch"`` all of it (Huang et al. 2016, "Deep Networks with
+    Stochastic Depth").
+    """
+
+    def __init__(self, p: float, mode: str = "row") -> None:
+        super().__init__(p)
+        if mode not in ("row", "batch"):
+            raise ValueError(f"mode must be 'row' or 'batch', got {mode!r}")
+        self.mode = mode
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        return _drop(x, [*x.shape[:1], *(1 for _ in x.shape[1:])], self.p)
+        rows = len(x) if self.mode == "row" else 1
+        return _drop(x, [rows, *(1 for _ in x.shape[1:])], self.p)
 
 
 def dropout_module(p: float, *, tied: bool = False, transposed: bool = False) -> nn.Module:

@@ -12,20 +12,21 @@ from .components import dropout_module, linear_activation
 
 
 class FeedForward(SequenceModule):
-    """Linear to ``expand * d_input`` channels, activation, dropout, linear to ``d_output`` channels.
+    """Linear to ``expand * d_input`` channels (rounded down), activation, dropout, linear to ``d_output`` channels.
 
     ``(batch, length, d_input) -> (batch, length, d_output)``; with ``transposed=True`` channels come before
-    length. ``d_output=None`` means ``d_input``. There is no state: what is given is passed through.
-    Raises ValueError for an unknown activation.
+    length. ``d_output=None`` means ``d_input``. ``initializer``: of both weights, see ``components.initialize``.
+    There is no state: what is given is passed through. Raises ValueError for an unknown activation or initializer.
     """
 
     def __init__(
         self,
         d_input: int,
-        expand: int = 2,
+        expand: float = 2,
         d_output: int | None = None,
         transposed: bool = False,
         activation: str | None = "gelu",
+        initializer: str | None = None,
         dropout: float = 0.0,
         tie_dropout: bool = False,
     ) -> None:
@@ -33,11 +34,11 @@ class FeedForward(SequenceModule):
         self.d_model = d_input
         self.d_output = d_input if d_output is None else d_output
         self.transposed = transposed
-        d_inner = expand * d_input
+        d_inner = int(expand * d_input)
         self.ff = nn.Sequential(
-            linear_activation(d_input, d_inner, activation, transposed=transposed),
+            linear_activation(d_input, d_inner, activation, transposed=transposed, initializer=initializer),
             dropout_module(dropout, tied=tie_dropout, transposed=transposed),
-            linear_activation(d_inner, self.d_output, transposed=transposed),
+            linear_activation(d_inner, self.d_output, transposed=transposed, initializer=initializer),
         )
 
     def forward(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:

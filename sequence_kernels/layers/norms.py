@@ -11,7 +11,7 @@ from ..stages import Norm, Pointwise, Stage
 
 
 class TransposedLN(nn.Module):
-    """Layer norm over the channels of ``(batch, channels, length)``.
+    """Layer norm over the channels of ``(batch, channels, length)``, or over the axis ``dim`` if it is another.
 
     With ``scalar=True`` one shift ``m`` and one scale ``s`` serve all channels:
     ``s * (x - mean(x) + m) / std(x)``, with ``std`` the biased standard deviation, at least ``sqrt(eps)``:
@@ -19,10 +19,11 @@ class TransposedLN(nn.Module):
     With ``scalar=False`` it is ``nn.LayerNorm``, a shift and a scale for each channel.
     """
 
-    def __init__(self, d: int, scalar: bool = True, eps: float = 1e-5) -> None:
+    def __init__(self, d: int, scalar: bool = True, eps: float = 1e-5, dim: int = -2) -> None:
         super().__init__()
         self.scalar = scalar
         self.eps = eps
+        self.dim = dim
         if scalar:
             self.m = nn.Parameter(torch.zeros(1))
             self.s = nn.Parameter(torch.ones(1))
@@ -31,9 +32,10 @@ class TransposedLN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.scalar:
-            return self.ln(x.mT).mT
-        variance, mean = torch.var_mean(x, dim=-2, unbiased=False, keepdim=True)
-        return self.s * variance.clamp(min=self.eps).rsqrt() * (x - mean + self.m)
+            return self.ln(x.movedim(self.dim, -1)).movedim(-1, self.dim)
+        centred = x - x.mean(self.dim, keepdim=True)
+        variance = centred.square().mean(self.dim, keepdim=True)
+        return self.s * variance.clamp(min=self.eps).rsqrt() * (centred + self.m)
 
 
 class Normalization(nn.Module):

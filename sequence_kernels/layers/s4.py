@@ -15,7 +15,7 @@ from ..ops import checks
 from ..ssm import DPLRSSM, DiagonalSSM, System, diagonal_init, dplr_init
 from ..ssm.parameters import initial_log_dt
 from ..ssm.system import interleaved, paired
-from ..stages import Recurrence, Stage, pointwise
+from ..stages import Join, Pointwise, Recurrence, Save, Stage, pointwise
 from .components import activation_module, dropout_module, linear_activation
 
 #: Elements that one chunk of the convolution holds; making longer ones' matrices costs more than they save.
@@ -28,7 +28,11 @@ class SSKernel(nn.Module):
     Arguments and parameter names are those of ESPnet's class of this name. ``mode`` is "nplr" (diagonal plus low
     rank, discretised by the bilinear transform) or "diag" (with ``disc``). ``n_ssm`` copies of the state matrix are
     shared by the heads; each head has its own by default. ``lr`` is one learning rate for the groups "dt", "A" and
-    "B", or a dict of them; 0 makes the group's parameters buffers.
+    "B", or a dict of them; 0 makes the group's parameters buffers. ``bandlimit``: modes of that many half cycles a step
+    and more are not read out. ``keops`` and ``verbose`` are taken for the sake of configurations, and change nothing.
+
+    ``disc="dss"`` normalises over ``L`` elements, the layer's ``l_max``. Without one it normalises over the length of
+    each call, as ESPnet does always, and the layer is not causal.
     """
 
     kernel: DiagonalSSM | DPLRSSM
@@ -37,7 +41,7 @@ class SSKernel(nn.Module):
         self,
         H: int,
         N: int = 64,
-        l_max: int | None = None,
+        L: int | None = None,
         measure: str | Sequence[str] = "legs",
         rank: int = 1,
         channels: int = 1,
@@ -47,6 +51,7 @@ class SSKernel(nn.Module):
         lr: float | dict[str, float] | None = None,
         mode: str = "nplr",
         n_ssm: int | None = None,
+        verbose: bool = False,
         measure_args: dict[str, Any] | None = None,
         real_type: str = "exp",
         **mode_args: Any,
@@ -71,15 +76,23 @@ class SSKernel(nn.Module):
             copies,
             c,
             log_dt,
-            l_max,
+            L,
             measure_args or {},
             real_type=real_type,
             lr=lr,
             **mode_args,
         )
 
-    def system(self, rate: float = 1.0) -> System:
-        """The discrete system at the given sampling rate."""
+    @property
+    def causal(self) -> bool:
+        """Whether the kernel does not depend on the length of a call."""
+        kernel = self.kernel
+        return not isinstance(kernel, DiagonalSSM) or kernel.disc != "dss" or kernel.l_max is not None
+
+    def system(self, rate: float = 1.0, length: int | None = None) -> System:
+        """The discrete system at the given sampling rate, for calls of that length if it is not ``causal``."""
+        if isinstance(self.kernel, DiagonalSSM):
+            return self.kernel.system(rate, length)
         return self.kernel.system(rate)
 
 
@@ -92,6 +105,8 @@ def _nplr(
     log_dt: Tensor,
     l_max: int | None,
     measure_args: dict[str, Any],
+    *,
+    keops: bool = False,
     **options: Any,
 ) -> DPLRSSM:
     w, p, b = dplr_init(measure, d_state, rank, copies, dtype=c.dtype, **measure_args)
@@ -120,7 +135,7 @@ class S4(SequenceModule):
     """Structured state-space sequence layer (Gu et al., 2021), with ESPnet's arguments and parameter names.
 
     ``y = output_linear(dropout(activation(K * x + D x)))`` with a convolution kernel K a head and channel that comes
-    from a linear state-space model.
+    from a linear state-space model. There are ``d_model`` heads, or fewer with a ``bottleneck``.
 
     Args:
         d_model: width H of input and output.
@@ -130,6 +145,11 @@ class S4(SequenceModule):
         channels: copies C of the readout.
         bidirectional: the kernel looks both ways; such a layer is not causal and cannot be stepped.
         activation, postact: nonlinearities after the convolution and after the linear map.
+        hyper_act: the convolution gives twice the channels, and the first half is multiplied by this nonlinearity of
+            the second.
+        bottleneck: before the convolution a linear map to ``d_model // bottleneck`` heads, and ``activation``.
+        gate: the linear map gives ``gate * d_model`` numbers, which are multiplied by as many of a linear map of the
+            input and ``activation``; another linear map, ``output_gate``, goes back to ``d_model``.
         dropout, tie_dropout: dropout after the activation; tied: one mask for all positions.
         transposed: sequences are ``(batch, d_model, length)``, as by default in ESPnet; else
             ``(batch, length, d_model)``.
@@ -137,7 +157,7 @@ class S4(SequenceModule):
             state is chunked in either case.
         **kernel_args: see ``SSKernel``.
 
-    The state is complex, ``(*batch_shape, d_model, d_state / 2)``.
+    The state is complex, ``(*batch_shape, heads, d_state / 2)``.
     """
 
     def __init__(
@@ -161,30 +181,49 @@ class S4(SequenceModule):
         **kernel_args: Any,
     ) -> None:
         super().__init__()
-        for name, value in (("hyper_act", hyper_act), ("bottleneck", bottleneck), ("gate", gate)):
-            if value is not None:
-                raise NotImplementedError(f"{name}={value!r} is not implemented yet; leave it None")
+        for name, value in (("gate", gate), ("bottleneck", bottleneck)):
+            if value is not None and not 1 <= value <= d_model:
+                raise ValueError(f"{name} must be None or from 1 to d_model={d_model}, got {value}")
         if conv not in ("chunked", "fft"):
             raise ValueError(f"conv must be 'chunked' or 'fft', got {conv!r}")
-        if activation == "glu":
-            raise ValueError("activation='glu' would halve the width before output_linear; use postact='glu'")
+        if "glu" in (activation, hyper_act):
+            raise ValueError(
+                "activation and hyper_act cannot be 'glu', which would halve the width; use postact='glu'"
+            )
         if l_max is not None and l_max < 1:
             raise ValueError(f"l_max must be at least 1, got {l_max}")
         self.d_model = self.d_output = d_model
         self.n = d_state // 2
         self.l_max = l_max
         self.channels = channels
+        self.heads = heads = d_model // (bottleneck or 1)
+        readouts = channels if hyper_act is None else 2 * channels
         self.bidirectional = bidirectional
-        self.causal = not bidirectional
         self.transposed = transposed
         self.conv = conv
-        self.D = nn.Parameter(torch.randn(channels, d_model))
+        self.D = nn.Parameter(torch.randn(readouts, heads))
+        self.input_linear = self.input_gate = self.output_gate = self.hyper_activation = None
+        if bottleneck is not None:
+            self.input_linear = linear_activation(d_model, heads, activation, transposed=True)
+        if gate is not None:
+            self.input_gate = linear_activation(d_model, d_model * gate, activation, transposed=True)
+            self.output_gate = linear_activation(d_model * gate, d_model, transposed=transposed)
+        if hyper_act is not None:
+            self.hyper_activation = activation_module(hyper_act, dim=-2, size=heads)
         self.kernel = SSKernel(
-            d_model, d_state, l_max, channels=channels * (2 if bidirectional else 1), **kernel_args
+            heads,
+            d_state,
+            l_max,
+            channels=readouts * (2 if bidirectional else 1),
+            verbose=verbose,
+            **kernel_args,
         )
-        self.activation = activation_module(activation, dim=-2)
+        self.causal = not bidirectional and self.kernel.causal
+        self.activation = activation_module(activation, dim=-2, size=heads * channels)
         self.dropout = dropout_module(dropout, tied=tie_dropout, transposed=True)
-        self.output_linear = linear_activation(d_model * channels, d_model, postact, transposed=transposed)
+        self.output_linear = linear_activation(
+            heads * channels, d_model * (gate or 1), postact, transposed=transposed
+        )
 
     def forward(
         self,
@@ -198,7 +237,7 @@ class S4(SequenceModule):
 
         Args:
             x: ``(..., length, d_model)``, or ``(..., d_model, length)`` if transposed.
-            state: ``(..., d_model, d_state / 2)``, what an earlier part of the sequences left.
+            state: ``(..., heads, d_state / 2)``, what an earlier part of the sequences left.
             rate: sampling step of the input, in units of the one that the model was trained with.
             lengths: how many elements of each sequence are real: an int, or integers ``(batch,)``. The rest is taken
                 as zero, and the state returned is the one after the last real element. Outputs there mean nothing.
@@ -213,15 +252,23 @@ class S4(SequenceModule):
         if state is not None:
             self._require_causal("be given a state")
             self._check_state(state, u.shape[:-2])
-        batch_shape, length = u.shape[:-2], u.shape[-1]
+        batch_shape = u.shape[:-2]
         batch = math.prod(batch_shape)
         u = u.reshape(batch, *u.shape[-2:])
         flat_state = None if state is None else state.reshape(batch, *state.shape[-2:])
         if lengths is not None:
             lengths = _lengths(lengths, u)
-            u = torch.where(torch.arange(length, device=u.device) < lengths.view(-1, 1, 1), u, 0)
+            u = _masked(u, lengths)
+        gate = None
+        if self.input_gate is not None:
+            gate = self.input_gate(u)
+            gate = gate.reshape(*batch_shape, *gate.shape[1:])
+        if self.input_linear is not None:
+            u = self.input_linear(u)
+            if lengths is not None:
+                u = _masked(u, lengths)
         y, next_state = self._convolve(u, flat_state, rate, lengths)
-        y = self._mix(y.reshape(*batch_shape, self.channels * self.d_model, length))
+        y = self._mix(y.reshape(*batch_shape, *y.shape[1:]), gate)
         return y, None if next_state is None else next_state.reshape(*batch_shape, *next_state.shape[-2:])
 
     def _convolve(
@@ -238,14 +285,15 @@ class S4(SequenceModule):
             )
         if truncated or (self.conv == "fft" and state is None):
             with torch.autocast(u.device.type, enabled=False):
-                k = self.kernel.system(rate).kernel(min(length, taps))
+                k = self.kernel.system(rate, length).kernel(min(length, taps))
             return ops.fft_conv(u, k, self.D.to(k.dtype), bidirectional=self.bidirectional), None
         with torch.autocast(u.device.type, enabled=False):
-            system = self.kernel.system(rate)
+            system = self.kernel.system(rate, length)
             tail = state is not None
-            matrices = system.channels(0, self.channels).chunk_matrices(_CHUNK, tail=tail)
+            readouts = self.D.shape[0]
+            matrices = system.channels(0, readouts).chunk_matrices(_CHUNK, tail=tail)
             if self.bidirectional:
-                reverse = system.channels(self.channels, 2 * self.channels).chunk_matrices(_CHUNK, tail=tail)
+                reverse = system.channels(readouts, 2 * readouts).chunk_matrices(_CHUNK, tail=tail)
         skip = self.D.to(matrices.taps.dtype)
         if self.bidirectional:
             y, _ = ops.ssm_conv(u, *matrices, d=skip)
@@ -256,10 +304,20 @@ class S4(SequenceModule):
         y, final = ops.ssm_conv(u, *matrices, d=skip, initial_state=interleaved(state), lengths=lengths)
         return y, paired(final)
 
-    def _mix(self, y: Tensor) -> Tensor:
-        """(..., C H, L) to the output."""
-        y = self.dropout(self.activation(y))
-        return self.output_linear(y if self.transposed else y.mT)
+    def _mix(self, y: Tensor, gate: Tensor | None) -> Tensor:
+        """(..., C, H, L) to the output; gate is (..., channels, L)."""
+        y = self.dropout(self.activation(self._hyper(y).flatten(-3, -2)))
+        y = self.output_linear(y if self.transposed else y.mT)
+        if self.output_gate is None or gate is None:
+            return y
+        return self.output_gate(y * (gate if self.transposed else gate.mT))
+
+    def _hyper(self, y: Tensor) -> Tensor:
+        """(..., C, H, L): the first half of the channels times the activated second half, if the layer has both."""
+        if self.hyper_activation is None:
+            return y
+        y, factor = y.chunk(2, -3)
+        return y * self.hyper_activation(factor)
 
     def step(
         self, x: Tensor, state: Tensor | None = None, rate: float = 1.0, **kwargs: Any
@@ -271,25 +329,40 @@ class S4(SequenceModule):
         if state is None:
             state = self.default_state(*x.shape[:-1], device=x.device)
         self._check_state(state, x.shape[:-1])
+        one = x.unsqueeze(-1)
+        gate = None if self.input_gate is None else self.input_gate(one)
+        u = x if self.input_linear is None else self.input_linear(one).squeeze(-1)
         with torch.autocast(x.device.type, enabled=False):
-            y, next_state = self.kernel.system(rate).step(state, x, self.D.to(state.real.dtype))
-        return self._mix_step(y.flatten(-2)), next_state
-
-    def _mix_step(self, y: Tensor) -> Tensor:
-        """(..., C H) to the output."""
-        y = self.dropout(self.activation(y.unsqueeze(-1)))
-        return self.output_linear(y).squeeze(-1) if self.transposed else self.output_linear(y.squeeze(-1))
+            y, next_state = self.kernel.system(rate).step(state, u, self.D.to(state.real.dtype))
+        return self._mix(y.unsqueeze(-1), gate).squeeze(-1 if self.transposed else -2), next_state
 
     def stages(self, rate: float = 1.0, **kwargs: Any) -> list[Stage]:
-        mix = pointwise(self.activation, transposed=True) + pointwise(self.output_linear, self.transposed)
-        return [Recurrence(self.kernel.system(rate), self.D), *mix]
+        inside: list[Stage] = [
+            *pointwise(self.input_linear or nn.Identity(), transposed=True),
+            Recurrence(self.kernel.system(rate), self.D),
+        ]
+        if self.hyper_activation is not None:
+            inside.append(Pointwise(self._hyper_stage))
+        inside += pointwise(self.activation, transposed=True) + pointwise(self.output_linear, self.transposed)
+        if self.input_gate is None or self.output_gate is None:
+            return inside
+        input_gate, output_gate = self.input_gate, self.output_gate
+
+        def gated(x: Tensor, y: Tensor) -> Tensor:
+            y = y * input_gate(x.unsqueeze(-1)).squeeze(-1)
+            return output_gate(y.unsqueeze(-1)).squeeze(-1) if self.transposed else output_gate(y)
+
+        return [Save(), *inside, Join(gated)]
+
+    def _hyper_stage(self, y: Tensor) -> Tensor:
+        return self._hyper(y.unflatten(-1, self.D.shape).unsqueeze(-1)).flatten(-3)
 
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:
-        """Zeros ``(*batch_shape, d_model, d_state / 2)``, complex, on the device of the parameters by default."""
+        """Zeros ``(*batch_shape, heads, d_state / 2)``, complex, on the device of the parameters by default."""
         self._require_causal("have a state")
         parameter = self.D
         dtype = torch.complex128 if parameter.dtype == torch.float64 else torch.complex64
-        return torch.zeros(*batch_shape, self.d_model, self.n, dtype=dtype, device=device or parameter.device)
+        return torch.zeros(*batch_shape, self.heads, self.n, dtype=dtype, device=device or parameter.device)
 
     @property
     def state_to_tensor(self) -> Callable[[Tensor], Tensor]:
@@ -298,19 +371,25 @@ class S4(SequenceModule):
 
     @property
     def d_state(self) -> int:
-        """Real numbers in the state of one sequence: ``d_model`` times the state size of a head."""
-        return self.d_model * self.n * 2
+        """Real numbers in the state of one sequence: ``heads`` times the state size of a head."""
+        return self.heads * self.n * 2
 
     def _require_causal(self, what: str) -> None:
         if not self.causal:
-            raise ValueError(f"a bidirectional {type(self).__name__} is not causal: it cannot {what}")
+            kind = "bidirectional" if self.bidirectional else "dss"
+            raise ValueError(f"a {kind} {type(self).__name__} is not causal: it cannot {what}")
 
     def _check_state(self, state: Tensor, batch_shape: torch.Size) -> None:
-        expected = (*batch_shape, self.d_model, self.n)
+        expected = (*batch_shape, self.heads, self.n)
         if not isinstance(state, Tensor) or not state.is_complex():
             raise TypeError(f"state must be a complex tensor of shape {expected}, got {_kind(state)}")
         if state.shape != expected:
             raise ValueError(f"state must have shape {expected}, got {tuple(state.shape)}")
+
+
+def _masked(u: Tensor, lengths: Tensor) -> Tensor:
+    """(B, channels, L) with zeros from each sequence's length on."""
+    return torch.where(torch.arange(u.shape[-1], device=u.device) < lengths.view(-1, 1, 1), u, 0)
 
 
 def _kind(value: Any) -> str:

@@ -19,10 +19,15 @@ class SequenceModel(SequenceModule):
     """``n_layers * n_repeat`` times the given layer or layers, each in a residual block.
 
     ``forward`` maps ``(batch, length, d_model)`` to ``(batch, length, d_output)``, always: as in ESPnet,
-    ``transposed`` only chooses the layout *inside*, in which the layers work.
+    ``transposed`` only chooses the layout *inside*, in which the layers work. Pools shorten the sequence.
     The state is a list with one entry for each block.
 
-    ``layer``: one ``LayerConfig``, or a list of them that is repeated as a whole, as ``["s4d", "ff"]``.
+    ``layer``: one ``LayerConfig``, or a list of them that is repeated as a whole, as ``["s4d", "ff"]``; or layers
+    that exist already, for a stack of just these.
+    ``pool``: after every ``n_repeat``-th block, see ``SequenceResidualBlock``; ``step`` then returns None in the place
+    of an output when a pool has none.
+    ``track_norms``: after each ``forward`` the attribute ``metrics`` holds the mean squares of the input, "norm/0",
+    and of every block's output, "norm/1", ...
     ``dropout``, ``tie_dropout``: for every block, and every layer given by name that does not set its own.
     ``dropinp``: dropout of the input.
     ``prenorm``, ``residual``, ``norm``, ``drop_path``: see ``SequenceResidualBlock``; ``prenorm`` also puts a
@@ -43,18 +48,29 @@ class SequenceModel(SequenceModule):
         layer: LayerConfig | Sequence[LayerConfig] = "s4d",
         residual: PartConfig = None,
         norm: PartConfig = None,
+        pool: PartConfig = None,
+        track_norms: bool = False,
         dropinp: float = 0.0,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.d_model = d_model
         self.transposed = transposed
+        self.track_norms = track_norms
+        self.metrics: dict[str, Tensor] = {}
         self.drop = dropout_module(dropinp, tied=tie_dropout, transposed=transposed)
         group = layer if isinstance(layer, Sequence) and not isinstance(layer, str) else [layer]
         configs = [layer_config(one, dropout=dropout, tie_dropout=tie_dropout) for one in group]
+        repeated = configs * (n_layers * n_repeat)
+        modules = [id(one["_name_"]) for one in repeated if isinstance(one["_name_"], SequenceModule)]
+        if len(set(modules)) < len(modules):
+            raise ValueError(
+                "layer: a module cannot be used twice, its parameters would be shared; "
+                f"got n_layers={n_layers}, n_repeat={n_repeat} and {len(group)} layers"
+            )
         blocks: list[SequenceResidualBlock] = []
         width = d_model
-        for i, config in enumerate(configs * (n_layers * n_repeat), start=1):
+        for i, config in enumerate(repeated, start=1):
             block = SequenceResidualBlock(
                 width,
                 i,
@@ -65,6 +81,7 @@ class SequenceModel(SequenceModule):
                 layer=config,
                 residual=residual,
                 norm=norm,
+                pool=pool if i % n_repeat == 0 else None,
                 drop_path=drop_path,
             )
             blocks.append(block)
@@ -108,20 +125,31 @@ class SequenceModel(SequenceModule):
         states = [None] * len(self.layers) if state is None else self._checked(state)
         x = self.drop(x.mT if self.transposed else x)
         next_states = []
-        for block, block_state in zip(self._blocks, states, strict=True):
+        metrics = {"norm/0": _mean_square(x)} if self.track_norms else {}
+        for i, (block, block_state) in enumerate(zip(self._blocks, states, strict=True), start=1):
             x, next_state = block(x, state=block_state, **kwargs)
             next_states.append(next_state)
+            if self.track_norms:
+                metrics[f"norm/{i}"] = _mean_square(x)
+            if kwargs.get("lengths") is not None:
+                kwargs["lengths"] = block.lengths(kwargs["lengths"])
+        if self.track_norms:
+            self.metrics = metrics
         if self.norm is not None:
             x = self.norm(x)
         return x.mT if self.transposed else x, None if state is None else next_states
 
-    def step(self, x: Tensor, state: list[Any] | None = None, **kwargs: Any) -> tuple[Tensor, list[Any]]:
+    def step(  # type: ignore[override]
+        self, x: Tensor, state: list[Any] | None = None, **kwargs: Any
+    ) -> tuple[Tensor | None, list[Any]]:
         """Map one time step ``(..., d_model)``; ``state=None`` starts from ``default_state``."""
         states = self.default_state(*x.shape[:-1], device=x.device) if state is None else self._checked(state)
-        next_states = []
-        for block, block_state in zip(self._blocks, states, strict=True):
-            x, next_state = block.step(x, state=block_state, **kwargs)
-            next_states.append(next_state)
+        next_states = list(states)
+        for i, block in enumerate(self._blocks):
+            y, next_states[i] = block.step(x, state=states[i], **kwargs)
+            if y is None:  # a pool waits for more
+                return None, next_states
+            x = y
         return x if self.norm is None else self.norm.step(x), next_states
 
     def stages(self, **kwargs: Any) -> list[Stage]:
@@ -145,3 +173,7 @@ class SequenceModel(SequenceModule):
                     f"state[{i}] is None, but that block has a state: start from default_state()"
                 )
         return state
+
+
+def _mean_square(x: Tensor) -> Tensor:
+    return x.detach().square().mean()

@@ -1,4 +1,4 @@
-"""One layer of a deep model: normalisation, layer, dropout, residual."""
+"""One layer of a deep model: normalisation, layer, dropout, residual, pool."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..layers.components import StochasticDepth, dropout_module
 from ..layers.norms import Normalization
+from ..layers.pools import Pool, make_pool
 from ..layers.residuals import Residual, make_residual
 from ..module import SequenceModule
 from ..stages import Stage
@@ -28,19 +29,21 @@ def make_norm(config: PartConfig, d: int, transposed: bool) -> Normalization | N
 
 
 class SequenceResidualBlock(SequenceModule):
-    """``residual(x, drop(layer(norm(x))))``, or with ``prenorm=False`` the norm comes last.
+    """``pool(residual(x, drop(layer(norm(x)))))``; with ``prenorm=False`` the norm comes after the residual.
 
-    ``(batch, length, d_input) -> (batch, length, d_output)``; with ``transposed=True`` channels come before
-    length. The state is the layer's.
+    ``(batch, length, d_input) -> (batch, length / stride, d_output)``; with ``transposed=True`` channels come before
+    length. The state is the layer's, or with a pool the pair of the layer's and the pool's; ``step`` then returns
+    None in the place of an output when the pool has none.
 
     ``i_layer``: its place in the stack, from 1, for the residuals that depend on depth.
     ``layer``: see ``LayerConfig``.
     ``residual``: a name in ``RESIDUALS``; None does not add the input (and applies no dropout, as in ESPnet).
     ``norm``: "layer", "batch", "instance", "group" or "none"; None is no norm.
+    ``pool``: a name in ``POOLS``, "sample", "pool", "linear" or "spectral"; None is no pool.
     ``drop_path``: probability of dropping the whole layer for a row of the batch in training.
 
     Raises ValueError or TypeError for an unknown name or a width that the residual cannot join. A block whose
-    layer or norm looks at the whole sequence is not ``causal``: it raises when stepped or given a state.
+    layer, norm or pool looks at the whole sequence is not ``causal``: it raises when stepped or given a state.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class SequenceResidualBlock(SequenceModule):
         layer: LayerConfig = "s4d",
         residual: PartConfig = None,
         norm: PartConfig = None,
+        pool: PartConfig = None,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
@@ -62,17 +66,19 @@ class SequenceResidualBlock(SequenceModule):
         self.prenorm = prenorm
         self.transposed = transposed
         self.layer = make_layer(layer, d_input, transposed)
-        self.d_output = self.layer.d_output
+        d_layer = self.layer.d_output
         self.residual: Residual | None = None
         if residual is not None:
-            self.residual = make_residual(residual, i_layer, d_input, self.d_output)
-        self.norm = make_norm(norm, d_input if prenorm else self.d_output, transposed)
+            self.residual = make_residual(residual, i_layer, d_input, d_layer)
+        self.norm = make_norm(norm, d_input if prenorm else d_layer, transposed)
         self.drop = dropout_module(dropout, tied=tie_dropout, transposed=transposed)
         self.drop_path = StochasticDepth(drop_path) if drop_path > 0.0 else nn.Identity()
+        self.pool: Pool | None = None if pool is None else make_pool(pool, d_layer, transposed)
+        self.d_output = d_layer if self.pool is None else self.pool.d_output
 
     @property
     def causal(self) -> bool:  # type: ignore[override]
-        return self.layer.causal and (self.norm is None or self.norm.causal)
+        return all(part.causal for part in (self.layer, self.norm, self.pool) if part is not None)
 
     @property
     def d_state(self) -> int | None:
@@ -80,36 +86,65 @@ class SequenceResidualBlock(SequenceModule):
 
     @property
     def state_to_tensor(self) -> Callable[[Any], Tensor | None]:
-        return self.layer.state_to_tensor
+        """The layer's. What waits in a pool has no fixed width, and is left out."""
+        return lambda state: self.layer.state_to_tensor(self._split(state)[0])
 
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Any:
-        return self.layer.default_state(*batch_shape, device=device)
+        state = self.layer.default_state(*batch_shape, device=device)
+        if self.pool is None:
+            return state
+        return state, self.pool.default_state(*batch_shape, device=device)
+
+    def _split(self, state: Any) -> tuple[Any, Any]:
+        """The layer's state and the pool's."""
+        if self.pool is None or state is None:
+            return state, None
+        if not isinstance(state, tuple) or len(state) != 2:
+            raise ValueError(
+                f"state of a block with a pool must be a pair, as default_state() gives; got {type(state).__name__}"
+            )
+        return state
 
     def forward(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
         if state is not None and self.norm is not None and not self.norm.causal:
             raise ValueError(
                 f"state cannot be carried: norm={self.norm.name!r} takes statistics over the whole sequence"
             )
+        layer_state, pool_state = self._split(state)
         y = self.norm(x) if self.norm is not None and self.prenorm else x
-        y, next_state = self.layer(y, state=state, **kwargs)
+        y, layer_state = self.layer(y, state=layer_state, **kwargs)
         y = self._join(x, y, self.transposed)
         if self.norm is not None and not self.prenorm:
             y = self.norm(y)
-        return y, None if state is None else next_state
+        if self.pool is None:
+            return y, None if state is None else layer_state
+        y, pool_state = self.pool(y, pool_state)
+        return y, None if state is None else (layer_state, pool_state)
 
-    def step(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
+    def step(  # type: ignore[override]
+        self, x: Tensor, state: Any = None, **kwargs: Any
+    ) -> tuple[Tensor | None, Any]:
+        layer_state, pool_state = self._split(state)
         y = self.norm.step(x) if self.norm is not None and self.prenorm else x
-        y, next_state = self.layer.step(y, state=state, **kwargs)
+        y, layer_state = self.layer.step(y, state=layer_state, **kwargs)
         y = self._join(x, y, transposed=False)
         if self.norm is not None and not self.prenorm:
             y = self.norm.step(y)
-        return y, next_state
+        if self.pool is None:
+            return y, layer_state
+        pooled, pool_state = self.pool.step(y, pool_state)
+        return pooled, (layer_state, pool_state)
+
+    def lengths(self, lengths: Any) -> Any:
+        """How many elements are real after the block, of sequences with so many before."""
+        return lengths if self.pool is None else self.pool.lengths(lengths)
 
     def stages(self, **kwargs: Any) -> list[Stage]:
         norm = [] if self.norm is None else self.norm.stages()
         inside = [*(norm if self.prenorm else []), *self.layer.stages(**kwargs)]
         joined = inside if self.residual is None else self.residual.around(inside)
-        return joined if self.prenorm else [*joined, *norm]
+        normed = joined if self.prenorm else [*joined, *norm]
+        return normed if self.pool is None else [*normed, *self.pool.stages()]
 
     def _join(self, x: Tensor, y: Tensor, transposed: bool) -> Tensor:
         if self.residual is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..layers.attention import MultiHeadedAttention
 from ..layers.feed_forward import FeedForward
 from ..layers.s4 import S4
 from ..layers.s4d import S4D
@@ -15,12 +16,13 @@ LAYERS: dict[str, Callable[..., SequenceModule]] = {
     "s4": S4,
     "s4d": S4D,
     "ff": FeedForward,
+    "mha": MultiHeadedAttention,
     "id": SequenceIdentity,
 }
 
-#: A name in ``LAYERS``; ``{"_name_": name, **arguments}``; or a class or function that is called as
-#: ``layer(d_model, transposed=...)`` and returns a SequenceModule.
-LayerConfig = str | Mapping[str, Any] | Callable[..., SequenceModule]
+#: A name in ``LAYERS``; ``{"_name_": name, **arguments}``; a class or function that is called as
+#: ``layer(d_model, transposed=...)`` and returns a SequenceModule; or a SequenceModule, taken as it is.
+LayerConfig = str | Mapping[str, Any] | Callable[..., SequenceModule] | SequenceModule
 
 
 def layer_config(layer: LayerConfig, **defaults: Any) -> dict[str, Any]:
@@ -31,11 +33,11 @@ def layer_config(layer: LayerConfig, **defaults: Any) -> dict[str, Any]:
     """
     if isinstance(layer, str):
         layer = {"_name_": layer}
-    elif not isinstance(layer, SequenceModule) and callable(layer):
+    elif callable(layer):  # a module too
         return {"_name_": layer}
     if not isinstance(layer, Mapping) or "_name_" not in layer:
         raise TypeError(
-            'layer must be a name, a dict with a "_name_", or a class or function that makes a layer; '
+            'layer must be a name, a dict with a "_name_", a SequenceModule, or a class or function that makes one; '
             f"got {type(layer).__name__}: {layer!r}"
         )
     name = layer["_name_"]
@@ -51,5 +53,12 @@ def make_layer(layer: LayerConfig, d_model: int, transposed: bool) -> SequenceMo
     """Build the layer for width ``d_model`` and the given layout. Raises as ``layer_config`` does."""
     arguments = {**layer_config(layer), "transposed": transposed}
     name = arguments.pop("_name_")
+    if isinstance(name, SequenceModule):
+        if name.d_model != d_model or getattr(name, "transposed", transposed) != transposed:
+            raise ValueError(
+                f"layer must have d_model={d_model} and transposed={transposed}, got d_model={name.d_model} and "
+                f"transposed={getattr(name, 'transposed', transposed)}"
+            )
+        return name
     make = name if callable(name) else LAYERS[name]
     return make(d_model, **arguments)

@@ -65,6 +65,9 @@ class DiagonalSSM(SSMParameters):
     ``C`` (C, H, N, 2), ``log_dt`` (H), ``B`` (S, N, 2), ``inv_A_real`` (S, N), ``A_imag`` (S, N): head h uses copy
     h mod S. The real part of the eigenvalues is kept negative by ``real_type``. ESPnet's dead parameter ``A`` is
     accepted in a state dict and not kept.
+
+    ``disc="dss"`` normalises over ``l_max`` elements, or without one over those of each call: see ``system``.
+    ``bandlimit``: modes of that many half cycles a step and more are not read out.
     """
 
     inv_A_real: Tensor
@@ -81,8 +84,9 @@ class DiagonalSSM(SSMParameters):
         real_type: str = "exp",
         l_max: int | None = None,
         lr: float | dict[str, float] | None = None,
+        bandlimit: float | None = None,
     ) -> None:
-        super().__init__(log_dt, real_type, least=1e-4, relu_offset=1e-4)
+        super().__init__(log_dt, real_type, least=1e-4, relu_offset=1e-4, bandlimit=bandlimit)
         self.disc = disc
         self.l_max = l_max
         copies = len(log_dt) // len(b)
@@ -91,16 +95,23 @@ class DiagonalSSM(SSMParameters):
         self.register("B", torch.view_as_real(b), group="B", lr=lr)
         self.register("inv_A_real", self.to_stored(a.real), group="A", lr=lr)
         self.register("A_imag", a.imag, group="A", lr=lr)
-        discretize(a[:1], b[:1], log_dt[:1].exp(), disc, l_max)  # an unknown or incomplete disc fails here
+        discretize(a[:1], b[:1], log_dt[:1].exp(), disc, 1)  # an unknown disc fails here
 
-    def system(self, rate: float = 1.0) -> DiagonalSystem:
-        """The discrete system for inputs sampled at ``rate`` times the step that the model was made for."""
+    def system(self, rate: float = 1.0, length: int | None = None) -> DiagonalSystem:
+        """The discrete system for inputs sampled at ``rate`` times the step that the model was made for.
+
+        ``length``: what dss normalises over where there is no ``l_max``; needed there, and only there.
+        """
         c = complex_parameter(self.C)
         a = torch.complex(self.negative(self.inv_A_real), self.A_imag.to(c.real.dtype))
         x, b = discretize(
-            self.by_head(a), self.by_head(complex_parameter(self.B)), self.dt(rate), self.disc, self.l_max
+            self.by_head(a),
+            self.by_head(complex_parameter(self.B)),
+            self.dt(rate),
+            self.disc,
+            self.l_max or length,
         )
-        return DiagonalSystem(x, b.to(c.dtype), c)
+        return DiagonalSystem(x, b.to(c.dtype), self.within_band(c, self.A_imag))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
         state_dict.pop(prefix + "A", None)

@@ -113,6 +113,9 @@ class DPLRSSM(SSMParameters):
     ``C`` (C, H, N, 2), ``log_dt`` (H), ``B`` (1, S, N, 2), ``P`` (R, S, N, 2), ``inv_w_real`` (S, N), ``w_imag``
     (S, N), buffer ``L``: head h uses copy h mod S. ``C`` is always the readout itself, and ``L`` is 0. A checkpoint
     with ``L > 0`` holds ``C (I - A_bar^L)``; it is converted when it is loaded, so that the function is the same.
+
+    ``bandlimit``: modes of that many half cycles a step and more are left out of C; with ``bandlimit_length`` they are
+    left out of ``C (I - A_bar^bandlimit_length)`` instead, as by ESPnet with its buffer ``L``.
     """
 
     P: Tensor
@@ -131,8 +134,11 @@ class DPLRSSM(SSMParameters):
         real_type: str = "exp",
         real_tolerance: float = 1e-3,
         lr: float | dict[str, float] | None = None,
+        bandlimit: float | None = None,
+        bandlimit_length: int | None = None,
     ) -> None:
-        super().__init__(log_dt, real_type, least=real_tolerance)
+        super().__init__(log_dt, real_type, least=real_tolerance, bandlimit=bandlimit)
+        self.bandlimit_length = bandlimit_length
         self.register("C", torch.view_as_real(c), group=None, lr=lr)
         self.register("log_dt", log_dt, group="dt", lr=lr)
         self.register("B", torch.view_as_real(b.unsqueeze(0)), group="B", lr=lr)
@@ -143,13 +149,20 @@ class DPLRSSM(SSMParameters):
 
     def system(self, rate: float = 1.0) -> DPLRSystem:
         """The discrete system for inputs sampled at ``rate`` times the step that the model was made for."""
+        c, length = complex_parameter(self.C), self.bandlimit_length
+        if self.bandlimit is None or length is None:
+            return self._system(self.within_band(c, self.w_imag), rate)
+        truncated = self.within_band(self._system(c).truncated_readout(length), self.w_imag)
+        return self._system(self._system(truncated).untruncated_readout(length).to(c.dtype), rate)
+
+    def _system(self, c: Tensor, rate: float = 1.0) -> DPLRSystem:
         real = self.negative(self.inv_w_real).double()
         return DPLRSystem(
             w=self.by_head(torch.complex(real, self.w_imag.double())),
             p=self.by_head(complex_parameter(self.P).to(torch.complex128)),
             b=self.by_head(complex_parameter(self.B).squeeze(0).to(torch.complex128)),
             dt=self.dt(rate),
-            c=complex_parameter(self.C),
+            c=c,
         )
 
     def _load_from_state_dict(
@@ -163,6 +176,6 @@ class DPLRSSM(SSMParameters):
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, *args)
         if int(self.L) > 0:
             with torch.no_grad():
-                c = self.system().untruncated_readout(int(self.L))
+                c = self._system(complex_parameter(self.C)).untruncated_readout(int(self.L))
                 self.C.copy_(torch.view_as_real(c))
                 self.L.zero_()

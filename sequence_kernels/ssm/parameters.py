@@ -39,7 +39,15 @@ class SSMParameters(nn.Module):
     C: Tensor
     B: Tensor
 
-    def __init__(self, log_dt: Tensor, real_type: str, *, least: float, relu_offset: float = 0.0) -> None:
+    def __init__(
+        self,
+        log_dt: Tensor,
+        real_type: str,
+        *,
+        least: float,
+        relu_offset: float = 0.0,
+        bandlimit: float | None = None,
+    ) -> None:
         super().__init__()
         if real_type not in REAL_TYPES:
             raise ValueError(f"real_type must be one of {tuple(REAL_TYPES)}, got {real_type!r}")
@@ -47,6 +55,7 @@ class SSMParameters(nn.Module):
         self.real_type = real_type
         self._least = least
         self._offset = relu_offset if real_type == "relu" else 0.0
+        self.bandlimit = bandlimit
         self._options: dict[str, dict[str, float]] = {}
 
     def register(
@@ -97,6 +106,13 @@ class SSMParameters(nn.Module):
     def dt(self, rate: float) -> Tensor:
         """The step of each head ``(H,)``, in float64."""
         return torch.exp(self.log_dt.double()) * rate
+
+    def within_band(self, c: Tensor, imag: Tensor) -> Tensor:
+        """The readout c (C, H, N) without the modes of ``bandlimit / 2`` cycles a step or more; imag is (S, N)."""
+        if self.bandlimit is None:
+            return c
+        cycles = self.log_dt.exp().unsqueeze(-1) * self.by_head(imag).abs() / (2 * math.pi)
+        return torch.where(cycles < self.bandlimit / 2, c, 0)
 
     def by_head(self, copies: Tensor) -> Tensor:
         """``(..., S, N)`` to ``(..., H, N)``: head h takes copy h mod S."""

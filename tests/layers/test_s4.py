@@ -99,9 +99,19 @@ def test_l_max_cuts_the_kernel_off(layer: type[S4]) -> None:
         module(x, module.default_state(2))
 
 
-def test_dss_needs_its_length() -> None:
-    with pytest.raises(ValueError, match="disc='dss' normalises over a fixed length: pass l_max"):
-        S4D(WIDTH, 8, disc="dss")
+def test_dss_without_l_max_normalises_over_each_call() -> None:
+    """As ESPnet's; so it is no recurrence, and says so. With l_max the normaliser is fixed, and it is one."""
+    module = S4D(WIDTH, 8, disc="dss").double()
+    assert not module.causal
+    x = torch.randn(2, WIDTH, 30, dtype=torch.float64)
+    for length in (30, 20):
+        fixed = S4D(WIDTH, 8, disc="dss", l_max=length).double()
+        assert fixed.causal
+        fixed.load_state_dict(module.state_dict())
+        assert relative(outputs(module, x[..., :length]), outputs(fixed, x[..., :length])) < 1e-12
+    assert relative(outputs(fixed, x[..., :10]), outputs(module, x[..., :10])) > 1e-3
+    with pytest.raises(ValueError, match="a dss S4D is not causal: it cannot have a state"):
+        module.default_state(2)
 
 
 def test_a_c_tilde_checkpoint_is_the_same_function() -> None:
@@ -166,7 +176,12 @@ def test_learning_rates_become_groups(layer: type[S4]) -> None:
     assert buffers >= ({"P", "inv_w_real", "w_imag"} if layer is S4 else {"inv_A_real", "A_imag"})
     groups = parameter_groups(module, lr=4e-3, weight_decay=0.01)
     table = {(g["lr"], g["weight_decay"]): len(g["params"]) for g in groups}
-    assert table == {(4e-3, 0.01): 4, (1e-3, 0.0): 1, (1.0, 0.0): 1}  # C, D, weight, bias; log_dt; B
+    assert table == {
+        (4e-3, 0.01): 3,
+        (4e-3, 0.0): 1,
+        (1e-3, 0.0): 1,
+        (1.0, 0.0): 1,
+    }  # C, D, weight; bias; log_dt; B
     torch.optim.AdamW(groups).step()
     module.D.requires_grad_(False)
     assert sum(len(g["params"]) for g in parameter_groups(module)) == 5
@@ -248,18 +263,17 @@ def test_nan_stays_in_its_future(layer: type[S4]) -> None:
         ({"activation": "glu"}, "use postact='glu'"),
         ({"activation": "gloo"}, "activation must be"),
         ({"l_max": 0}, "l_max must be at least 1"),
+        ({"gate": 0}, "gate must be None or from 1 to d_model=6, got 0"),
+        ({"bottleneck": 7}, "bottleneck must be None or from 1 to d_model=6, got 7"),
+        ({"hyper_act": "glu"}, "use postact='glu'"),
+        ({"hyper_act": "gloo"}, "activation must be"),
+        ({"bottleneck": 2, "n_ssm": 2}, "n_ssm must divide the width 3, got 2"),
         ({"measure": "legt"}, "rank"),
     ],
 )
 def test_bad_options(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         S4(WIDTH, **arguments)
-
-
-@pytest.mark.parametrize("name", ["gate", "bottleneck", "hyper_act"])
-def test_options_to_come_are_refused(name: str) -> None:
-    with pytest.raises(NotImplementedError, match=name):
-        S4(WIDTH, **{name: 2})
 
 
 def test_unknown_keywords_are_refused() -> None:

@@ -329,10 +329,17 @@ def test_a_layer_of_the_users_own(layer: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"layer": "lstm"}, ValueError, "layer must be one of s4, s4d, ff, id; got 'lstm'"),
+        ({"layer": "mlp"}, ValueError, "layer must be one of s4, s4d, ff, .*; got 'mlp'"),
         ({"layer": {"d_state": 4}}, TypeError, "layer must be a name"),
         ({"layer": None}, TypeError, "layer must be a name"),
-        ({"layer": SequenceIdentity(D)}, TypeError, "layer must be a name"),
+        ({"layer": SequenceIdentity(D), "n_layers": 2}, ValueError, "a module cannot be used twice"),
+        (
+            {"layer": FeedForward(D + 1)},
+            ValueError,
+            "layer must have d_model=8 and transposed=False, got d_model=9",
+        ),
+        ({"layer": FeedForward(D, transposed=True)}, ValueError, "d_model=8 and transposed=True"),
+        ({"pool": "max"}, ValueError, "pool must be one of sample, pool, linear, spectral; got 'max'"),
         ({"residual": "Z"}, ValueError, "residual must be one of"),
         ({"norm": "rms"}, ValueError, "norm must be layer, batch, .* got 'rms'"),
         ({"layer": {"_name_": "ff", "d_output": 4}, "residual": "R"}, ValueError, "d_model=8, d_output=4"),

@@ -1,0 +1,150 @@
+"""Multi-head attention that can be carried through time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..module import SequenceModule
+
+#: Keys and values ``(*batch_shape, n_head, elements, n_feat / n_head)``.
+KeysValues = tuple[Tensor, Tensor]
+
+
+class MultiHeadedAttention(SequenceModule):
+    """Scaled dot-product attention (Vaswani et al. 2017), of a sequence to itself or to a ``memory``.
+
+    ``(..., length, n_feat)`` in and out; with ``transposed=True`` ``(..., n_feat, length)``. The parameters are those
+    of ESPnet's class of this name. An element of the sequence sees
+
+    - with ``memory`` ``(..., elements, n_feat)``: all of the memory, whose layout has the channels last always;
+    - without, by default: itself and the elements before it;
+    - without, with ``causal=False``: the whole sequence, as in ESPnet. Such a layer cannot be stepped.
+
+    The state is a cache: the keys and values seen so far. A memory is read when the state is still empty, and its
+    keys and values then come from the state, so that a step does not compute them again.
+
+    ``dropout``: of the attention weights. ``tie_dropout`` is taken for the sake of configurations, and ignored.
+    Raises ValueError for a width that ``n_head`` does not divide.
+    """
+
+    def __init__(
+        self,
+        n_feat: int,
+        n_head: int,
+        dropout: float = 0.0,
+        transposed: bool = False,
+        causal: bool = True,
+        tie_dropout: bool = False,
+    ) -> None:
+        super().__init__()
+        if n_head < 1 or n_feat % n_head:
+            raise ValueError(f"n_head must divide the width {n_feat}, got {n_head}")
+        self.d_model = self.d_output = n_feat
+        self.n_head = n_head
+        self.dropout = dropout
+        self.transposed = transposed
+        self.causal = causal
+        self.linear_q = nn.Linear(n_feat, n_feat)
+        self.linear_k = nn.Linear(n_feat, n_feat)
+        self.linear_v = nn.Linear(n_feat, n_feat)
+        self.linear_out = nn.Linear(n_feat, n_feat)
+
+    def forward(
+        self,
+        x: Tensor,
+        state: KeysValues | None = None,
+        memory: Tensor | None = None,
+        mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, KeysValues | None]:
+        """Map a batch of sequences.
+
+        Args:
+            x: ``(..., length, n_feat)``, or ``(..., n_feat, length)`` if transposed.
+            state: what earlier parts of the sequences left.
+            memory: ``(..., elements, n_feat)``, to attend to in the place of the sequence itself.
+            mask: what may be seen: not 0, ``(..., 1 or length, elements)``, where elements are those of the memory, or
+                those of the state and of x. An element that sees nothing gets 0 before the last linear map.
+        """
+        x = x.mT if self.transposed else x
+        y, keys_values = self._attend(x, state, memory, mask)
+        return (y.mT if self.transposed else y), (None if state is None else keys_values)
+
+    def step(
+        self,
+        x: Tensor,
+        state: KeysValues | None = None,
+        memory: Tensor | None = None,
+        mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, KeysValues]:
+        """Map one time step ``(..., n_feat)``; from an empty state by default. ``mask``: ``(..., 1, elements)``."""
+        state = self.default_state(*x.shape[:-1], device=x.device) if state is None else state
+        y, state = self._attend(x.unsqueeze(-2), state, memory, mask)
+        return y.squeeze(-2), state
+
+    def _attend(
+        self, x: Tensor, state: KeysValues | None, memory: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, KeysValues]:
+        """Channels last; the keys and values that were seen are returned."""
+        if x.shape[-1] != self.d_model:
+            raise ValueError(f"x must have {self.d_model} channels, got shape {tuple(x.shape)}")
+        if state is not None and not self.causal:
+            raise ValueError(
+                "attention with causal=False looks at the whole sequence: it cannot carry a state"
+            )
+        keys, values = self._keys_values(x, state, memory)
+        before = keys.shape[-2] - x.shape[-2]  # elements before those of x
+        triangular = memory is None and self.causal and x.shape[-2] > 1
+        visible = None if mask is None else (mask != 0).unsqueeze(-3)
+        if triangular and (visible is not None or before):
+            earlier = torch.ones(x.shape[-2], keys.shape[-2], dtype=torch.bool, device=x.device).tril(before)
+            visible = earlier if visible is None else visible & earlier
+        y = F.scaled_dot_product_attention(
+            self._heads(self.linear_q(x)),
+            keys,
+            values,
+            attn_mask=visible,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=triangular and visible is None,
+        )
+        return self.linear_out(y.transpose(-2, -3).flatten(-2)), (keys, values)
+
+    def _keys_values(self, x: Tensor, state: KeysValues | None, memory: Tensor | None) -> KeysValues:
+        """Of all that there is to see: from the state, and from x or from a memory that is not in the state yet."""
+        seen = 0 if state is None else state[0].shape[-2]
+        if state is not None and seen and memory is not None:
+            if seen != memory.shape[-2]:
+                raise ValueError(
+                    f"state holds {seen} elements of a memory, but this memory has {memory.shape[-2]}: "
+                    "another memory needs a new state"
+                )
+            return state
+        source = x if memory is None else memory
+        keys, values = self._heads(self.linear_k(source)), self._heads(self.linear_v(source))
+        if state is None or not seen:
+            return keys, values
+        return torch.cat((state[0], keys), -2), torch.cat((state[1], values), -2)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(..., L, n_feat) to (..., n_head, L, n_feat / n_head)."""
+        return x.unflatten(-1, (self.n_head, -1)).transpose(-2, -3)
+
+    def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> KeysValues:
+        """Keys and values of no elements."""
+        if not self.causal:
+            raise ValueError("attention with causal=False looks at the whole sequence: it has no state")
+        weight = self.linear_k.weight
+        shape = (*batch_shape, self.n_head, 0, self.d_model // self.n_head)
+        empty = torch.empty(shape, dtype=weight.dtype, device=device or weight.device)
+        return empty, empty.clone()
+
+    @property
+    def state_to_tensor(self) -> Callable[[Any], Tensor | None]:
+        """None: a cache grows, and is no tensor of a fixed width."""
+        return lambda _: None

@@ -1,0 +1,292 @@
+"""Maps between sequences of different lengths.
+
+Going down, ``(..., length, d_input)`` becomes ``(..., length / stride, d_output)``; with ``transposed=True``, the
+default as in ESPnet, channels come before length. A window of ``stride`` elements gives one element. An incomplete last
+window gives none, but waits in the state: ``(*batch_shape, elements, d_input)``, where ``elements`` < ``stride``.
+``step`` takes one element and returns None in the place of an output when the element completes none.
+
+Going up, an element gives ``stride`` elements. ``step`` returns one of them, and takes an element, or None while there
+are outputs left. They wait in the state: ``(*batch_shape, outputs, d_output)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..module import SequenceModule
+from .components import linear_activation
+
+
+class Pool(SequenceModule):
+    """Base of the pools: windows are cut here, ``_pool`` maps them.
+
+    ``stride``: elements of a window. ``expand``: ``d_output / d_input``. Raises ValueError if one is below 1.
+    """
+
+    def __init__(self, d_input: int, stride: int = 1, expand: int = 1, transposed: bool = True) -> None:
+        super().__init__()
+        for name, value in (("stride", stride), ("expand", expand)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.d_model = d_input
+        self.d_output = d_input * expand
+        self.stride = stride
+        self.expand = expand
+        self.transposed = transposed
+
+    def _pool(self, windows: Tensor) -> Tensor:
+        """(..., windows, stride, d_input) to (..., windows, d_output)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, state: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        x = x.mT if self.transposed else x
+        if state is None:
+            y, rest = self._windows(x, 0)
+        else:
+            y, rest = self._windows(torch.cat((state.to(x.dtype), x), -2), state.shape[-2])
+        return (y.mT if self.transposed else y), (None if state is None else rest)
+
+    def _windows(self, x: Tensor, seen: int) -> tuple[Tensor, Tensor]:
+        """The outputs of all complete windows, and the rest; the first ``seen`` elements of x were there before."""
+        whole = x.shape[-2] // self.stride
+        windows = x[..., : whole * self.stride, :].unflatten(-2, (whole, self.stride))
+        return self._pool(windows), x[..., whole * self.stride :, :]
+
+    def step(  # type: ignore[override]
+        self, x: Tensor, state: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor | None, Tensor]:
+        """Map one element ``(..., d_input)``, to None while its window is not complete."""
+        state = self.default_state(*x.shape[:-1], device=x.device) if state is None else state
+        y, rest = self._windows(torch.cat((state.to(x.dtype), x.unsqueeze(-2)), -2), state.shape[-2])
+        return (y.squeeze(-2) if y.shape[-2] else None), rest
+
+    def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:
+        """A window without elements."""
+        return torch.empty(*batch_shape, 0, self.d_model, device=device)
+
+    @property
+    def state_to_tensor(self) -> Callable[[Any], Tensor | None]:
+        """None: a window fills up, and is no tensor of a fixed width."""
+        return lambda _: None
+
+    def lengths(self, lengths: Any) -> Any:
+        """How many elements are real after the pool, an int or integers, of sequences with so many before."""
+        return torch.as_tensor(lengths) // self.stride
+
+
+class DownAvgPool(Pool):
+    """The mean of each window; each channel is repeated ``expand`` times."""
+
+    def _pool(self, windows: Tensor) -> Tensor:
+        return windows.mean(-2).repeat_interleave(self.expand, -1)
+
+
+class DownLinearPool(Pool):
+    """A linear map of the ``stride * d_input`` numbers of each window, ordered by channel, then by element."""
+
+    def __init__(self, d_input: int, stride: int = 1, expand: int = 1, transposed: bool = True) -> None:
+        super().__init__(d_input, stride, expand, transposed)
+        self.linear = linear_activation(d_input * stride, self.d_output)
+
+    def _pool(self, windows: Tensor) -> Tensor:
+        return self.linear(windows.mT.flatten(-2))
+
+
+class DownPool(Pool):
+    """``DownLinearPool`` with weight normalisation and an activation.
+
+    Give one of ``d_output`` and ``expand``; else ValueError. ``initializer``: see ``components.initialize``.
+    """
+
+    def __init__(
+        self,
+        d_input: int,
+        d_output: int | None = None,
+        expand: int | None = None,
+        stride: int = 1,
+        transposed: bool = True,
+        weight_norm: bool = True,
+        initializer: str | None = None,
+        activation: str | None = None,
+    ) -> None:
+        if (d_output is None) == (expand is None):
+            raise ValueError(f"one of d_output and expand must be given, got {d_output} and {expand}")
+        super().__init__(d_input, stride, transposed=transposed)
+        self.d_output = d_input * expand if d_output is None else d_output  # type: ignore[operator]
+        self.linear = linear_activation(
+            d_input * stride, self.d_output, activation, initializer=initializer, weight_norm=weight_norm
+        )
+
+    def _pool(self, windows: Tensor) -> Tensor:
+        return self.linear(windows.mT.flatten(-2))
+
+
+class DownSample(Pool):
+    """The first element of each window; each channel is repeated ``expand`` times.
+
+    A window gives its output when it begins: an incomplete last window gives one too.
+    """
+
+    def _windows(self, x: Tensor, seen: int) -> tuple[Tensor, Tensor]:
+        first = self.stride if seen else 0
+        y = x[..., first :: self.stride, :].repeat_interleave(self.expand, -1)
+        return y, x[..., x.shape[-2] // self.stride * self.stride :, :]
+
+    def lengths(self, lengths: Any) -> Any:
+        return (torch.as_tensor(lengths) + self.stride - 1) // self.stride
+
+
+class DownSpectralPool(Pool):
+    """The sequence without its high frequencies, sampled ``1 / stride`` as often; channels repeated ``expand`` times.
+
+    It looks at the whole sequence, whose length must be a multiple of ``stride``. ESPnet transforms back twice in the
+    place of forth and back, which reverses time and divides by the length: ``legacy=True`` does that too (for an even
+    number of outputs only).
+    """
+
+    causal = False
+
+    def __init__(
+        self, d_input: int, stride: int = 1, expand: int = 1, transposed: bool = True, legacy: bool = False
+    ) -> None:
+        super().__init__(d_input, stride, expand, transposed)
+        self.legacy = legacy
+
+    def _windows(self, x: Tensor, seen: int) -> tuple[Tensor, Tensor]:
+        length = x.shape[-2] // self.stride
+        if x.shape[-2] % self.stride or (self.legacy and length % 2):
+            wanted = f"a multiple of {self.stride * (2 if self.legacy else 1)}"
+            raise ValueError(f"a spectral pool needs a length that is {wanted}, got {x.shape[-2]}")
+        if self.legacy:
+            spectrum = torch.fft.ifft(x, dim=-2)
+            kept = torch.cat(
+                (spectrum[..., : length // 2, :], spectrum[..., x.shape[-2] - length // 2 :, :]), -2
+            )
+            y = torch.fft.ifft(kept, dim=-2).real
+        else:
+            kept = torch.fft.rfft(x, dim=-2)[..., : length // 2 + 1, :]
+            y = torch.fft.irfft(kept, n=length, dim=-2) / self.stride
+        return y.repeat_interleave(self.expand, -1), x[..., :0, :]
+
+    def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:
+        raise ValueError("a spectral pool looks at the whole sequence: it has no state")
+
+    def forward(self, x: Tensor, state: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        if state is not None:
+            raise ValueError("a spectral pool looks at the whole sequence: it cannot be given a state")
+        return super().forward(x)
+
+
+class Unpool(SequenceModule):
+    """Base of the maps to longer sequences. The first ``delay`` outputs, 0 or ``stride``, are zeros."""
+
+    def __init__(self, d_input: int, d_output: int, stride: int, transposed: bool, delay: int) -> None:
+        super().__init__()
+        if stride < 1:
+            raise ValueError(f"stride must be at least 1, got {stride}")
+        self.d_model = d_input
+        self.d_output = d_output
+        self.stride = stride
+        self.transposed = transposed
+        self._delay = delay
+
+    def _unpool(self, x: Tensor) -> Tensor:
+        """(..., length, d_input) to (..., length * stride, d_output)."""
+        raise NotImplementedError
+
+    def forward(
+        self, x: Tensor, state: Tensor | None = None, skip: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """``skip``: in the shape of the output, is added to it."""
+        x = x.mT if self.transposed else x
+        waiting = self.default_state(*x.shape[:-2], device=x.device) if state is None else state
+        outputs = torch.cat((waiting.to(x.dtype), self._unpool(x)), -2)
+        end = outputs.shape[-2] - self._delay
+        y = outputs[..., :end, :]
+        y = y.mT if self.transposed else y
+        return (y if skip is None else y + skip), (None if state is None else outputs[..., end:, :])
+
+    def step(self, x: Tensor | None, state: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The next output ``(..., d_output)``. x, ``(..., d_input)``, is wanted every ``stride``-th time, else None."""
+        if state is None:
+            if x is None:
+                raise ValueError("the first step needs x or a state, got neither")
+            state = self.default_state(*x.shape[:-1], device=x.device)
+        if (x is None) == (state.shape[-2] == self._delay // self.stride):
+            raise ValueError(
+                f"x must {'be given' if x is None else 'be None'}: {state.shape[-2]} outputs are waiting"
+            )
+        if x is not None:
+            state = torch.cat((state.to(x.dtype), self._unpool(x.unsqueeze(-2))), -2)
+        return state[..., 0, :], state[..., 1:, :]
+
+    def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:
+        return torch.zeros(*batch_shape, self._delay, self.d_output, device=device)
+
+    @property
+    def state_to_tensor(self) -> Callable[[Any], Tensor | None]:
+        """None: the number of waiting outputs varies."""
+        return lambda _: None
+
+
+class UpPool(Unpool):
+    """A linear map of each element to ``stride`` elements of ``d_output`` channels, later by ``stride`` elements.
+
+    Because of the delay an output depends on nothing later than itself where the input came from a ``DownPool`` of the
+    same stride: the input of step ``stride - 1``, ``2 stride - 1``, .. is that pool's output of the same step.
+    """
+
+    def __init__(
+        self,
+        d_input: int,
+        d_output: int,
+        stride: int,
+        transposed: bool = True,
+        weight_norm: bool = True,
+        initializer: str | None = None,
+        activation: str | None = None,
+    ) -> None:
+        super().__init__(d_input, d_output, stride, transposed, delay=stride)
+        self.linear = linear_activation(
+            d_input, d_output * stride, activation, initializer=initializer, weight_norm=weight_norm
+        )
+
+    def _unpool(self, x: Tensor) -> Tensor:
+        return self.linear(x).unflatten(-1, (self.d_output, self.stride)).mT.flatten(-3, -2)
+
+
+class UpSample(Unpool):
+    """Each element ``stride`` times; ``expand`` channels become their mean, so that it undoes ``DownSample``."""
+
+    def __init__(self, d_input: int, stride: int = 1, expand: int = 1, transposed: bool = True) -> None:
+        if expand < 1 or d_input % expand:
+            raise ValueError(f"expand must divide the width {d_input}, got {expand}")
+        super().__init__(d_input, d_input // expand, stride, transposed, delay=0)
+        self.expand = expand
+
+    def _unpool(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.expand)).mean(-1).repeat_interleave(self.stride, -2)
+
+
+POOLS: dict[str, type[Pool]] = {
+    "sample": DownSample,
+    "pool": DownAvgPool,
+    "linear": DownLinearPool,
+    "spectral": DownSpectralPool,
+}
+
+
+def make_pool(config: str | Mapping[str, Any], d_input: int, transposed: bool) -> Pool:
+    """Build a pool from its name or from ``{"_name_": name, **arguments}``.
+
+    Raises ValueError for a name that ``POOLS`` does not have.
+    """
+    arguments = {"_name_": config} if isinstance(config, str) else dict(config)
+    name = arguments.pop("_name_", None)
+    if name not in POOLS:
+        raise ValueError(f"pool must be one of {', '.join(POOLS)}; got {name!r}")
+    return POOLS[name](d_input, **{**arguments, "transposed": transposed})
