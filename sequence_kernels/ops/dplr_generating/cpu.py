@@ -1,4 +1,4 @@
-"""S4's generating function by the C++ kernel (csrc/dplr_generating)."""
+"""S4's generating function and its adjoint by the C++ kernels (csrc/dplr_generating)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from torch import Tensor
 
 from ... import native
 from ..dispatch import implement
-from . import adjoint
-from .reference import on_circle, stacked
+from .reference import stacked
 
-#: float32 squares the squares of poles and nodes: larger poles are served in float64.
+#: float32 squares the squares of poles and nodes: larger poles are served in float64, larger nodes as their inverses.
 _LARGEST = 2.0**28
 
 
@@ -18,18 +17,34 @@ def _largest(w: Tensor) -> float:
     return float(torch.view_as_real(w.resolve_conj()).abs().max()) if w.numel() > 0 else 0.0
 
 
+def _widened(tensors: tuple[Tensor, ...], w: Tensor) -> tuple[Tensor, ...]:
+    """In double precision if a pole is too large for less."""
+    if w.dtype == torch.complex128 or _largest(w) <= _LARGEST:
+        return tensors
+    return tuple(x.to(torch.complex128 if x.is_complex() else torch.float64) for x in tensors)
+
+
+def _arguments(c: Tensor, p: Tensor, q: Tensor, b: Tensor, w: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+    """As the kernels take them: left, right, poles, and y and x of the nodes i x / y."""
+    far = t.abs() > _LARGEST
+    nodes = torch.stack((torch.where(far, 1 / t, 1), torch.where(far, 1, t)))
+    return stacked(c, q), stacked(b.unsqueeze(0), p), w.resolve_conj().contiguous(), nodes
+
+
 @implement("dplr_generating", "cpu", needs=native.needs("cpu"))
 def dplr_generating(c: Tensor, p: Tensor, q: Tensor, b: Tensor, w: Tensor, t: Tensor) -> Tensor:
-    if w.dtype == torch.complex64 and _largest(w) > _LARGEST:
-        c_wide, p_wide, q_wide, b_wide, w_wide = (x.to(torch.complex128) for x in (c, p, q, b, w))
-        return dplr_generating(c_wide, p_wide, q_wide, b_wide, w_wide, t.double()).to(c.dtype)
-    node = torch.complex(*on_circle(t.double())).to(c.dtype)
-    left, right = stacked(c, q), stacked(b.unsqueeze(0), p)
-    return torch.ops.sequence_kernels_native.dplr_generating(left, right, w.resolve_conj().contiguous(), node)
+    arguments = _arguments(*_widened((c, p, q, b, w, t), w))
+    return torch.ops.sequence_kernels_native.dplr_generating(*arguments).to(c.dtype)
 
 
 @implement("dplr_generating_backward", "cpu", needs=native.needs("cpu"))
 def dplr_generating_backward(
     g: Tensor, c: Tensor, p: Tensor, q: Tensor, b: Tensor, w: Tensor, t: Tensor
 ) -> tuple[Tensor, ...]:
-    return tuple(x.contiguous() for x in adjoint.gradients(g, c, p, q, b, w, t, "cpu"))
+    g_wide, *rest = _widened((g, c, p, q, b, w, t), w)
+    out = torch.ops.sequence_kernels_native.dplr_generating_backward(
+        g_wide.resolve_conj().contiguous(), *_arguments(*rest)
+    )
+    channels, rank = c.shape[0], p.shape[0]
+    dc, dq, db, dp, dw = out.to(c.dtype).split((channels, rank, 1, rank, 1))
+    return tuple(x.clone() for x in (dc, dp, dq, db[0], dw[0]))
