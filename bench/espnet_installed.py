@@ -58,8 +58,8 @@ BENCH = Bench(
     targets=(
         Target(
             8,
-            "unmodified ESPnet S4 layer with compat.install(), d_model=256 d_state=64 L=4096, forward+backward",
-            "B4-H256-N32-L4096",
+            "unmodified ESPnet S4 layer with compat.install(), d_model=256 d_state=64 L=4096 B=1, forward+backward",
+            "B1-H256-N32-L4096",
             WITHOUT,
             10,
             BOTH,

@@ -1,5 +1,16 @@
 """For those who have S4 code, models or checkpoints already: see docs/migration.md. Importing this changes nothing."""
 
+from .accelerate import Acceleration, accelerate
+from .checkpoints import export_espnet, export_s4, load_espnet, load_s4
 from .install import install, uninstall
 
-__all__ = ["install", "uninstall"]
+__all__ = [
+    "Acceleration",
+    "accelerate",
+    "export_espnet",
+    "export_s4",
+    "install",
+    "load_espnet",
+    "load_s4",
+    "uninstall",
+]

@@ -1,0 +1,192 @@
+"""Checkpoints of other libraries are the same functions here, and go back."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sequence_kernels import S4, SequenceModel, compat
+from tests.parity.conftest import espnet  # noqa: F401 (the fixture)
+
+from .s4_layers import LENGTH, S4D, H, Model, S4Block
+
+EXACT = 1e-9
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    assert a.shape == b.shape
+    return float(((a - b).abs().max() / b.abs().max()).detach())
+
+
+def moved(module: nn.Module) -> nn.Module:
+    """Every parameter away from its initial value, in float64."""
+    module = module.double().eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter) * (0.1 + parameter.abs()))
+    return module
+
+
+V4: dict[str, dict[str, Any]] = {
+    "dplr": {},
+    "dplr-shared": {"copies": 2, "channels": 2},
+    "dplr-bidirectional": {"bidirectional": True, "channels": 2, "glu": False},
+    "diagonal": {"diagonal": True},
+    "diagonal-shared": {"diagonal": True, "copies": 3, "transposed": False},
+}
+
+
+@pytest.mark.parametrize("name", V4)
+def test_s4_v4(name: str) -> None:
+    torch.manual_seed(0)
+    theirs = S4Block(**V4[name])
+    x = torch.randn(2, H, LENGTH, dtype=torch.float64)
+    x = x if theirs.transposed else x.mT
+    ours = compat.load_s4(theirs.state_dict(), transposed=theirs.transposed)
+    assert isinstance(ours, S4)
+    assert difference(ours(x)[0], theirs(x)[0]) < EXACT
+    back = compat.export_s4(ours)
+    assert back.keys() == theirs.state_dict().keys()
+    for key, value in theirs.state_dict().items():
+        torch.testing.assert_close(back[key], value)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_s4d(transposed: bool) -> None:
+    torch.manual_seed(0)
+    theirs = S4D(transposed)
+    x = torch.randn(2, H, LENGTH, dtype=torch.float64)
+    x = x if transposed else x.mT
+    ours = compat.load_s4(theirs.state_dict(), transposed=transposed)
+    assert difference(ours(x)[0], theirs(x)[0]) < EXACT
+
+
+@pytest.mark.parametrize("name", ["dplr", "dplr-shared"])
+def test_a_truncated_readout_of_v4_is_the_same_function_at_every_length(name: str) -> None:
+    torch.manual_seed(0)
+    theirs = S4Block(**V4[name])
+    x = torch.randn(2, H, LENGTH, dtype=torch.float64)
+    expected = {length: theirs(x[..., :length])[0] for length in (1, 2, 17, LENGTH)}
+    theirs.layer.kernel.truncate(LENGTH)
+    ours = compat.load_s4(theirs.state_dict())
+    for length, want in expected.items():
+        assert difference(ours(x[..., :length])[0], want) < EXACT
+    back = compat.export_s4(ours, LENGTH)
+    for key, value in theirs.state_dict().items():
+        torch.testing.assert_close(back[key], value)
+
+
+def test_v3_has_espnets_names(espnet: ModuleType) -> None:  # noqa: F811
+    torch.manual_seed(0)
+    theirs = moved(espnet.S4(H, 8, transposed=True))
+    state = theirs.state_dict()
+    state["output_linear.0.weight"] = state["output_linear.0.weight"].unsqueeze(-1)
+    x = torch.randn(2, H, LENGTH, dtype=torch.float64)
+    assert difference(compat.load_s4(state)(x)[0], theirs(x)[0]) < EXACT
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"measure": "legt", "rank": 2, "channels": 2, "n_ssm": 2},
+        {"mode": "diag", "measure": "diag-lin", "n_ssm": 3, "bidirectional": True},
+        {"gate": 2, "bottleneck": 2},
+        {"postact": None, "hyper_act": "tanh"},
+    ],
+)
+def test_espnet_checkpoints_round_trip(espnet: ModuleType, arguments: dict[str, Any]) -> None:  # noqa: F811
+    torch.manual_seed(0)
+    theirs = moved(espnet.S4(H, 8, transposed=False, **arguments))
+    options = {"transposed": False} | {k: v for k, v in arguments.items() if k == "hyper_act"}
+    x = torch.randn(2, LENGTH, H, dtype=torch.float64)
+    cold = copy.deepcopy(theirs.state_dict())
+    expected = theirs(x)[0]  # now C is C (I - A^L), and L is above 0, in nplr mode
+    warm = theirs.state_dict()
+    for state in (cold, warm):
+        ours = compat.load_espnet(state, **options)
+        assert difference(ours(x)[0], expected) < EXACT
+        for length in (1, 2, 23):
+            again = espnet.S4(H, 8, transposed=False, **arguments).double().eval()
+            again.load_state_dict(compat.export_espnet(ours, length), strict=True)
+            assert difference(again(x[:, :length])[0], ours(x[:, :length])[0]) < EXACT
+    if "kernel.kernel.L" in warm:
+        assert int(warm["kernel.kernel.L"]) >= LENGTH
+        back = compat.export_espnet(ours, int(warm["kernel.kernel.L"]))
+        for key, value in warm.items():
+            torch.testing.assert_close(back[key], value)
+
+
+def test_a_backbone_from_a_file(espnet: ModuleType, tmp_path: Path) -> None:  # noqa: F811
+    from espnet2.asr.state_spaces.model import SequenceModel as Theirs
+
+    torch.manual_seed(0)
+    layers = [{"_name_": "s4", "d_state": 8, "channels": 2}, {"_name_": "ff", "expand": 3}]
+    theirs = moved(Theirs(H, n_layers=2, layer=layers, residual="R", norm="layer", dropout=0.1))
+    torch.save({"model": {f"decoder.{k}": v for k, v in theirs.state_dict().items()}}, tmp_path / "model.pth")
+    ours = compat.load_espnet(tmp_path / "model.pth", "decoder.", dropout=0.1).eval()
+    assert isinstance(ours, SequenceModel)
+    x = torch.randn(2, LENGTH, H, dtype=torch.float64)
+    assert difference(ours(x)[0], theirs(x)[0]) < EXACT
+    with pytest.raises(ValueError, match=r"some below 'decoder\.'"):
+        compat.load_espnet(tmp_path / "model.pth")
+
+
+def test_a_backbone_of_s4() -> None:
+    torch.manual_seed(0)
+    theirs = Model(S4Block(transposed=False), S4Block(transposed=False, diagonal=True), S4D(transposed=False))
+    x = torch.randn(2, LENGTH, H, dtype=torch.float64)
+    ours = compat.load_s4(theirs.state_dict())
+    assert difference(ours(x)[0], theirs(x)) < EXACT
+
+
+def test_what_cannot_be_loaded_is_said() -> None:
+    with pytest.raises(ValueError, match=r"no S4 layer below the prefix 'encoder\.'"):
+        compat.load_espnet({"decoder.weight": torch.zeros(2)}, "encoder.")
+    with pytest.raises(TypeError, match="source must be a state dict or a file"):
+        compat.load_espnet(torch.zeros(2))  # type: ignore[arg-type]
+    state = S4Block().state_dict()
+    with pytest.raises(ValueError, match="dt_tie=False"):
+        compat.load_s4({**state, "layer.kernel.inv_dt": torch.zeros(H, 4)})
+    with pytest.raises(ValueError, match="real_transform must be one of"):
+        compat.load_s4(state, real_transform="cosine")
+    without = {name: value for name, value in state.items() if not name.startswith("output_linear")}
+    with pytest.raises(ValueError, match="without output_linear"):
+        compat.load_s4(without)
+    with pytest.raises(ValueError, match="length must be at least 0, got -1"):
+        compat.export_s4(S4(4, 4), -1)
+
+
+@pytest.mark.parametrize("transform", ["none", "relu", "sigmoid", "softplus"])
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_transforms(transform: str, diagonal: bool) -> None:
+    """A positive number that v4 stores by another function of it is that number here."""
+    torch.manual_seed(0)
+    theirs = S4Block(diagonal=diagonal)
+    function = {
+        "none": lambda p: p,
+        "relu": torch.relu,
+        "sigmoid": torch.sigmoid,
+        "softplus": nn.functional.softplus,
+    }
+    state = {**theirs.state_dict()}
+    kernel = theirs.layer.kernel
+    stored = {
+        name: torch.rand_like(p) + 0.01
+        for name, p in kernel.named_parameters()
+        if name.startswith(("A_", "inv"))
+    }
+    state |= {f"layer.kernel.{name}": value for name, value in stored.items()}
+    positive = {name: function[transform](value) for name, value in stored.items()}
+    offset = 1e-4 if transform == "relu" else 0.0
+    kernel.A_real.data = (positive["A_real"] + offset).log()
+    kernel.A_imag.data = positive["A_imag"]
+    kernel.inv_dt.data = positive["inv_dt"].log()
+    ours = compat.load_s4(state, dt_transform=transform, real_transform=transform, imag_transform=transform)
+    x = torch.randn(2, H, LENGTH, dtype=torch.float64)
+    assert difference(ours(x)[0], theirs(x)[0]) < EXACT
