@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..dispatch import choose, implement_in_triton
+from ..dispatch import choose, implement_in_triton, implementation
 from ..registration import register
 from ..ssm_step import check_step, in_place_fake, step_fake, step_save
 from . import reference
@@ -43,8 +43,11 @@ def dplr_step(
     The bilinear discretisation of a diagonal-plus-low-rank matrix is 2 (I - A dt/2)^-1 - I, so it is again diagonal
     plus low rank, of the same rank (Woodbury). Differentiable in every argument, any number of times.
     """
-    _check(state, u, a, p, q, b, c, d)
-    return _dplr_step(state, u, a, p, q, b, c, d, choose("dplr_step", backend, state))
+    short = _check(state, u, a, p, q, b, c, d)
+    chosen = choose("dplr_step", backend, state)
+    if short:
+        return implementation("dplr_step", chosen)(state, u, a, p, q, b, c, d)
+    return _dplr_step(state, u, a, p, q, b, c, d, chosen)
 
 
 def dplr_step_(
@@ -78,10 +81,11 @@ def _check(
     c: Tensor,
     d: Tensor | None,
     state_indices: Tensor | None = None,
-) -> None:
-    check_step(state, u, d, {"a": a, "b": b}, {"p": p, "q": q, "c": c}, state_indices)
+) -> bool:
+    short = check_step(state, u, d, {"a": a, "b": b}, {"p": p, "q": q, "c": c}, state_indices)
     if p.shape[0] != q.shape[0]:
         raise ValueError(f"p and q must have the same rank R, got {tuple(p.shape)} and {tuple(q.shape)}")
+    return short
 
 
 def _fake(

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..dispatch import choose, implement_in_triton
-from ..registration import register
+from ..dispatch import choose, implement_in_triton, implementation
+from ..registration import only_runs, register
 from . import kernels, reference  # noqa: F401 (register the implementations)
 
 implement_in_triton(__name__, "ssm_step", "ssm_step_")
@@ -40,8 +40,11 @@ def ssm_step(
 
     Differentiable in every argument, any number of times.
     """
-    check_step(state, u, d, {"a": a, "b": b}, {"c": c})
-    return _ssm_step(state, u, a, b, c, d, choose("ssm_step", backend, state))
+    short = check_step(state, u, d, {"a": a, "b": b}, {"c": c})
+    chosen = choose("ssm_step", backend, state)
+    if short:
+        return implementation("ssm_step", chosen)(state, u, a, b, c, d)
+    return _ssm_step(state, u, a, b, c, d, chosen)
 
 
 def ssm_step_(
@@ -76,11 +79,15 @@ def check_step(
     by_head: dict[str, Tensor],
     by_channel: dict[str, Tensor],
     state_indices: Tensor | None = None,
-) -> None:
-    """The checks that the steps of diagonal and of diagonal-plus-low-rank models share."""
-    parameters = (*by_head.values(), *by_channel.values())
-    if state_indices is None and _fits(state, u, d, len(by_head), parameters):
-        return
+) -> bool:
+    """The checks that the steps of diagonal and of diagonal-plus-low-rank models share.
+
+    Returns whether the implementation may be called as it is: a step is short, and the way through torch is not.
+    """
+    if not torch.compiler.is_compiling() and state_indices is None:
+        parameters = (*by_head.values(), *by_channel.values())
+        if _plain(state, u, d, parameters, len(by_head)):
+            return only_runs(state.device.type)
     optional = {"d": d, "state_indices": state_indices}
     given = {name: value for name, value in optional.items() if value is not None}
     checks.tensors(state=state, u=u, **by_head, **by_channel, **given)
@@ -103,28 +110,30 @@ def check_step(
     if d is not None:
         checks.shape("d", d, (("C", by_channel["c"].shape[0]), last[0]))
         checks.dtype("d", d, (state.real.dtype,))
+    return False
 
 
-def _fits(state: Any, u: Any, d: Any, by_head: int, parameters: tuple[Any, ...]) -> bool:
-    """Whether all is plainly as the checks want it, in the common precision: one quick look, since a step is short."""
-    if not all(isinstance(t, Tensor) for t in (state, u, *parameters)):
-        return False
+_ORDINARY = (Tensor, torch.nn.Parameter)
+
+
+def _plain(state: Any, u: Any, d: Any, parameters: tuple[Any, ...], by_head: int) -> bool:
+    """Whether all is plainly as the checks want it: ordinary tensors of the common precision that need no gradient."""
+    tensors = (state, u, *parameters) if d is None else (state, u, d, *parameters)
+    needs_gradient = torch.is_grad_enabled()
+    for t in tensors:
+        if type(t) not in _ORDINARY or t.is_neg() or (needs_gradient and t.requires_grad):
+            return False
     shape, device = state.shape, state.device
     last = shape[-2:]
-    good = (
-        len(last) == 2
-        and state.dtype == torch.complex64
-        and u.dtype == torch.float32
-        and u.shape == shape[:-1]
-        and u.device == device
-    )
+    good = len(last) == 2 and u.shape == shape[:-1] and u.device == device
+    good = good and state.dtype == torch.complex64 and u.dtype == torch.float32
     for i, t in enumerate(parameters):
         good = good and (t.shape if i < by_head else t.shape[1:]) == last
         good = good and t.dtype == torch.complex64 and t.device == device
     if d is None or not good:
         return good
     skip = (parameters[-1].shape[0], shape[-2])
-    return isinstance(d, Tensor) and d.shape == skip and d.dtype == torch.float32 and d.device == device
+    return d.shape == skip and d.dtype == torch.float32 and d.device == device
 
 
 def _check_state_indices(state: Tensor, u: Tensor, indices: Tensor) -> None:

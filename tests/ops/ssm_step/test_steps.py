@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sequence_kernels import ops
 
@@ -75,3 +80,92 @@ def test_bad_arguments() -> None:
         ops.ssm_step(state, u, a.to(torch.complex64), b, c, d)
     with pytest.raises(ValueError, match=r"p and q must have the same rank R"):
         ops.dplr_step(state, u, a, c, c[:1], b, c, d)
+
+
+class Seen(TorchDispatchMode):
+    """Which ops go through torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func._opname)
+        return func(*args, **(kwargs or {}))
+
+
+class TestShortWay:
+    """A step calls its kernel as it is only where torch would do nothing else."""
+
+    @pytest.fixture
+    def arguments(self) -> tuple[Tensor, ...]:
+        return tuple(t.to(torch.complex64 if t.is_complex() else torch.float32) for t in parts((5,)))
+
+    @pytest.fixture(params=["ssm_step", "dplr_step"])
+    def step(self, request: pytest.FixtureRequest) -> Callable[..., Any]:
+        def step(state: Tensor, u: Tensor, a: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+            if request.param == "ssm_step":
+                return ops.ssm_step(state, u, a, *rest)
+            return ops.dplr_step(state, u, a, 0 * a[None], a[None], *rest)
+
+        return step
+
+    @pytest.fixture(autouse=True)
+    def registered(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """The names of the registered ops that were called."""
+        called: list[str] = []
+        for name in ("ssm_step", "dplr_step"):
+            module = importlib.import_module(f"sequence_kernels.ops.{name}")
+            op = getattr(module, f"_{name}")
+            monkeypatch.setattr(
+                module, f"_{name}", lambda *a, op=op, name=name: called.append(name) or op(*a)
+            )
+        return called
+
+    def test_taken(
+        self, step: Callable[..., Any], arguments: tuple[Tensor, ...], registered: list[str]
+    ) -> None:
+        want = step(*(t.double() if not t.is_complex() else t.to(C128) for t in arguments))
+        assert len(registered) == 1
+        for context in (torch.enable_grad(), torch.no_grad(), torch.inference_mode()):
+            with context:
+                for got, exact in zip(step(*arguments), want, strict=True):
+                    torch.testing.assert_close(got, exact.to(got.dtype))
+        assert len(registered) == 1
+
+    def test_not_taken_where_a_gradient_is_wanted(
+        self, step: Callable[..., Any], arguments: tuple[Tensor, ...], registered: list[str]
+    ) -> None:
+        for i in range(len(arguments)):
+            leaf = arguments[i].clone().requires_grad_()
+            y, _ = step(*arguments[:i], leaf, *arguments[i + 1 :])
+            assert y.requires_grad
+        assert len(registered) == len(arguments)
+
+    @pytest.mark.filterwarnings("ignore")  # of vmap: it has no rule of its own for the op
+    def test_not_taken_in_modes_transforms_and_traces(
+        self, step: Callable[..., Any], arguments: tuple[Tensor, ...], registered: list[str]
+    ) -> None:
+        y, _ = step(*arguments)
+        assert not registered
+        with Seen() as seen:
+            step(*arguments)
+        assert "ssm_step" in seen.names or "dplr_step" in seen.names
+        with torch.autocast("cpu", torch.bfloat16):
+            assert step(*arguments)[0].dtype == torch.bfloat16
+        state, u, *rest = arguments
+
+        def loss(u: Tensor) -> Tensor:
+            return step(state, u, *rest)[0].square().sum()
+
+        with pytest.raises(RuntimeError, match="functorch"):  # no rule, rather than a wrong result
+            torch.func.grad(loss)(u)
+        over_rows = torch.func.vmap(lambda state, u: step(state, u, *rest)[0])
+        torch.testing.assert_close(over_rows(state, u), y)
+        before = len(registered)
+        negated = torch.complex(torch.zeros_like(u), -u).conj().imag  # u, the negation pending
+        assert negated.is_neg()
+        torch.testing.assert_close(step(state, negated, *rest)[0], y)
+        assert len(registered) == before + 1
+        compiled = torch.compile(lambda *t: step(*t)[0], fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(*arguments), y)
