@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sequence_kernels.layers.norms import TransposedLN
 from sequence_kernels.layers.s4 import S4
 
 B, LENGTH = 3, 37
@@ -45,7 +46,7 @@ MEASURES: dict[str, list[tuple[Any, int]]] = {  # name, rank
 
 
 def draw(seed: int) -> dict[str, Any]:
-    """Constructor arguments, the same for both, of the options that issue 2 promises."""
+    """Constructor arguments, the same for both, over all that works in ESPnet; docs/parity.md has what does not."""
     rng = random.Random(seed)
     mode = ("nplr", "diag")[seed % 2]
     d_model = rng.choice([4, 6, 8])
@@ -73,6 +74,31 @@ def draw(seed: int) -> dict[str, Any]:
     config["dt_min"], config["dt_max"] = rng.choice([(0.001, 0.1), (0.01, 0.01), (0.1, 1.0)])
     if mode == "diag":
         config["disc"] = rng.choice(["bilinear", "zoh"])
+    if rng.random() < 0.25:
+        config["hyper_act"] = rng.choice(["tanh", "relu", "sigmoid", "id", "gelu"])
+    if not config["transposed"]:  # where they crash
+        config["gate"] = rng.choice([None, 1, 2])
+        bottleneck = rng.choice([None, 2])
+        if n_ssm in (None, 1) and not several:
+            config["bottleneck"] = bottleneck
+    if n_ssm in (None, 1, d_model) and rng.random() < 0.2:
+        config |= {"bandlimit": rng.choice([0.02, 0.1, 0.5]), "l_max": LENGTH + 20}
+    return config
+
+
+def heads(config: dict[str, Any]) -> int:
+    return config["d_model"] // (config.get("bottleneck") or 1)
+
+
+def mixed(config: dict[str, Any]) -> bool:
+    """Whether ESPnet's step crashes or leaves something out, while its forward does not."""
+    return any(config.get(name) is not None for name in ("gate", "bottleneck", "hyper_act", "bandlimit"))
+
+
+def for_ours(config: dict[str, Any]) -> dict[str, Any]:
+    """ESPnet's nplr leaves the modes outside of the band out of what it stores, C (I - A^l_max)."""
+    if config["mode"] == "nplr" and "bandlimit" in config:
+        return config | {"bandlimit_length": config["l_max"]}
     return config
 
 
@@ -99,8 +125,11 @@ def reference(
 
 
 def same_in_ours(layer: nn.Module, config: dict[str, Any]) -> S4:
-    ours = S4(**config).to(next(layer.parameters()).dtype).eval()
+    ours = S4(**for_ours(config)).to(next(layer.parameters()).dtype).eval()
     ours.load_state_dict(layer.state_dict(), strict=True)
+    for module in ours.modules():
+        if isinstance(module, TransposedLN):
+            module.eps = 0.0  # as in theirs, which gives NaN for a constant column
     return ours
 
 
@@ -136,7 +165,7 @@ def test_forward(espnet: ModuleType, seed: int) -> None:
 def test_our_state_dict_in_theirs(espnet: ModuleType, seed: int) -> None:
     config = draw(seed)
     torch.manual_seed(seed)
-    ours = S4(**config).double().eval()
+    ours = S4(**for_ours(config)).double().eval()
     theirs = espnet.S4(**config).double().eval()
     missing, unexpected = theirs.load_state_dict(ours.state_dict(), strict=False)
     assert set(missing) <= {DEAD}
@@ -234,7 +263,7 @@ def test_chunks_and_steps(espnet: ModuleType, seed: int) -> None:
     theirs(inputs(config))
     ours = same_in_ours(theirs, config)
     x = inputs(config)
-    size = (B, config["d_model"], config["d_state"] // 2)
+    size = (B, heads(config), config["d_state"] // 2)
     state = torch.randn(size, dtype=torch.complex128)
     theirs_state, ours_state = state, state
     with torch.no_grad():
@@ -243,6 +272,8 @@ def test_chunks_and_steps(espnet: ModuleType, seed: int) -> None:
             y, ours_state = ours(part(x, config, start, stop), state=ours_state)
             assert difference(y, expected) < EXACT, config
             assert difference(ours_state, theirs_state) < EXACT, config
+        if mixed(config):
+            return
         for module in theirs.modules():
             if hasattr(module, "setup_step"):
                 module.setup_step()
@@ -263,8 +294,14 @@ def test_lengths(espnet: ModuleType, seed: int) -> None:
     for lengths in (torch.tensor([LENGTH, 5, 20]), torch.tensor([9]), torch.tensor(30), 7):
         expected, y = theirs(x, lengths=lengths)[0], ours(x, lengths=lengths)[0]
         for row, length in enumerate(torch.as_tensor(lengths).expand(B).tolist()):
-            valid = part(y[row : row + 1], config, 0, length)
-            assert difference(valid, part(expected[row : row + 1], config, 0, length)) < EXACT, config
+            one = slice(row, row + 1)
+            if config["bidirectional"] and config.get(
+                "bottleneck"
+            ):  # theirs lets the padding through input_linear
+                valid = theirs(part(x[one], config, 0, length))[0]
+            else:
+                valid = part(expected[one], config, 0, length)
+            assert difference(part(y[one], config, 0, length), valid) < EXACT, config
 
 
 @pytest.mark.parametrize("rate", [0.5, 1.5, 2.0])
@@ -275,7 +312,7 @@ def test_rate(espnet: ModuleType, seed: int, rate: float) -> None:
     Theirs in nplr mode is that only nearly (1e-3 to 2e-2 off): its stored C is the one for rate 1. So theirs is given
     the longer time step itself.
     """
-    config = draw(seed) | {"l_max": None}
+    config = {k: v for k, v in draw(seed).items() if k != "bandlimit"} | {"l_max": None}
     theirs = reference(espnet, config, seed)
     ours = same_in_ours(theirs, config)
     x = inputs(config)
@@ -291,7 +328,7 @@ def test_rate(espnet: ModuleType, seed: int, rate: float) -> None:
 @pytest.mark.parametrize("real_type", ["exp", "none", "relu"])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_dss(espnet: ModuleType, channels: int, real_type: str, bidirectional: bool) -> None:
-    """DSS normalises over a length, in theirs that of the call, in ours l_max: the same when they agree.
+    """DSS normalises over a length, in theirs that of the call, in ours l_max, or that of the call without one.
 
     Theirs works in float32 in part, whatever the parameters; it can neither be stepped nor given a state.
     """
@@ -313,6 +350,9 @@ def test_dss(espnet: ModuleType, channels: int, real_type: str, bidirectional: b
     ours = same_in_ours(theirs, config)
     x = inputs(config)
     assert difference(ours(x)[0], theirs(x)[0]) < 1e-6
+    ours, short = same_in_ours(theirs, config | {"l_max": None}), x[..., :20]
+    assert difference(ours(short)[0], theirs(short)[0]) < 1e-6
+    assert difference(ours(x)[0], theirs(x)[0]) < 1e-6
 
 
 def kinds(layer: nn.Module) -> dict[str, Any]:
@@ -330,15 +370,13 @@ def test_learning_rates(espnet: ModuleType, mode: str, lr: Any) -> None:
     """The same names are parameters, the same are buffers, with the same optimizer options."""
     config = {"d_model": 4, "d_state": 8, "mode": mode, "measure": "legs", "lr": lr}
     expected, mine = kinds(espnet.S4(**config)), kinds(S4(**config))
-    bias = "output_linear.0.bias"
-    assert mine.pop(bias) in (None, expected.pop(bias))  # see the next test
     assert mine == expected
 
 
 @pytest.mark.parametrize("seed", seeds())
 def test_initial_values(espnet: ModuleType, seed: int) -> None:
     """Everything not drawn at random is equal, b and P up to a phase for each mode, and moments of the rest agree."""
-    config = draw(seed) | {"d_model": 256, "n_ssm": 2}
+    config = draw(seed) | {"d_model": 256, "n_ssm": 2, "bottleneck": None}
     torch.manual_seed(seed)
     theirs, ours = espnet.S4(**config).state_dict(), S4(**config).state_dict()
     random_poles = config["measure"] == "diag-random"
