@@ -218,7 +218,7 @@ def test_generating_function_and_its_gradients(
         for line, wanted in zip(driver.launches(), launches, strict=True):
             assert line.startswith(f"dplr_generating_{wanted.format(kind)} block 128 shared 0 ")
     with pytest.raises(RuntimeError, match=r"expects c \(C, H, N\), p and q \(R, H, N\)"):
-        driver.run("dplr_generating_cuda", c, p, torch.cat((q, c)), b, w.to(dtype), t)
+        driver.run("dplr_generating_cuda", c, p, torch.cat((q, b[None])), b, w.to(dtype), t)
     assert driver.launches() == []
 
 

@@ -35,6 +35,24 @@ def step_arguments(rows: int, rank: int | None) -> list[Any]:
     return [normal(rows, 3, 33), normal(rows, 3).real, a, *low_rank, b, normal(2, 3, 33), normal(2, 3).real]
 
 
+def gradients(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The gradients of all arguments but the last two, with every second output counting double, as one tensor."""
+
+    def run(*arguments: Any, **options: Any) -> Tensor:
+        leaves = [a.detach().requires_grad_(i + 2 < len(arguments)) for i, a in enumerate(arguments)]
+        out = op(*leaves, **options)
+        out.backward(torch.ones_like(out) + torch.arange(out.shape[-1], device=out.device) % 2)
+        return torch.cat([a.grad.flatten() for a in leaves[:-2]])
+
+    return run
+
+
+def generating_arguments(channels: int, rank: int, length: int) -> list[Any]:
+    c, p, q = (0.3 * normal(k, 3, 33) for k in (channels, rank, rank))
+    nodes = torch.cat((normal(length - 1).real, torch.tensor([torch.inf])))
+    return [c, p, q, normal(3, 33), poles(3, 33), torch.rand(3).double() + 0.5, nodes]
+
+
 # One set of weights and three: the kernels differ. Longer than a segment: the sum over segments too.
 CALLS: dict[str, tuple[Callable[..., Tensor], Callable[[], list[Any]], dict[str, Any]]] = {
     "pairs": (ops.vandermonde, lambda: [normal(3, 2, 17), poles(2, 17) / 70, 70], {}),
@@ -52,6 +70,18 @@ CALLS: dict[str, tuple[Callable[..., Tensor], Callable[[], list[Any]], dict[str,
         lambda: [normal(2, 4097), 1j * normal(4097).real, poles(2, 3)],
         {},
     ),
+    "generating": (ops.dplr_generating, lambda: generating_arguments(1, 1, 130), {}),
+    "generating_two": (ops.dplr_generating, lambda: generating_arguments(2, 1, 130), {}),
+    "generating_rank_2": (ops.dplr_generating, lambda: generating_arguments(1, 2, 130), {}),
+    "generating_any": (ops.dplr_generating, lambda: generating_arguments(3, 2, 130), {}),
+    "generating_gradients": (gradients(ops.dplr_generating), lambda: generating_arguments(1, 1, 513), {}),
+    "generating_gradients_two": (gradients(ops.dplr_generating), lambda: generating_arguments(2, 1, 130), {}),
+    "generating_gradients_rank_2": (
+        gradients(ops.dplr_generating),
+        lambda: generating_arguments(1, 2, 9),
+        {},
+    ),
+    "generating_gradients_any": (gradients(ops.dplr_generating), lambda: generating_arguments(3, 2, 9), {}),
     "transpose_four": (
         ops.cauchy_transpose,
         lambda: [normal(3, 2, 130), 1j * normal(2, 130).real, poles(2, 40)],

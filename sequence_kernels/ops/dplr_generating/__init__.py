@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import checks
 from ..dispatch import choose
 from ..registration import register
-from . import adjoint, cpu, reference  # noqa: F401 (register the implementations)
+from . import adjoint, cpu, cuda, reference  # noqa: F401 (register the implementations)
 
 
 def dplr_generating(
