@@ -87,7 +87,7 @@ def ninja_file(compiler: str, cuda: Cuda | None, folder: Path) -> str:
     ]
     libraries: dict[str, list[str]] = {"cpu": []}
     if cuda:
-        libraries["cuda"] = []
+        libraries["cuda"] = ["runtime/old_libstdcxx.o"]
         lines += cuda_rules(compiler, cuda, include)
         for source in sorted((ROOT / "csrc").glob("*/*.cu")):
             name = source.parent.name if source.stem == "cuda" else source.stem

@@ -38,7 +38,7 @@ def check(wheel: Path, python: str, torch: str) -> str:
     try:
         run(python, "-m", "venv", folder)
         inside = folder / "bin" / "python"
-        pip = [inside, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        pip: list[str | Path] = [inside, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
         run(*pip, f"torch=={torch}", "numpy")
         run(*pip, wheel)
         report: dict[str, Any] = json.loads(run(inside, "-m", "sequence_kernels", "--json"))
