@@ -1,0 +1,79 @@
+"""What setup.py and `make wheel` compile CUDA with: tools/cuda_compiler.py and tools/nvrtc.py."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def compilers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """The module, on a machine without any CUDA compiler."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import cuda_compiler
+
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "packages")])
+    return cuda_compiler
+
+
+def nvcc(folder: Path, version: str) -> None:
+    """An nvcc that says it is of that version."""
+    folder.mkdir(parents=True)
+    path = folder / "nvcc"
+    path.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {version}, V{version}.7'\n")
+    path.chmod(0o755)
+
+
+def test_nothing_found_says_what_to_do(compilers: ModuleType) -> None:
+    with pytest.raises(SystemExit, match=r"found none: set CUDA_HOME .*'nvidia-cuda-nvrtc-cu12==12.9"):
+        compilers.find("12.9")
+    with pytest.raises(SystemExit, match=r"'nvidia-cuda-nvcc==13.0.\*'"):
+        compilers.find("13.0")
+
+
+def test_the_first_compiler_of_the_wanted_version_is_taken(
+    compilers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvcc(tmp_path / "packages" / "nvidia" / "cu13" / "bin", "13.0")
+    assert "packages" in compilers.find("13.0").command[0]
+    nvcc(tmp_path / "bin", "13.0")
+    assert compilers.find("13.0").command == [str(tmp_path / "bin" / "nvcc")]
+    nvcc(tmp_path / "toolkit" / "bin", "13.0")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "toolkit"))
+    assert compilers.find("13.0").command == [str(tmp_path / "toolkit" / "bin" / "nvcc")]
+    assert compilers.find("13.0").name == "nvcc 13.0.7"
+
+
+def test_a_toolkit_of_another_version_is_passed_over_and_named(
+    compilers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvcc(tmp_path / "toolkit" / "bin", "12.6")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "toolkit"))
+    with pytest.raises(SystemExit, match=r"found nvcc 12.6.7 of CUDA 12.6"):
+        compilers.find("13.0")
+    nvcc(tmp_path / "bin", "13.0")
+    assert compilers.find("13.0").command == [str(tmp_path / "bin" / "nvcc")]
+
+
+def test_each_version_has_its_architectures(compilers: ModuleType) -> None:
+    assert compilers.architectures_for("12.4") == ["75", "80", "86", "89", "90"]
+    assert compilers.architectures_for("12.10") == compilers.architectures_for("13.0")
+    assert compilers.architectures_for("13.0")[-1] == "120"
+    with pytest.raises(SystemExit, match="older than what the kernels need"):
+        compilers.architectures_for("11.8")
+
+
+def test_dependencies_are_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import nvrtc
+
+    source = ROOT / "csrc" / "vandermonde" / "cuda.cu"
+    names = {path.name for path in nvrtc.included(source, [ROOT / "csrc"], set())}
+    assert {"cuda.cu", "cuda.h", "kernel.cuh", "launch.h"} <= names
