@@ -2,7 +2,14 @@
 
 from . import compat, ops
 from .layers import S4, S4D, FeedForward
-from .models import SequenceModel, SequenceResidualBlock
+from .models import (
+    S4Decoder,
+    SequenceDecoder,
+    SequenceModel,
+    SequenceResidualBlock,
+    StateDecoder,
+    StateEncoder,
+)
 from .module import SequenceIdentity, SequenceModule, TransposedModule
 from .ops import BackendUnavailableError, use_backend
 from .optim import parameter_groups
@@ -15,10 +22,14 @@ __all__ = [
     "S4D",
     "BackendUnavailableError",
     "FeedForward",
+    "S4Decoder",
+    "SequenceDecoder",
     "SequenceIdentity",
     "SequenceModel",
     "SequenceModule",
     "SequenceResidualBlock",
+    "StateDecoder",
+    "StateEncoder",
     "Stepper",
     "TransposedModule",
     "compat",

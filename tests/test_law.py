@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import sequence_kernels
-from sequence_kernels import S4, S4D, SequenceModel, SequenceModule, SequenceResidualBlock
+from sequence_kernels import S4, S4D, SequenceDecoder, SequenceModel, SequenceModule, SequenceResidualBlock
 from sequence_kernels.layers.attention import MultiHeadedAttention
 from sequence_kernels.layers.pools import (
     DownAvgPool,
@@ -105,6 +105,11 @@ VARIANTS: dict[type[SequenceModule], dict[str, dict[str, Any]]] = {
             "norm": "layer",
             "pool": {"_name_": "linear", "stride": 2, "expand": 2},
         },
+    },
+    SequenceDecoder: {
+        "last": {"d_output": 4},
+        "pool": {"d_output": 4, "mode": "pool"},
+        "sum": {"mode": "sum"},
     },
     SequenceResidualBlock: {
         "default": {"layer": {"_name_": "s4d", "d_state": 4}, "residual": "R", "norm": "layer"},

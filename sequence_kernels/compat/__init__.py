@@ -2,11 +2,13 @@
 
 from .accelerate import Acceleration, accelerate
 from .checkpoints import export_espnet, export_s4, load_espnet, load_s4
+from .decoder import espnet_decoder
 from .install import install, uninstall
 
 __all__ = [
     "Acceleration",
     "accelerate",
+    "espnet_decoder",
     "export_espnet",
     "export_s4",
     "install",

@@ -2,6 +2,20 @@
 
 from .backbone import SequenceModel
 from .block import SequenceResidualBlock
+from .decoders import SequenceDecoder, StateDecoder, StateEncoder
 from .registry import LAYERS
+from .s4_decoder import S4Decoder
+from .states import merge_states, select_state, split_states
 
-__all__ = ["LAYERS", "SequenceModel", "SequenceResidualBlock"]
+__all__ = [
+    "LAYERS",
+    "S4Decoder",
+    "SequenceDecoder",
+    "SequenceModel",
+    "SequenceResidualBlock",
+    "StateDecoder",
+    "StateEncoder",
+    "merge_states",
+    "select_state",
+    "split_states",
+]
