@@ -37,6 +37,21 @@ def _cauchy(name: str, real: torch.dtype) -> Launches:
     return found
 
 
+def _dplr_generating(name: str, real: torch.dtype) -> Launches:
+    module = "sequence_kernels.ops.dplr_generating.triton"
+    found: Launches = {}
+    for channels, rank in ((1, 1), (2, 1), (1, 2)):
+        c, p, g = (
+            torch.zeros(k, 4, n, dtype=real.to_complex())
+            for k, n in ((channels, 32), (rank, 32), (channels, 2049))
+        )
+        b, t = torch.zeros(4, 32, dtype=real.to_complex()), torch.zeros(2049, dtype=real)
+        label = f"{channels} channels, rank {rank} {name}"
+        found[f"{label}"] = (module, "dplr_generating", (c, p, p, b, b, t))
+        found[f"backward, {label}"] = (module, "dplr_generating_backward", (g, c, p, p, b, b, t))
+    return found
+
+
 def _ssm_step(name: str, real: torch.dtype) -> Launches:
     module = "sequence_kernels.ops.ssm_step.triton"
     found: Launches = {}
@@ -53,6 +68,36 @@ def _ssm_step(name: str, real: torch.dtype) -> Launches:
     return found
 
 
+def _ssm_conv(name: str, dtype: torch.dtype, dense: bool) -> Launches:
+    """The backward pass divides sequences into segments, the forward pass does not."""
+    module = "sequence_kernels.ops.ssm_conv.triton"
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    (heads, size, chunk) = (128, 64, 32) if real == torch.float32 else (128, 16, 16)
+    count = chunk.bit_length()
+
+    def arguments(batch: int) -> tuple[torch.Tensor, ...]:
+        a = torch.zeros(heads, count, size, size, dtype=torch.float64)
+        shapes = ((1, heads, chunk), (1, heads, size, chunk), (heads, chunk, size))
+        return (
+            torch.zeros(batch, heads, 1024, dtype=dtype),
+            *(torch.zeros(shape, dtype=real) for shape in shapes),
+            a if dense else torch.zeros(heads, count, size // 2, dtype=torch.complex128),
+            torch.zeros(1, heads, dtype=real),
+            torch.zeros(batch, heads, size, dtype=real),
+            torch.zeros(batch, dtype=torch.int64),
+        )
+
+    few, many = arguments(2), arguments(128)
+    label = f"{'dense' if dense else 'diagonal'} {name}"
+    return {
+        f"forward, {label}": (module, "ssm_conv", many),
+        f"backward, {label}": (module, "ssm_conv_backward", (few[0].unsqueeze(1), few[6], *few)),
+    }
+
+
 LAUNCHES: Launches = {}
 for _name, _real in (("f32", torch.float32), ("f64", torch.float64)):
     LAUNCHES |= _vandermonde(_name, _real) | _cauchy(_name, _real) | _ssm_step(_name, _real)
+    LAUNCHES |= _dplr_generating(_name, _real)
+    LAUNCHES |= _ssm_conv(_name, _real, dense=False)
+LAUNCHES |= _ssm_conv("f32", torch.float32, dense=True) | _ssm_conv("bf16", torch.bfloat16, dense=False)

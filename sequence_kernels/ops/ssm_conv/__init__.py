@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..dispatch import choose
+from ..dispatch import choose, implement_in_triton
 from ..registration import register
 from . import cpu, reference  # noqa: F401 (register the implementations)
 from .chunk import best_chunk as best_chunk
+
+implement_in_triton(__name__, "ssm_conv", "ssm_conv_backward")
 
 
 def ssm_conv(
