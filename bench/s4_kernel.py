@@ -28,11 +28,10 @@ def unfused(x: Inputs) -> Tensor:
     odd = length + (length + 1) % 2
     t = torch.tan(torch.arange(odd // 2 + 1, dtype=torch.float64, device=system.dt.device) * (torch.pi / odd))
     z = torch.complex(torch.zeros_like(t), 2 * t) / system.dt[:, None]
-    left = torch.cat([system.truncated_readout(odd), system.p.conj()])
-    right = torch.cat([system.b[None], system.p])
-    r = ops.cauchy(
-        (left[:, None] * right).to(torch.complex64), z.to(torch.complex64), system.w.to(torch.complex64)
-    )
+    w, p, b = system.by_head()
+    left = torch.cat([system.truncated_readout(odd), p.conj()])
+    right = torch.cat([b[None], p])
+    r = ops.cauchy((left[:, None] * right).to(torch.complex64), z.to(torch.complex64), w.to(torch.complex64))
     generating = r[0, 0] - r[0, 1] * r[1, 0] / (1 + r[1, 1])
     factor = torch.complex(torch.ones_like(t), t).to(torch.complex64)
     return torch.fft.irfft(generating * factor, n=odd)[..., :length].unsqueeze(0)

@@ -12,7 +12,7 @@ from sequence_kernels.ssm.dplr import DPLRSystem
 
 def prepared(layer: S4) -> Step:
     system = cast(DPLRSystem, layer.kernel.system())
-    a, p, q, b = (each.to(system.c.dtype) for each in system.discrete())
+    a, p, q, b = system.discrete(system.c.dtype)
     c = system.c
     return lambda state, u: ops.dplr_step(state, u, a, p, q, b, c)
 

@@ -17,24 +17,16 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..ops.dplr_discretize import by_head, dplr_discretize
 from .parameters import SSMParameters, complex_parameter
 from .system import ChunkMatrices, readout
 
 
-def _paired_inner(left: Tensor, right: Tensor) -> Tensor:
-    """``2 Re(sum_n left_rn right_sn)`` over conjugate pairs: (R, H, N), (Q, H, N) to (H, R, Q)."""
-    return 2 * torch.einsum("rhn,qhn->hrq", left, right).real
-
-
-def _inverse_small(m: Tensor) -> Tensor:
-    return torch.linalg.inv(m) if m.shape[-1] > 1 else m.reciprocal()
-
-
 @dataclass(frozen=True)
 class DPLRSystem:
-    """The discrete system of continuous parameters, all complex128 but ``c``: w, b (H, N), p (R, H, N), dt (H).
+    """The discrete system of continuous parameters: w, b (S, N), p (R, S, N) complex, dt (H) float64.
 
-    ``c`` (C, H, N) has the dtype of the results.
+    Head h has copy h mod S. ``c`` (C, H, N) has the dtype of the results.
     """
 
     w: Tensor
@@ -43,17 +35,14 @@ class DPLRSystem:
     dt: Tensor
     c: Tensor
 
-    def discrete(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``a``, ``p``, ``q``, ``b`` of ``ops.dplr_step``, in complex128."""
-        half = self.dt.unsqueeze(-1) / 2
-        g = 1 / (1 - half * self.w)
-        gp, q = g * self.p, g * self.p.conj()
-        rank = self.p.shape[0]
-        identity = torch.eye(rank, dtype=half.dtype, device=half.device)
-        small = _inverse_small(identity + half.unsqueeze(-1) * _paired_inner(self.p.conj(), gp))
-        p = -2 * half * torch.einsum("rhn,hrq->qhn", gp, small.to(gp.dtype))
-        pull = torch.einsum("qhn,hq->hn", p, _paired_inner(q, self.b.unsqueeze(0)).squeeze(-1).to(p.dtype))
-        return 2 * g - 1, p, q, half * (2 * g * self.b + pull)
+    def by_head(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``w``, ``p`` and ``b`` of every head, in complex128."""
+        w, p, b = (by_head(t.to(torch.complex128), len(self.dt)) for t in (self.w, self.p, self.b))
+        return w, p, b
+
+    def discrete(self, dtype: torch.dtype = torch.complex128) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``a``, ``p``, ``q``, ``b`` of ``ops.dplr_step``."""
+        return dplr_discretize(self.w, self.p, self.b, self.dt, dtype)
 
     def _dense(self) -> Tensor:
         """A_bar as a real (H, S, S) matrix that acts on rows, in float64."""
@@ -91,14 +80,14 @@ class DPLRSystem:
         odd = length + (length + 1) % 2
         angle = torch.arange(odd // 2 + 1, device=self.dt.device, dtype=torch.float64) * (2 * torch.pi / odd)
         # omega = e^{-i angle}: 2 (1 - omega) / (1 + omega) = 2 i tan(angle / 2), 2 / (1 + omega) = 1 + i tan(angle / 2)
+        w, p, b = self.by_head()
         generating = ops.dplr_generating(  # complex128: the correction cancels digits that float32 has not
-            self.truncated_readout(odd), self.p, self.p.conj(), self.b, self.w, self.dt, torch.tan(angle / 2)
+            self.truncated_readout(odd), p, p.conj(), b, w, self.dt, torch.tan(angle / 2)
         )
         return torch.fft.irfft(generating, n=odd)[..., :length].to(self.c.real.dtype)
 
     def step_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        a, p, q, b = (t.to(self.c.dtype) for t in self.discrete())
-        return a, p, q, b, self.c
+        return (*self.discrete(self.c.dtype), self.c)
 
     def step(self, state: Tensor, u: Tensor, d: Tensor | None) -> tuple[Tensor, Tensor]:
         return ops.dplr_step(state, u, *self.step_parameters(), d)
@@ -156,11 +145,11 @@ class DPLRSSM(SSMParameters):
         return self._system(self._system(truncated).untruncated_readout(length).to(c.dtype), rate)
 
     def _system(self, c: Tensor, rate: float = 1.0) -> DPLRSystem:
-        real = self.negative(self.inv_w_real).double()
+        real = self.negative(self.inv_w_real)
         return DPLRSystem(
-            w=self.by_head(torch.complex(real, self.w_imag.double())),
-            p=self.by_head(complex_parameter(self.P).to(torch.complex128)),
-            b=self.by_head(complex_parameter(self.B).squeeze(0).to(torch.complex128)),
+            w=torch.complex(real, self.w_imag.to(real.dtype)),
+            p=complex_parameter(self.P),
+            b=complex_parameter(self.B).squeeze(0),
             dt=self.dt(rate),
             c=c,
         )

@@ -1,0 +1,128 @@
+"""The discretisation against the bilinear transform of dense matrices of conjugate pairs, and against plain torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sequence_kernels import native, use_backend
+from sequence_kernels.ops.dplr_discretize import by_head, dplr_discretize
+
+C64, C128 = torch.complex64, torch.complex128
+BACKENDS = ["torch", "cpu"] if native.why_not("cpu") is None else ["torch"]
+needs_native = pytest.mark.skipif("cpu" not in BACKENDS, reason="needs the native library")
+
+
+def parameters(
+    copies: int, pairs: int, rank: int, heads: int, dtype: torch.dtype = C128
+) -> tuple[Tensor, ...]:
+    torch.manual_seed(copies + 10 * pairs + 100 * rank)
+    w = torch.complex(-0.1 - torch.rand(copies, pairs), 5 * torch.randn(copies, pairs)).to(dtype)
+    p, b = torch.randn(rank, copies, pairs, dtype=dtype), torch.randn(copies, pairs, dtype=dtype)
+    return w, p, b, 0.01 + torch.rand(heads, dtype=torch.float64)
+
+
+def whole(x: Tensor) -> Tensor:
+    """Both of each conjugate pair."""
+    return torch.cat((x, x.conj()), -1)
+
+
+@pytest.mark.checks("oracle")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rank", [0, 1, 3])
+@pytest.mark.parametrize("copies", [2, 6])
+def test_is_the_bilinear_transform(backend: str, rank: int, copies: int) -> None:
+    w, p, b, dt = parameters(copies, 4, rank, 6)
+    with use_backend(backend):
+        a, lift, pull, drive = dplr_discretize(w, p, b, dt, C128)
+    w, p, b = (whole(by_head(t, 6)) for t in (w, p, b))
+    matrix = torch.diag_embed(w) - torch.einsum("rhm,rhn->hmn", p, p.conj())
+    half, eye = dt.view(-1, 1, 1) / 2, torch.eye(8)
+    discrete = torch.linalg.solve(eye - half * matrix, eye + half * matrix)
+    found = torch.diag_embed(whole(a)) + torch.einsum("rhm,rhn->hmn", whole(lift), whole(pull))
+    torch.testing.assert_close(found, discrete)
+    expected = torch.linalg.solve(eye - half * matrix, (2 * half * b.unsqueeze(-1)).to(C128)).squeeze(-1)
+    torch.testing.assert_close(whole(drive), expected)
+
+
+@needs_native
+@pytest.mark.parametrize("limit", [0, 1, 2])
+@pytest.mark.parametrize(("given", "dtype"), [(C64, C64), (C64, C128), (C128, C128), (C128, C64)])
+def test_every_instruction_set_and_size(limit: int, given: torch.dtype, dtype: torch.dtype) -> None:
+    """complex128 within 1e-14 of plain torch, complex64 its rounding."""
+    set_limit = torch.ops.sequence_kernels_native.limit_instruction_set
+    if set_limit(limit) != limit:
+        pytest.skip("this machine does not have it")
+    try:
+        for copies, pairs, rank, heads in (
+            (1, 1, 1, 1),
+            (3, 5, 2, 6),
+            (2, 9, 0, 2),
+            (4, 33, 3, 4),
+            (2, 0, 1, 2),
+            (1, 3, 1, 0),
+        ):
+            arguments = (*parameters(copies, pairs, rank, heads, given), dtype)
+            with use_backend("torch"):
+                expected = dplr_discretize(*arguments)
+            for got, want in zip(dplr_discretize(*arguments), expected, strict=True):
+                assert got.dtype == dtype
+                scale = float(want.abs().max()) if want.numel() else 1.0
+                torch.testing.assert_close(got, want, rtol=0, atol=(1e-14 if dtype == C128 else 1e-7) * scale)
+    finally:
+        set_limit(2)
+
+
+@needs_native
+def test_the_same_bits_for_any_number_of_threads() -> None:
+    arguments = (*parameters(1200, 16, 1, 1200), C128)  # enough to be shared out
+    before, results = torch.get_num_threads(), []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        results.append(dplr_discretize(*arguments))
+    torch.set_num_threads(before)
+    for found in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(found, results[0], strict=True))
+
+
+def test_derivatives() -> None:
+    arguments = [t.requires_grad_() for t in parameters(2, 2, 2, 4)]
+
+    def discretize(*t: Tensor) -> Any:
+        return dplr_discretize(*t, C128)  # type: ignore[arg-type]
+
+    assert torch.autograd.gradcheck(discretize, arguments, fast_mode=True)
+    assert torch.autograd.gradgradcheck(discretize, arguments, fast_mode=True)
+
+
+def test_conjugated_strided_and_mixed_parameters() -> None:
+    w, p, b, dt = parameters(3, 4, 1, 3)
+    want = dplr_discretize(w, p, b, dt, C128)
+    turned = [t.conj().resolve_conj().conj() for t in (w, p, b)]
+    strided = [t.mT.contiguous().mT for t in (w, p, b)]
+    for w2, p2, b2 in (turned, strided):
+        for got, expected in zip(dplr_discretize(w2, p2, b2, dt, C128), want, strict=True):
+            torch.testing.assert_close(got, expected)
+    for got, expected in zip(dplr_discretize(w, p.to(C64), b, dt, C128), want, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@needs_native
+def test_the_kernel_itself_refuses_what_would_leave_its_memory() -> None:
+    run = torch.ops.sequence_kernels_native.dplr_discretize.default
+    w, p, b, dt = parameters(2, 4, 1, 4)
+    run(w, p, b, dt, True)
+    for wrong in (
+        (w, p, b, dt[:3], True),
+        (w, p[:, :1].contiguous(), b, dt, True),
+        (w, p, b[:1], dt, True),
+        (w, p, b, dt.float(), True),
+        (w.to(C64), p, b, dt, True),
+        (w, p[0], b, dt, True),
+        (w.mT.contiguous().mT, p, b, dt, True),
+    ):
+        with pytest.raises(RuntimeError, match="dplr_discretize expects"):
+            run(*wrong)
