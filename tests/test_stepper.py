@@ -209,7 +209,7 @@ def test_blocks_of_some_streams(backend: str | None) -> None:
 class TestGraphs:
     """Steps that are captured once and replayed."""
 
-    @pytest.mark.parametrize("make", FURTHER)
+    @every
     def test_the_law(self, make: Factory) -> None:
         test_the_law(make, "graph", torch.float64, 1e-9, (3,))
 
