@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..dispatch import choose
+from ..dispatch import choose, implement_in_triton
 from ..registration import register
 from . import adjoint, cpu, cuda, reference  # noqa: F401 (register the implementations)
+
+implement_in_triton(__name__, "dplr_generating", "dplr_generating_backward")
 
 
 def dplr_generating(
