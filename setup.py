@@ -26,7 +26,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 import cuda_compiler  # noqa: E402
 from cuda_compiler import Cuda  # noqa: E402
 
-# Every csrc/<op>/cpu.cpp is compiled once for each instruction set; the best one the machine has is chosen at run time.
+# Every csrc/<op>/cpu.cpp and cpu_backward.cpp is compiled once for each instruction set; the best one that the machine
+# has is chosen at run time.
 INSTRUCTION_SETS = {
     "x86_64": {
         "generic": "",
@@ -102,7 +103,7 @@ def ninja_file(compiler: str, cuda: Cuda | None, folder: Path) -> str:
         if library is None:
             continue
         stem = f"{source.parent.name}/{source.stem}"
-        variants = instruction_sets(compiler) if source.name == "cpu.cpp" else {"": ""}
+        variants = instruction_sets(compiler) if source.stem in ("cpu", "cpu_backward") else {"": ""}
         for name, extra in variants.items():
             library.append(f"{stem}.{name}.o" if name else f"{stem}.o")
             lines.append(f"build {library[-1]}: compile {ninja_path(source)}")

@@ -100,7 +100,7 @@ std::vector<Tensor> run(const Tensor& u, SsmConvArguments<Real> arguments) {
   arguments.final_state = results[1].mutable_data<Real>();
   with_instruction_set([&](auto isa) {
     parallel_for<Real>(arguments.H * SsmConvBlock(arguments).count(arguments),
-                       ssm_conv_scratch<Real, isa()>(arguments, false),
+                       ssm_conv_scratch<Real, isa()>(arguments),
                        [&](int64_t begin, int64_t end, Real* scratch) {
                          ssm_conv<Real, isa()>(arguments, begin, end, scratch);
                        });
@@ -142,7 +142,7 @@ std::vector<Tensor> run_backward(const Tensor& g, const Tensor& g_final, const T
   arguments.d_d = results[5].mutable_data<Real>();
   arguments.d_initial = results[6].mutable_data<Real>();
   with_instruction_set([&](auto isa) {
-    parallel_for<Real>(H, ssm_conv_scratch<Real, isa()>(arguments, true),
+    parallel_for<Real>(H, ssm_conv_backward_scratch<Real, isa()>(arguments),
                        [&](int64_t begin, int64_t end, Real* scratch) {
                          ssm_conv_backward<Real, isa()>(arguments, begin, end, scratch);
                        });

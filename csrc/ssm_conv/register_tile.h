@@ -15,18 +15,27 @@ struct RegisterTile {
   Vector<Real> sums[rows][vectors] = {};
 
   // += a b over `depth` terms k, for the vectors from `first` to before `last`: element (i, k) of a is at
-  // i a_row + k a_depth, row k of b at k b_depth.
+  // i a_row + k a_depth, row k of b at k b_depth. Three pointers and multiples of a_row by 1, 2 and 4 reach
+  // all rows: left to itself the compiler keeps seven distances, more than it has registers for.
   template <int first = 0, int last = vectors>
   void add(int64_t depth, const Real* a, int64_t a_row, int64_t a_depth, const Real* b, int64_t b_depth) {
+    const Real *third = a + 3 * a_row, *fourth = a + 4 * a_row;
     for (int64_t k = 0; k < depth; ++k) {
       Vector<Real> row[vectors];
+      asm("" : "+r"(third), "+r"(fourth));  // keeps them apart
 #pragma GCC unroll 16
       for (int j = first; j < last; ++j) row[j] = load(b + j * kLanes<Real>);
 #pragma GCC unroll 16
-      for (int i = 0; i < rows; ++i)
+      for (int i = 0; i < rows; ++i) {
+        const Real value = i < 3              ? a[i * a_row]
+                           : i == 3 || i == 7 ? third[(i - 3) * a_row]
+                                              : fourth[(i - 4) * a_row];
 #pragma GCC unroll 16
-        for (int j = first; j < last; ++j) sums[i][j] += row[j] * a[i * a_row];
+        for (int j = first; j < last; ++j) sums[i][j] += row[j] * value;
+      }
       a += a_depth;
+      third += a_depth;
+      fourth += a_depth;
       b += b_depth;
     }
   }

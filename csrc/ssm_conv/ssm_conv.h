@@ -1,4 +1,4 @@
-// The chunked state-space convolution on the CPU: what the kernels in cpu.cpp take.
+// The chunked state-space convolution on the CPU: what the kernels in cpu.cpp and cpu_backward.cpp take.
 //
 // A sequence is cut in chunks of T elements; as row vectors, with X_m the state before chunk m,
 //
@@ -29,6 +29,10 @@ struct Sequences {
   const void* data;
   Element element;
   int64_t batch, channel, head, step;
+
+  int64_t place(int64_t b, int64_t c, int64_t h, int64_t t) const {
+    return b * batch + c * channel + h * head + t * step;
+  }
 };
 
 // Arrays are contiguous but for e_out, powers of float64 where `wide`, else of Real; complex values
@@ -82,7 +86,9 @@ struct SsmConvBlock {
 
 // Scratch elements that one thread needs.
 template <typename Real, Isa isa>
-int64_t ssm_conv_scratch(const SsmConvArguments<Real>& arguments, bool backward);
+int64_t ssm_conv_scratch(const SsmConvArguments<Real>& arguments);
+template <typename Real, Isa isa>
+int64_t ssm_conv_backward_scratch(const SsmConvArguments<Real>& arguments);
 
 // Work items [begin, end) of H * (blocks of the batch), the blocks of one head side by side.
 template <typename Real, Isa isa>

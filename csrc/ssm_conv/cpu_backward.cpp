@@ -1,0 +1,316 @@
+// The backward pass of the chunked convolution: see ssm_conv.h.
+#include "ssm_conv/worker.h"
+
+namespace sequence_kernels {
+namespace {
+
+template <typename Real>
+struct Backward : Worker<Real> {
+  using Base = Worker<Real>;
+  using Base::arguments, Base::bits, Base::block, Base::inputs, Base::matrices, Base::met, Base::row_count;
+  using Base::B, Base::C, Base::H, Base::L, Base::M, Base::S, Base::T, Base::Sp, Base::Tp;
+  using Base::e_out, Base::out, Base::toeplitz, Base::u, Base::x;
+  using Base::has_end, Base::last, Base::needs_power, Base::power_place, Base::power_size, Base::rest,
+      Base::take;
+
+  Real *e_in_transposed, *e_out_transposed, *toeplitz_transposed;  // (S, T), C of (T, S), C of (T, T)
+  Real* adjoints;                                                  // of the powers
+  Real *g, *p, *carry, *joins;  // rows of a block: gradients of outputs, of states; of the state after it; of
+                                // the states before the rows' last chunks, by what is in those
+  Real *d_e_in, *d_e_out, *d_toeplitz, *d_chunk;  // sums so far
+
+  Backward(const SsmConvArguments<Real>& given, Real* scratch) : Base(given, true, scratch) {
+    e_in_transposed = take(S * Tp);
+    e_out_transposed = take(C * T * Sp);
+    toeplitz_transposed = take(C * T * Tp);
+    adjoints = take((bits + 1) * power_size());
+    g = take(C * row_count * Tp);
+    p = take(row_count * Sp);
+    carry = take(block.batch * Sp);
+    joins = take(block.batch * Sp);
+    d_e_in = take(Tp * Sp);
+    d_e_out = take(C * Sp * Tp);
+    d_toeplitz = take(C * Tp * Tp);
+    d_chunk = take(power_size());
+  }
+
+  void pack_all(int64_t h) const {
+    this->pack(h);
+    this->pack_powers(h, true, adjoints);
+    pad(arguments.e_in + h * T * S, S, T, 1, S, e_in_transposed, Tp);
+    const int64_t* strides = arguments.e_out_strides;
+    for (int64_t c = 0; c < C; ++c) {
+      pad(this->read_out(c, h), T, S, strides[3], strides[2], e_out_transposed + c * T * Sp, Sp);
+      pad(toeplitz + c * T * Tp, T, T, 1, Tp, toeplitz_transposed + c * T * Tp, Tp);
+    }
+  }
+
+  void all_states(int64_t h, int64_t b0, int64_t batch) const {
+    const Layout states = this->states_layout(batch);
+    this->read_initial_states(states, b0, h);
+    for (int64_t m0 = 0; m0 < M; m0 += block.chunks) {
+      const int64_t chunks = smaller(block.chunks, M - m0);
+      const Layout layout = this->layout(batch, chunks);
+      const auto rows = this->read_rows(arguments.u, layout, b0, 0, h, m0, chunks, u);
+      const bool more = m0 + chunks < M;
+      this->make_states(x + states.row(0, m0) * Sp, states, rows, layout, chunks,
+                        this->template ahead<false>(more ? arguments.u : arguments.g, b0, batch, 0, h,
+                                                    more ? m0 + chunks : m0, more ? block.chunks : chunks));
+    }
+  }
+
+  template <typename To>
+  void add_power_gradient(To* to, const Real* from, const Real* gradient) const {
+    if (arguments.dense)
+      for (int64_t i = 0; i < S; ++i)
+        for (int64_t j = 0; j < S; ++j) to[i * S + j] += from[i] * gradient[j];
+    else
+      for (int64_t n = 0; n < S; n += 2) {
+        to[n] += from[n] * gradient[n] + from[n + 1] * gradient[n + 1];
+        to[n + 1] += from[n] * gradient[n + 1] - from[n + 1] * gradient[n];
+      }
+  }
+
+  // Back from the final state of row b to the one before its last chunk, whose gradient this leaves in `to`.
+  template <typename To>
+  void tail_backward(int64_t b, int64_t h, const Real* from, To* d_powers, Real* to) const {
+    const Real* given = arguments.g_final + (b * H + h) * S;
+    Real* next = met + (bits + 1) * Sp;  // after the states met
+    if (!has_end(b)) return fill(to, Sp);
+    this->tail(b, h, from);
+    for (int64_t s = 0; s < rest(b); ++s)
+      for (int64_t k = 0; k < S; ++k) d_e_in[(T - rest(b) + s) * Sp + k] += inputs[s] * given[k];
+    pad(given, 1, S, S, 1, to, Sp);
+    for (int64_t bit = bits; bit-- > 0;)
+      if (rest(b) >> bit & 1) {
+        add_power_gradient(d_powers + power_place(h, bit), met + bit * Sp, to);
+        fill(next, Sp);
+        matrices.steps(adjoints + bit * power_size(), to, next - to, Sp, 1, 1);
+        copy(next, Sp, to);
+      }
+  }
+
+  // tile += a^T b over `count` rows of each group.
+  template <int first = 0, typename Tile>
+  static void add_rows(Tile& tile, int64_t groups, int64_t count, const Rows<const Real>& a, int64_t i,
+                       const Rows<const Real>& b, int64_t j) {
+    for (int64_t g = 0; g < groups; ++g)
+      tile.template add<first>(count, a.at(g, 0) + i, 1, a.row, b.at(g, 0) + j, b.row);
+  }
+
+  // c += a^T b.
+  void add_outer(const Layout& layout, const Rows<const Real>& a, int64_t a_width, const Rows<const Real>& b,
+                 int64_t b_width, Real* c) const {
+    for_tiles<Real>(a_width, b_width, [&](auto& tile, int64_t i, int64_t j) {
+      tile.get(c + i * b_width + j, b_width);
+      add_rows(tile, layout.groups, layout.rows, a, i, b, j);
+      tile.put(c + i * b_width + j, b_width);
+    });
+  }
+
+  // The same of rows of T elements, on and above the diagonal of c.
+  void add_upper_outer(const Layout& layout, const Rows<const Real>& a, const Rows<const Real>& b,
+                       Real* c) const {
+    for_tiles<Real>(Tp, Tp, [&](auto& tile, int64_t i, int64_t j) {
+      constexpr int64_t lanes = kLanes<Real>;
+      if (i >= j + tile.columns) return;
+      tile.get(c + i * Tp + j, Tp);
+      if constexpr (tile.columns > lanes) {
+        if (i >= j + lanes)
+          add_rows<1>(tile, layout.groups, layout.rows, a, i, b, j);
+        else
+          add_rows(tile, layout.groups, layout.rows, a, i, b, j);
+      } else {
+        add_rows(tile, layout.groups, layout.rows, a, i, b, j);
+      }
+      tile.put(c + i * Tp + j, Tp);
+    });
+  }
+
+  void add_chunk_gradient(const Layout& layout, const Rows<const Real>& from,
+                          const Rows<const Real>& gradient) const {
+    for (int64_t j = 0; j < Sp; j += kLanes<Real>) {
+      Vector<Real> straight = load(d_chunk + j), crossed = load(d_chunk + Sp + j);
+      for (int64_t group = 0; group < layout.groups; ++group)
+        for (int64_t r = 0; r < layout.rows; ++r) {
+          const Vector<Real> state = load(from.at(group, r) + j), slope = load(gradient.at(group, r) + j);
+          straight += state * slope;
+          crossed += state * swap_parts<Real>(slope);
+        }
+      store(d_chunk + j, straight);
+      store(d_chunk + Sp + j, crossed);
+    }
+  }
+
+  // d_chunk, as sums of products, to the gradient of A_T.
+  template <typename To>
+  void write_chunk_gradient(To* to) const {
+    if (arguments.dense)
+      for (int64_t i = 0; i < S; ++i) copy(d_chunk + i * Sp, S, to + i * S);
+    else
+      for (int64_t n = 0; n < S; n += 2) {
+        to[n] = d_chunk[n] + d_chunk[n + 1];
+        to[n + 1] = d_chunk[Sp + n] - d_chunk[Sp + n + 1];
+      }
+  }
+
+  // += a times a lower triangular square.
+  template <int rows, int vectors>
+  void add_lower(RegisterTile<Real, rows, vectors>& tile, const Real* a, int64_t a_row, const Real* square,
+                 int64_t j) const {
+    constexpr int64_t lanes = kLanes<Real>, skipped = vectors == 2 ? lanes : 0;
+    if constexpr (vectors == 2)
+      tile.template add<0, 1>(smaller(T - j, lanes), a + j, a_row, 1, square + j * Tp + j, Tp);
+    tile.add(T - j - skipped, a + j + skipped, a_row, 1, square + (j + skipped) * Tp + j, Tp);
+  }
+
+  template <typename To>
+  void run(int64_t h, To* d_powers) const {
+    pack_all(h);
+    fill(d_powers + power_place(h, 0), power_place(1, 0));
+    fill(d_e_in, Tp * Sp);
+    fill(d_e_out, C * Sp * Tp);
+    fill(d_toeplitz, C * Tp * Tp);
+    fill(d_chunk, power_size());
+    for (int64_t b0 = 0; b0 < B; b0 += block.batch) {
+      const int64_t batch = smaller(block.batch, B - b0);
+      const Layout states = this->states_layout(batch);
+      all_states(h, b0, batch);
+      for (int64_t b = 0; b < batch; ++b) {
+        tail_backward(b0 + b, h, x + states.row(b, last(b0 + b)) * Sp, d_powers, joins + b * Sp);
+        if (last(b0 + b) == M)
+          copy(joins + b * Sp, Sp, carry + b * Sp);
+        else
+          fill(carry + b * Sp, Sp);
+      }
+      for (int64_t end = M; end > 0;) {
+        const int64_t chunks = (end - 1) % block.chunks + 1;
+        end -= chunks;
+        block_backward(h, b0, batch, end, chunks);
+      }
+      for (int64_t b = 0; b < batch; ++b)
+        copy(carry + b * Sp, S, arguments.d_initial + ((b0 + b) * H + h) * S);
+    }
+    write_chunk_gradient(d_powers + power_place(h, bits));
+    for (int64_t s = 0; s < T; ++s) copy(d_e_in + s * Sp, S, arguments.d_e_in + (h * T + s) * S);
+    for (int64_t c = 0; c < C; ++c) {
+      Real* taps = arguments.d_taps + (c * H + h) * T;
+      for (int64_t k = 0; k < S; ++k)
+        copy(d_e_out + (c * Sp + k) * Tp, T, arguments.d_e_out + ((c * H + h) * S + k) * T);
+      fill(taps, T);
+      for (int64_t s = 0; s < T; ++s)
+        for (int64_t t = s; t < T; ++t) taps[t - s] += d_toeplitz[(c * Tp + s) * Tp + t];
+      arguments.d_d[c * H + h] = taps[0];
+    }
+  }
+
+  // One block: the gradients of its states, in p, du, and what it adds to the gradients of the matrices.
+  void block_backward(int64_t h, int64_t b0, int64_t batch, int64_t m0, int64_t chunks) const {
+    const Layout layout = this->layout(batch, chunks);
+    const auto slope = [&](int64_t b, int64_t m) { return p + layout.row(b, m) * Sp; };
+    const auto ends_here = [&](int64_t b) { return has_end(b) && last(b) >= m0 && last(b) < m0 + chunks; };
+    const auto u_rows = this->read_rows(arguments.u, layout, b0, 0, h, m0, chunks, u);
+    for (int64_t c = 0; c < C; ++c) this->read_rows(arguments.g, layout, b0, c, h, m0, chunks, own_g(c));
+    const auto g_rows = [&](int64_t c) {
+      return this->rows_at(arguments.g, layout, b0, c, h, m0, chunks, own_g(c));
+    };
+    state_gradients(g_rows, layout, b0, h, m0, chunks);
+    for (int64_t b = 0; b < batch; ++b) {
+      copy(carry + b * Sp, Sp, slope(b, chunks));
+      if (!ends_here(b0 + b)) continue;
+      Real* row = slope(b, last(b0 + b) - m0);
+      for (int64_t k = 0; k < S; ++k) row[k] += joins[b * Sp + k];
+    }
+    matrices.steps(adjoints + bits * power_size(), slope(0, chunks), -layout.chunk * Sp, layout.sequence * Sp,
+                   chunks, batch);
+    const Sequences du = this->results(arguments.du, 1);
+    this->write_rows(du, layout, b0, 0, h, m0, chunks, out, [&](const Rows<Real>& to) {
+      input_gradients(g_rows, to, layout, b0, h, m0);
+      for (int64_t b = 0; b < batch; ++b) {
+        if (!ends_here(b0 + b)) continue;
+        const Real* given = arguments.g_final + ((b0 + b) * H + h) * S;
+        const int64_t m = last(b0 + b) - m0, skipped = T - rest(b0 + b);
+        Real* row = layout.groups > 1 ? to.at(b, m) : to.at(0, layout.row(b, m));
+        for (int64_t k = 0; k < S; ++k)
+          for (int64_t s = skipped; s < T; ++s) row[s - skipped] += given[k] * e_in_transposed[k * Tp + s];
+      }
+    });
+    const Layout states = this->states_layout(batch);
+    const Rows<const Real> before{x + states.row(0, m0) * Sp, Sp, states.sequence * Sp};
+    const Rows<const Real> slopes{slope(0, 1), Sp, layout.sequence * Sp};
+    for (int64_t c = 0; c < C; ++c) {
+      add_outer(layout, before, Sp, g_rows(c), Tp, d_e_out + c * Sp * Tp);
+      add_upper_outer(layout, u_rows, g_rows(c), d_toeplitz + c * Tp * Tp);
+    }
+    add_outer(layout, u_rows, Tp, slopes, Sp, d_e_in);
+    if (arguments.dense)
+      add_outer(layout, before, Sp, slopes, Sp, d_chunk);
+    else
+      add_chunk_gradient(layout, before, slopes);
+    for (int64_t b = 0; b < batch; ++b) copy(slope(b, 0), Sp, carry + b * Sp);
+  }
+
+  Real* own_g(int64_t c) const { return g + c * row_count * Tp; }
+
+  // p = what the outputs of each chunk say of the state before it.
+  template <typename GradientRows>
+  void state_gradients(const GradientRows& g_rows, const Layout& layout, int64_t b0, int64_t h, int64_t m0,
+                       int64_t chunks) const {
+    auto du_ahead =
+        this->template ahead<true>(this->results(arguments.du, 1), b0, layout.batch, 0, h, m0, chunks);
+    auto g_ahead = this->template ahead<false>(arguments.g, b0, m0 > 0 ? layout.batch : 0, 0, h,
+                                               m0 - block.chunks, block.chunks);
+    for (int64_t group = 0; group < layout.groups; ++group)
+      for_tiles<Real>(round_up(layout.rows, kTileRows), Sp, [&](auto& tile, int64_t i, int64_t j) {
+        du_ahead.next(8);
+        g_ahead.next(8);
+        for (int64_t c = 0; c < C; ++c) {
+          const auto rows = g_rows(c);
+          tile.add(T, rows.at(group, i), rows.row, 1, e_out_transposed + c * T * Sp + j, Sp);
+        }
+        tile.put(p + (layout.row(group, 0) + i) * Sp + j, Sp);
+      });
+  }
+
+  template <typename GradientRows>
+  void input_gradients(const GradientRows& g_rows, const Rows<Real>& to, const Layout& layout, int64_t b0,
+                       int64_t h, int64_t m0) const {
+    auto u_ahead = m0 > 0 ? this->template ahead<false>(arguments.u, b0, layout.batch, 0, h,
+                                                        m0 - block.chunks, block.chunks)
+                          : this->ahead_of(h * block.count(arguments) + b0 / block.batch, M);
+    for (int64_t group = 0; group < layout.groups; ++group)
+      for_tiles<Real>(round_up(layout.rows, kTileRows), Tp, [&](auto& tile, int64_t i, int64_t j) {
+        u_ahead.next(16);
+        tile.add(S, p + (layout.row(group, 1) + i) * Sp, Sp, 1, e_in_transposed + j, Tp);
+        for (int64_t c = 0; c < C; ++c) {
+          const auto rows = g_rows(c);
+          add_lower(tile, rows.at(group, i), rows.row, toeplitz_transposed + c * T * Tp, j);
+        }
+        tile.put(to.at(group, i) + j, to.row);
+      });
+  }
+};
+
+}  // namespace
+
+template <typename Real, Isa isa>
+int64_t ssm_conv_backward_scratch(const SsmConvArguments<Real>& arguments) {
+  return Backward<Real>(arguments, nullptr).used;
+}
+
+template <typename Real, Isa isa>
+void ssm_conv_backward(const SsmConvArguments<Real>& arguments, int64_t begin, int64_t end, Real* scratch) {
+  const Backward<Real> backward(arguments, scratch);
+  for (int64_t h = begin; h < end; ++h)
+    if (arguments.wide)
+      backward.run(h, static_cast<double*>(arguments.d_powers));
+    else
+      backward.run(h, static_cast<Real*>(arguments.d_powers));
+}
+
+template int64_t ssm_conv_backward_scratch<float, kIsa>(const SsmConvArguments<float>&);
+template int64_t ssm_conv_backward_scratch<double, kIsa>(const SsmConvArguments<double>&);
+template void ssm_conv_backward<float, kIsa>(const SsmConvArguments<float>&, int64_t, int64_t, float*);
+template void ssm_conv_backward<double, kIsa>(const SsmConvArguments<double>&, int64_t, int64_t, double*);
+
+}  // namespace sequence_kernels
