@@ -3,7 +3,7 @@
 #   PYTHON=python3.12          another interpreter
 #   TORCH="torch==2.11.0"      another torch than the pinned one
 #   CUDA=13.0                  the CUDA kernels too, by a compiler of that version (docs/build.md)
-#   ARGS="..."                 passed on to the demo or to pytest
+#   ARGS="..."                 passed on to the demo of digits or to pytest
 
 PYTHON ?= python3
 TORCH ?= $(shell sed -n '/^torch==/p' constraints.txt)
@@ -24,6 +24,7 @@ PYTEST := $(BIN)/python -m pytest -q -n 2 --torch-threads 1
 
 demo: native
 	$(BIN)/python examples/sequential_digits.py $(ARGS)
+	$(BIN)/python examples/streaming_audio.py --quick
 
 test: native
 	$(PYTEST) $(ARGS)
