@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sequence_kernels import SequenceModel
-from sequence_kernels.layers import attention, feed_forward, norms, pools
+from sequence_kernels.layers import attention, feed_forward, norms, pools, series_norms
 from sequence_kernels.layers.components import activation_module
 
 from .test_espnet_s4 import DEAD, EXACT, difference
@@ -318,3 +318,28 @@ def test_pools_between_scales(
     up.load_state_dict(theirs.state_dict(), strict=True)
     skip = torch.randn_like(up(given)[0])
     assert difference(up(given, skip=skip)[0], theirs(given, skip)[0]) < EXACT
+
+
+@pytest.mark.parametrize("method", ["mean", "last", None])
+@pytest.mark.parametrize("horizon", [1, 4])
+def test_series_normalisation(parts: dict[str, ModuleType], method: Any, horizon: int) -> None:
+    theirs = parts["components"].TSNormalization(method, horizon)
+    ours = series_norms.TSNormalization(method, horizon)
+    x = 3 * torch.randn(B, 12, 4, dtype=torch.float64) + 1
+    y = ours(x)
+    assert difference(y, theirs(x)) < EXACT
+    back = parts["components"].TSInverseNormalization(method, theirs)(y)
+    assert difference(series_norms.TSInverseNormalization(method, ours)(y), back) < EXACT
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_reversible_instance_norm(parts: dict[str, ModuleType], transposed: bool) -> None:
+    theirs = parts["components"].ReversibleInstanceNorm1dInput(4, transposed).double()
+    ours = series_norms.ReversibleInstanceNorm1dInput(4, transposed)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    x = 3 * torch.randn(B, 12, 4, dtype=torch.float64) + 1
+    x = x.mT if transposed else x
+    assert difference(ours(x), theirs(x)) < EXACT
+    z = torch.randn_like(x)
+    back = parts["components"].ReversibleInstanceNorm1dOutput(theirs)(z)
+    assert difference(series_norms.ReversibleInstanceNorm1dOutput(ours)(z), back) < EXACT

@@ -1,0 +1,79 @@
+"""Normalisations of time series that are undone after a forecast; each looks at the whole series."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class TSNormalization(nn.Module):
+    """Divide ``(batch, length, channels)`` by a scale of each channel before the last ``horizon`` elements.
+
+    ``method``: "mean", of the absolute values; "last", of the last one; any other leaves the series as it is. A scale
+    of 0 is taken as 1. ``TSInverseNormalization`` multiplies by the scale of the latest call.
+    """
+
+    def __init__(self, method: str | None, horizon: int) -> None:
+        super().__init__()
+        self.method = method
+        self.horizon = horizon
+        self.scale = torch.ones(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        known = x[:, : x.shape[1] - self.horizon].abs()
+        if self.method == "mean":
+            scale = known.mean(1, keepdim=True)
+        elif self.method == "last":
+            scale = known[:, -1:]
+        else:
+            scale = torch.ones((), dtype=x.dtype, device=x.device)
+        self.scale = torch.where(scale == 0, 1, scale)
+        return x / self.scale
+
+
+class TSInverseNormalization(nn.Module):
+    """Undo a ``TSNormalization``."""
+
+    def __init__(self, method: str | None, normalizer: TSNormalization) -> None:
+        super().__init__()
+        self.method = method
+        self.normalizer = normalizer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.normalizer.scale
+
+
+class ReversibleInstanceNorm1dInput(nn.Module):
+    """``(x - mean) / (std + 1e-4)`` over the length of ``(batch, length, d)``, or ``(batch, d, length)`` if transposed.
+
+    ``norm.weight`` and ``norm.bias`` of an ESPnet state dict, which it never reads, are accepted and not kept.
+    """
+
+    def __init__(self, d: int, transposed: bool = False) -> None:
+        super().__init__()
+        self.d = d
+        self.transposed = transposed
+        self.m = torch.zeros(())
+        self.s = torch.ones(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = -1 if self.transposed else -2
+        self.m = x.mean(length, keepdim=True)
+        self.s = x.std(length, correction=0, keepdim=True) + 1e-4
+        return (x - self.m) / self.s
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+        for name in ("norm.weight", "norm.bias"):
+            state_dict.pop(prefix + name, None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class ReversibleInstanceNorm1dOutput(nn.Module):
+    """Undo a ``ReversibleInstanceNorm1dInput``."""
+
+    def __init__(self, norm_input: ReversibleInstanceNorm1dInput) -> None:
+        super().__init__()
+        self.norm_input = norm_input
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.norm_input.s + self.norm_input.m
