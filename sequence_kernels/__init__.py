@@ -1,7 +1,7 @@
 """State-space sequence layers on hand-written kernels. Importing this loads no compiled library and touches no GPU."""
 
 from . import compat, ops
-from .layers import S4, S4D, FeedForward
+from .layers import DSS, GRU, LRU, LSTM, S4, S4D, S5, CausalConv, FeedForward
 from .models import (
     S4Decoder,
     SequenceDecoder,
@@ -18,9 +18,15 @@ from .stepper import Stepper
 __version__ = "0.1.0"
 
 __all__ = [
+    "DSS",
+    "GRU",
+    "LRU",
+    "LSTM",
     "S4",
     "S4D",
+    "S5",
     "BackendUnavailableError",
+    "CausalConv",
     "FeedForward",
     "S4Decoder",
     "SequenceDecoder",

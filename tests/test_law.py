@@ -15,7 +15,20 @@ import torch
 from torch import Tensor
 
 import sequence_kernels
-from sequence_kernels import S4, S4D, SequenceDecoder, SequenceModel, SequenceModule, SequenceResidualBlock
+from sequence_kernels import (
+    DSS,
+    GRU,
+    LRU,
+    LSTM,
+    S4,
+    S4D,
+    S5,
+    CausalConv,
+    SequenceDecoder,
+    SequenceModel,
+    SequenceModule,
+    SequenceResidualBlock,
+)
 from sequence_kernels.layers.attention import MultiHeadedAttention
 from sequence_kernels.layers.pools import (
     DownAvgPool,
@@ -106,6 +119,15 @@ VARIANTS: dict[type[SequenceModule], dict[str, dict[str, Any]]] = {
             "pool": {"_name_": "linear", "stride": 2, "expand": 2},
         },
     },
+    DSS: {
+        "exp": {"d_state": 4},
+        "softmax": {"d_state": 4, "version": "softmax", "l_max": 64, "postact": None},
+    },
+    S5: {"default": {"d_state": 8, "activation": "silu"}},
+    LRU: {"default": {"d_state": 5, "r_min": 0.5}},
+    GRU: {"default": {}},
+    LSTM: {"deep": {"n_layers": 2, "d_hidden": 4}},
+    CausalConv: {"one": {"kernel_size": 1}, "long": {"kernel_size": 60, "activation": "silu"}},
     SequenceDecoder: {
         "last": {"d_output": 4},
         "pool": {"d_output": 4, "mode": "pool"},

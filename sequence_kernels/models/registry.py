@@ -6,15 +6,26 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..layers.attention import MultiHeadedAttention
+from ..layers.convolution import CausalConv
+from ..layers.dss import DSS
 from ..layers.feed_forward import FeedForward
+from ..layers.lru import LRU
+from ..layers.recurrent import GRU, LSTM
 from ..layers.s4 import S4
 from ..layers.s4d import S4D
+from ..layers.s5 import S5
 from ..module import SequenceIdentity, SequenceModule
 
 #: Layers by name. Add to it to use a layer of your own by name.
 LAYERS: dict[str, Callable[..., SequenceModule]] = {
     "s4": S4,
     "s4d": S4D,
+    "s5": S5,
+    "dss": DSS,
+    "lru": LRU,
+    "gru": GRU,
+    "lstm": LSTM,
+    "conv": CausalConv,
     "ff": FeedForward,
     "mha": MultiHeadedAttention,
     "id": SequenceIdentity,

@@ -1,0 +1,89 @@
+"""The causal depthwise convolution: each channel by a short kernel of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..module import SequenceModule
+from .components import activation_module, dropout_module
+
+
+class CausalConv(SequenceModule):
+    """``y_t = activation(bias + sum_k weight[k] x_{t - K + 1 + k})`` in each channel, as before Mamba's recurrence.
+
+    ``(..., length, d_model)`` in and out; with ``transposed=True`` ``(..., d_model, length)``.
+
+    Args:
+        d_model: number of channels.
+        kernel_size: length K of the kernel; its last tap is that of the element itself.
+        bias: whether there is one.
+        activation: a name as in ``S4``, or None.
+        dropout, tie_dropout: dropout after the activation; tied: one mask for all positions.
+
+    ``weight`` (d_model, 1, K) and ``bias`` (d_model), as in ``torch.nn.Conv1d``. The state is the last K - 1 elements,
+    ``(*batch_shape, d_model, K - 1)``.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        kernel_size: int = 4,
+        bias: bool = True,
+        activation: str | None = None,
+        dropout: float = 0.0,
+        tie_dropout: bool = False,
+        transposed: bool = False,
+    ) -> None:
+        super().__init__()
+        if kernel_size < 1:
+            raise ValueError(f"kernel_size must be at least 1, got {kernel_size}")
+        self.d_model = self.d_output = d_model
+        self.kernel_size = kernel_size
+        self.transposed = transposed
+        bound = kernel_size**-0.5
+        self.weight = nn.Parameter(torch.empty(d_model, 1, kernel_size).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(d_model).uniform_(-bound, bound)) if bias else None
+        self.activation = activation_module(activation, dim=-2)
+        self.dropout = dropout_module(dropout, tied=tie_dropout, transposed=True)
+
+    def forward(self, x: Tensor, state: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        u = x if self.transposed else x.mT
+        if u.dim() < 2 or u.shape[-2] != self.d_model:
+            form = "(..., d_model, length)" if self.transposed else "(..., length, d_model)"
+            raise ValueError(f"x must have shape {form} with d_model={self.d_model}, got {tuple(x.shape)}")
+        kept = self.kernel_size - 1
+        known = F.pad(u, (kept, 0)) if state is None else torch.cat((state.to(u.dtype), u), -1)
+        if u.shape[-1] == 0:
+            return x, state
+        y = F.conv1d(known.reshape(-1, *known.shape[-2:]), self.weight, self.bias, groups=self.d_model)
+        y = self.dropout(self.activation(y.reshape(u.shape)))
+        next_state = None if state is None else known[..., known.shape[-1] - kept :]
+        return (y if self.transposed else y.mT), next_state
+
+    def step(self, x: Tensor, state: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Map one time step ``(..., d_model)``; without a state, from zeros."""
+        state = self.default_state(*x.shape[:-1], device=x.device) if state is None else state
+        known = torch.cat((state, x.unsqueeze(-1).to(state.dtype)), -1)
+        y = (known * self.weight.squeeze(1)).sum(-1, keepdim=True)
+        y = y if self.bias is None else y + self.bias.unsqueeze(-1)
+        return self.dropout(self.activation(y)).squeeze(-1), known[..., 1:]
+
+    def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:
+        """Zeros ``(*batch_shape, d_model, kernel_size - 1)``."""
+        weight = self.weight
+        shape = (*batch_shape, self.d_model, self.kernel_size - 1)
+        return torch.zeros(shape, dtype=weight.dtype, device=device or weight.device)
+
+    @property
+    def state_to_tensor(self) -> Callable[[Tensor], Tensor]:
+        """The elements kept, channel after channel."""
+        return lambda state: state.flatten(-2)
+
+    @property
+    def d_state(self) -> int:
+        return self.d_model * (self.kernel_size - 1)

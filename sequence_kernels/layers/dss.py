@@ -1,0 +1,96 @@
+"""The DSS layer: a diagonal state space whose modes all heads share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..ssm import DiagonalSystem, diagonal_init, discretize
+from ..ssm.parameters import initial_log_dt
+from ..ssm.system import interleaved, paired
+from .mixed import _MixedLayer
+
+#: Elements that one chunk of the convolution holds.
+_CHUNK = 32
+
+
+class DSS(_MixedLayer):
+    """Diagonal state spaces (Gupta et al., "Diagonal state spaces are as effective as structured state spaces", 2022).
+
+    ``y = K * u + D u`` in each of H heads, with the kernel of the paper, over N modes lambda that the heads share:
+
+    - ``version="exp"``: ``K[l] = Re sum_n W_n (exp(lambda_n dt) - 1) / lambda_n exp(lambda_n dt l)``, with
+      ``lambda = -exp(Lambda[..., 0]) + i Lambda[..., 1]``;
+    - ``version="softmax"``: ``K[l] = Re sum_n W_n / lambda_n softmax_l(lambda_n dt l)`` over ``l_max`` positions, with
+      ``lambda = Lambda[..., 0] + i Lambda[..., 1]``, whose real part may be positive. 1 / z is taken as
+      ``conj(z) / (|z|^2 + 1e-7)``, as in the authors' code.
+
+    Args:
+        d_model: width H of input and output.
+        d_state: number N of modes.
+        version: "softmax" or "exp".
+        l_max: the positions that the softmax is over, whatever the length of a call; needed there.
+        dt_min, dt_max: bounds of the steps at the start.
+        activation, postact, dropout, tie_dropout, transposed: as in ``S4``.
+
+    ``Lambda`` (N, 2), ``log_dt`` (H), ``W`` (H, N, 2), ``D`` (H). The state is complex, ``(*batch_shape, H, N)``.
+    """
+
+    dynamics = ("Lambda", "log_dt")
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 64,
+        version: str = "exp",
+        l_max: int | None = None,
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        activation: str | None = "gelu",
+        postact: str | None = "glu",
+        dropout: float = 0.0,
+        tie_dropout: bool = False,
+        transposed: bool = False,
+    ) -> None:
+        if version not in ("softmax", "exp"):
+            raise ValueError(f"version must be 'softmax' or 'exp', got {version!r}")
+        if version == "softmax" and (l_max is None or l_max < 1):
+            raise ValueError(f"version='softmax' is over a fixed length: pass l_max >= 1, got {l_max}")
+        super().__init__(d_model, (d_model, d_state), activation, postact, dropout, tie_dropout, transposed)
+        self.version = version
+        self.l_max = l_max
+        dtype = torch.get_default_dtype()
+        poles = diagonal_init("diag-legs", 2 * d_state, dtype=dtype.to_complex()).a.flatten().conj()
+        real = torch.log(-poles.real) if version == "exp" else poles.real
+        self.Lambda = nn.Parameter(torch.stack((real, poles.imag), -1))
+        self.log_dt = nn.Parameter(initial_log_dt(d_model, dt_min, dt_max, dtype))
+        self.W = nn.Parameter(torch.randn(d_model, d_state, 2))
+        self.D = nn.Parameter(torch.randn(d_model))
+        self._attach_options()
+
+    def system(self, rate: float = 1.0) -> DiagonalSystem:
+        """The discrete system for inputs sampled at ``rate`` times the step that the model was made for."""
+        modes, w = self.Lambda.double(), torch.view_as_complex(self.W)
+        real = -modes[:, 0].exp() if self.version == "exp" else modes[:, 0]
+        a = torch.complex(real, modes[:, 1]).expand(self.d_model, -1)
+        dt = self.log_dt.double().exp() * rate
+        if self.version == "softmax":
+            x, b = discretize(a, torch.ones_like(a), dt, "dss", self.l_max)
+        else:
+            x, b = discretize(a, torch.ones_like(a) / 2, dt, "zoh")  # half: the real part, not twice
+        return DiagonalSystem(x, b.to(w.dtype), w.unsqueeze(0))
+
+    def _sequence(
+        self, u: Tensor, state: Tensor | None, rate: float = 1.0, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        matrices = self.system(rate).chunk_matrices(_CHUNK, tail=state is not None)
+        start = None if state is None else interleaved(state)
+        y, final = ops.ssm_conv(u.mT, *matrices, d=self.D.unsqueeze(0), initial_state=start)
+        return y.squeeze(1).mT, None if state is None else paired(final)
+
+    def _element(self, u: Tensor, state: Tensor, rate: float = 1.0, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        y, next_state = self.system(rate).step(state, u, self.D.unsqueeze(0))
+        return y.squeeze(-2), next_state

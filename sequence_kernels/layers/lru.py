@@ -1,0 +1,64 @@
+"""The LRU layer: a linear recurrence parametrised in discrete time."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .mixed import _DiagonalLayer
+
+
+class LRU(_DiagonalLayer):
+    """Linear recurrent unit (Orvieto et al., "Resurrecting recurrent neural networks for long sequences", 2023).
+
+    ``x_t = lambda x_{t-1} + gamma B u_t``, ``y_t = Re(C x_t) + D u_t`` with ``lambda = exp(-exp(nu_log) + i exp(
+    theta_log))`` and ``gamma = exp(gamma_log)``, which starts at ``sqrt(1 - |lambda|^2)``.
+
+    Args:
+        d_model: width H of input and output.
+        d_state: N, complex numbers in the state.
+        r_min, r_max: bounds of \\|lambda\\| at the start, uniform on the ring between them.
+        max_phase: bound of the phase of lambda at the start.
+        activation, postact, dropout, tie_dropout, transposed: as in ``S4``.
+
+    ``nu_log``, ``theta_log``, ``gamma_log`` (N); ``B`` (N, H, 2); ``C`` (H, N, 2); ``D`` (H). The state is complex,
+    ``(*batch_shape, N)``. There is no step in time, and so no ``rate``.
+    """
+
+    scale = 1.0
+    dynamics = ("nu_log", "theta_log", "gamma_log", "B")
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 64,
+        r_min: float = 0.0,
+        r_max: float = 1.0,
+        max_phase: float = 2 * math.pi,
+        activation: str | None = "gelu",
+        postact: str | None = "glu",
+        dropout: float = 0.0,
+        tie_dropout: bool = False,
+        transposed: bool = False,
+    ) -> None:
+        if not 0 <= r_min < r_max <= 1:
+            raise ValueError(f"r_min and r_max must satisfy 0 <= r_min < r_max <= 1, got {r_min} and {r_max}")
+        if max_phase <= 0:
+            raise ValueError(f"max_phase must be above 0, got {max_phase}")
+        super().__init__(d_model, (d_state,), activation, postact, dropout, tie_dropout, transposed)
+        square = r_min**2 + (r_max**2 - r_min**2) * torch.rand(d_state).clamp(1e-4, 1 - 1e-4)
+        self.nu_log = nn.Parameter(torch.log(-torch.log(square) / 2))
+        self.theta_log = nn.Parameter(torch.log(max_phase * torch.rand(d_state).clamp(min=1e-4)))
+        self.gamma_log = nn.Parameter(torch.log1p(-square) / 2)
+        self.B = nn.Parameter(torch.randn(d_state, d_model, 2) / math.sqrt(2 * d_model))
+        self.C = nn.Parameter(torch.randn(d_model, d_state, 2) / math.sqrt(d_state))
+        self.D = nn.Parameter(torch.randn(d_model))
+        self._attach_options()
+
+    def _discrete(self, rate: float) -> tuple[Tensor, Tensor]:
+        if rate != 1:
+            raise ValueError(f"an LRU has no step in time: rate must be 1, got {rate}")
+        exponents = torch.complex(-self.nu_log.double().exp(), self.theta_log.double().exp())
+        return exponents, self.gamma_log.double().exp().to(exponents.dtype)

@@ -1,0 +1,159 @@
+"""What linear recurrent layers share: batches, layouts, states, and the position-wise map after the recurrence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..module import SequenceModule
+from ..ssm.scan import diagonal_scan
+from ..ssm.system import interleaved
+from .components import activation_module, dropout_module, linear_activation
+
+
+class _MixedLayer(SequenceModule):
+    """``output_linear(dropout(activation(recurrence(x))))`` with a complex state ``(*batch_shape, *state_shape)``.
+
+    A subclass gives ``_sequence`` and ``_element``, the recurrence over a batch of sequences and over one element.
+
+    Args:
+        d_model: width of input and output.
+        state_shape: of the state of one sequence.
+        activation, postact: nonlinearities after the recurrence and after the linear map.
+        dropout, tie_dropout: dropout after the activation; tied: one mask for all positions.
+        transposed: sequences are ``(batch, d_model, length)``, else ``(batch, length, d_model)``.
+    """
+
+    #: Names of the parameters of the dynamics, which ask for no weight decay (see ``parameter_groups``).
+    dynamics: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        d_model: int,
+        state_shape: tuple[int, ...],
+        activation: str | None,
+        postact: str | None,
+        dropout: float,
+        tie_dropout: bool,
+        transposed: bool,
+    ) -> None:
+        super().__init__()
+        self.d_model = self.d_output = d_model
+        self.state_shape = state_shape
+        self.transposed = transposed
+        self.activation = activation_module(activation, dim=-1)
+        self.dropout = dropout_module(dropout, tied=tie_dropout, transposed=False)
+        self.output_linear = linear_activation(d_model, d_model, postact)
+
+    def _attach_options(self) -> None:
+        for name in self.dynamics:
+            self.get_parameter(name)._optim = {"weight_decay": 0.0}  # type: ignore[attr-defined]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._attach_options()  # copying a parameter drops its attributes
+
+    def _sequence(self, u: Tensor, state: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """``(B, length, d_model)`` to the same and the next state, None if none was given."""
+        raise NotImplementedError
+
+    def _element(self, u: Tensor, state: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """``(..., d_model)`` to the same and the next state."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, state: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """Map ``(..., length, d_model)``, or ``(..., d_model, length)`` if transposed.
+
+        The next state is None if no state was given. ``rate`` is the step of the input in units of the one that the
+        model was trained with, for layers that have a step.
+        """
+        u = x.mT if self.transposed else x
+        if u.dim() < 2 or u.shape[-1] != self.d_model:
+            form = "(..., d_model, length)" if self.transposed else "(..., length, d_model)"
+            raise ValueError(f"x must have shape {form} with d_model={self.d_model}, got {tuple(x.shape)}")
+        batch_shape = u.shape[:-2]
+        batch = math.prod(batch_shape)
+        if state is not None:
+            self._check_state(state, batch_shape)
+            state = state.reshape(batch, *self.state_shape)
+        y, next_state = self._sequence(u.reshape(batch, *u.shape[-2:]), state, **kwargs)
+        y = self.output_linear(self.dropout(self.activation(y.reshape(u.shape))))
+        next_state = None if next_state is None else next_state.reshape(*batch_shape, *self.state_shape)
+        return (y.mT if self.transposed else y), next_state
+
+    def step(self, x: Tensor, state: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Map one time step ``(..., d_model)``; without a state, from the default one."""
+        if x.dim() < 1 or x.shape[-1] != self.d_model:
+            raise ValueError(f"x must have shape (..., d_model={self.d_model}), got {tuple(x.shape)}")
+        if state is None:
+            state = self.default_state(*x.shape[:-1], device=x.device)
+        self._check_state(state, x.shape[:-1])
+        y, next_state = self._element(x, state, **kwargs)
+        return self.output_linear(self.dropout(self.activation(y))), next_state
+
+    def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:
+        """Zeros, complex, on the device of the parameters by default."""
+        weight = next(self.parameters())
+        dtype = torch.complex128 if weight.dtype == torch.float64 else torch.complex64
+        return torch.zeros(*batch_shape, *self.state_shape, dtype=dtype, device=device or weight.device)
+
+    @property
+    def state_to_tensor(self) -> Callable[[Tensor], Tensor]:
+        """A state as real numbers ``(*batch_shape, d_state)``: real and imaginary parts."""
+        dims = len(self.state_shape)
+        return lambda state: interleaved(state).flatten(-dims)
+
+    @property
+    def d_state(self) -> int:
+        """Real numbers in the state of one sequence."""
+        return 2 * math.prod(self.state_shape)
+
+    def _check_state(self, state: Tensor, batch_shape: torch.Size) -> None:
+        expected = (*batch_shape, *self.state_shape)
+        if not isinstance(state, Tensor) or not state.is_complex():
+            kind = state.dtype if isinstance(state, Tensor) else type(state).__name__
+            raise TypeError(f"state must be a complex tensor of shape {expected}, got {kind}")
+        if state.shape != expected:
+            raise ValueError(f"state must have shape {expected}, got {tuple(state.shape)}")
+
+
+class _DiagonalLayer(_MixedLayer):
+    """``x_t = exp(exponents) x_{t-1} + B u_t``, ``y_t = scale Re(C x_t) + D u_t``: every state sees every channel.
+
+    A subclass gives ``_discrete``, and ``scale``. ``B`` (N, H, 2), ``C`` (H, N, 2), ``D`` (H).
+    """
+
+    scale: ClassVar[float]
+    B: Tensor
+    C: Tensor
+    D: Tensor
+
+    def _discrete(self, rate: float) -> tuple[Tensor, Tensor]:
+        """The exponents ``(N,)`` and the factors ``(N,)`` of the rows of B, complex128."""
+        raise NotImplementedError
+
+    def _matrices(self, rate: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Exponents; the discrete B, and C, as real maps to and from real and imaginary parts: (2 N, H), (H, 2 N)."""
+        exponents, factors = self._discrete(rate)
+        b = factors.unsqueeze(-1) * torch.view_as_complex(self.B.double())
+        c = self.scale * torch.cat((self.C[..., 0], -self.C[..., 1]), -1)
+        return exponents, torch.cat((b.real, b.imag)).to(c.dtype), c
+
+    def _sequence(
+        self, u: Tensor, state: Tensor | None, rate: float = 1.0, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        exponents, b, c = self._matrices(rate)
+        real, imag = nn.functional.linear(u, b).mT.chunk(2, 1)
+        real, imag, next_state = diagonal_scan(exponents, real, imag, state)
+        return nn.functional.linear(torch.cat((real, imag), 1).mT, c) + self.D * u, next_state
+
+    def _element(self, u: Tensor, state: Tensor, rate: float = 1.0, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        exponents, b, c = self._matrices(rate)
+        real, imag = nn.functional.linear(u, b).to(state.real.dtype).chunk(2, -1)
+        state = exponents.exp().to(state.dtype) * state + torch.complex(real, imag)
+        parts = torch.cat((state.real, state.imag), -1).to(u.dtype)
+        return nn.functional.linear(parts, c) + self.D * u, state

@@ -1,0 +1,112 @@
+"""torch's gated recurrent networks as sequence modules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..module import SequenceModule
+
+
+class _Recurrent(SequenceModule):
+    """A stack of torch's recurrent layers, ``rnn``, with its state's batch dimensions in front.
+
+    ``(..., length, d_model)`` to ``(..., length, d_hidden)``; with ``transposed=True`` the channels come first. A state
+    is a tuple of tensors ``(*batch_shape, n_layers, d_hidden)``.
+    """
+
+    _tensors: int  # in a state
+    _make: type[nn.GRU] | type[nn.LSTM]
+
+    def __init__(
+        self,
+        d_model: int,
+        d_hidden: int | None = None,
+        n_layers: int = 1,
+        dropout: float = 0.0,
+        tie_dropout: bool = False,
+        transposed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.d_model = d_model
+        self.d_output = d_model if d_hidden is None else d_hidden
+        self.n_layers = n_layers
+        self.transposed = transposed
+        between = dropout if n_layers > 1 else 0.0
+        self.rnn = self._make(d_model, self.d_output, n_layers, batch_first=True, dropout=between)
+
+    def forward(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
+        u = x.mT if self.transposed else x
+        if u.dim() < 2 or u.shape[-1] != self.d_model:
+            form = "(..., d_model, length)" if self.transposed else "(..., length, d_model)"
+            raise ValueError(f"x must have shape {form} with d_model={self.d_model}, got {tuple(x.shape)}")
+        batch_shape, length = u.shape[:-2], u.shape[-2]
+        y, next_state = u.new_zeros(*batch_shape, 0, self.d_output), state
+        if length:  # torch refuses an empty sequence
+            batch = math.prod(batch_shape)
+            given = None if state is None else self._flat(state, batch)
+            y, after = self.rnn(u.reshape(batch, length, self.d_model), given)
+            y = y.reshape(*batch_shape, length, self.d_output)
+            parts = (after,) if isinstance(after, Tensor) else after
+            next_state = tuple(part.transpose(0, 1).reshape(*batch_shape, *self._shape) for part in parts)
+        return (y.mT if self.transposed else y), None if state is None else next_state
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        return self.n_layers, self.d_output
+
+    def _flat(self, state: Any, batch: int) -> Any:
+        """The state in torch's own layout."""
+        if not isinstance(state, tuple) or len(state) != self._tensors:
+            raise TypeError(f"state must be a tuple of {self._tensors} tensors, as default_state() gives")
+        parts = [part.reshape(batch, *self._shape).transpose(0, 1).contiguous() for part in state]
+        return parts[0] if self._tensors == 1 else tuple(parts)
+
+    def step(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
+        """Map one time step ``(..., d_model)``; without a state, from zeros."""
+        state = self.default_state(*x.shape[:-1], device=x.device) if state is None else state
+        u = x.unsqueeze(-1 if self.transposed else -2)
+        y, next_state = self.forward(u, state)
+        return y.squeeze(-1 if self.transposed else -2), next_state
+
+    def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Any:
+        """Zeros."""
+        weight = next(self.parameters())
+        zeros = torch.zeros(*batch_shape, *self._shape, dtype=weight.dtype, device=device or weight.device)
+        return tuple(zeros.clone() for _ in range(self._tensors))
+
+    @property
+    def state_to_tensor(self) -> Callable[[Any], Tensor]:
+        """All tensors of a state, one after another."""
+        return lambda state: torch.cat([part.flatten(-2) for part in state], -1)
+
+    @property
+    def d_state(self) -> int:
+        return self._tensors * self.n_layers * self.d_output
+
+
+class GRU(_Recurrent):
+    """Gated recurrent unit (Cho et al., 2014): ``torch.nn.GRU``, in ``rnn``.
+
+    Args:
+        d_model: width of the input.
+        d_hidden: width of the state and of the output; None is ``d_model``.
+        n_layers: layers, one after another.
+        dropout: between the layers. ``tie_dropout`` is taken for the sake of configurations, and ignored.
+        transposed: sequences are ``(batch, channels, length)``, else ``(batch, length, channels)``.
+    """
+
+    _tensors, _make = 1, nn.GRU
+
+
+class LSTM(_Recurrent):
+    """Long short-term memory (Hochreiter and Schmidhuber, 1997): ``torch.nn.LSTM``, in ``rnn``.
+
+    Arguments as in ``GRU``. The state is ``(hidden, cell)``.
+    """
+
+    _tensors, _make = 2, nn.LSTM

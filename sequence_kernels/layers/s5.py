@@ -1,0 +1,71 @@
+"""The S5 layer: one diagonal state-space model with all channels in and out."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..ssm import diagonal_init, discretize
+from ..ssm.parameters import initial_log_dt
+from .mixed import _DiagonalLayer
+
+
+class S5(_DiagonalLayer):
+    """Simplified state-space layer (Smith et al., "Simplified state space layers for sequence modeling", 2023).
+
+    ``x' = Lambda x + B u``, ``y = 2 Re(C x) + D u`` with a diagonal Lambda over N / 2 conjugate pairs and, as in the
+    paper, a step for each of them; discretised by zero-order hold: ``Lambda_bar = exp(Lambda dt)``,
+    ``B_bar = Lambda^-1 (Lambda_bar - 1) B``. Lambda starts at the poles of HiPPO-N in each of ``blocks`` equal parts.
+
+    Args:
+        d_model: width H of input and output.
+        d_state: size N of the state, conjugates included; even.
+        blocks: parts that the state starts as; they divide N / 2.
+        dt_min, dt_max: bounds of the steps at the start.
+        activation, postact, dropout, tie_dropout, transposed: as in ``S4``.
+
+    ``Lambda_log_decay`` (N / 2), the logarithm of -Re Lambda; ``Lambda_imag`` (N / 2); ``log_dt`` (N / 2);
+    ``B`` (N / 2, H, 2); ``C`` (H, N / 2, 2); ``D`` (H). The state is complex, ``(*batch_shape, N / 2)``.
+    """
+
+    scale = 2.0
+    dynamics = ("Lambda_log_decay", "Lambda_imag", "log_dt", "B")
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 64,
+        blocks: int = 1,
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        activation: str | None = "gelu",
+        postact: str | None = "glu",
+        dropout: float = 0.0,
+        tie_dropout: bool = False,
+        transposed: bool = False,
+    ) -> None:
+        n = d_state // 2
+        if d_state < 2 or d_state % 2:
+            raise ValueError(f"d_state must be even: conjugate pairs; got {d_state}")
+        if blocks < 1 or n % blocks:
+            raise ValueError(f"blocks must divide d_state / 2 = {n}, got {blocks}")
+        super().__init__(d_model, (n,), activation, postact, dropout, tie_dropout, transposed)
+        dtype = torch.get_default_dtype()
+        poles = (
+            diagonal_init("diag-legs", d_state // blocks, dtype=dtype.to_complex()).a.flatten().repeat(blocks)
+        )
+        self.Lambda_log_decay = nn.Parameter(torch.log(-poles.real))
+        self.Lambda_imag = nn.Parameter(poles.imag.clone())
+        self.log_dt = nn.Parameter(initial_log_dt(n, dt_min, dt_max, dtype))
+        self.B = nn.Parameter(torch.randn(n, d_model, 2) / math.sqrt(2 * d_model))
+        self.C = nn.Parameter(torch.randn(d_model, n, 2) / math.sqrt(n))
+        self.D = nn.Parameter(torch.randn(d_model))
+        self._attach_options()
+
+    def _discrete(self, rate: float) -> tuple[Tensor, Tensor]:
+        a = torch.complex(-self.Lambda_log_decay.double().exp(), self.Lambda_imag.double())
+        dt = self.log_dt.double().exp() * rate
+        x, factors = discretize(a.unsqueeze(-1), torch.ones_like(a).unsqueeze(-1), dt, "zoh")
+        return x.squeeze(-1), factors.squeeze(-1)

@@ -1,0 +1,44 @@
+"""The states of a diagonal recurrence whose every state has an input of its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from .diagonal import DiagonalSystem
+from .system import interleaved, paired
+
+#: Elements that one chunk of the convolution holds.
+_CHUNK = 32
+
+
+def diagonal_scan(
+    exponents: Tensor, real: Tensor, imag: Tensor, initial: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """``x_t = exp(exponents) x_{t-1} + (real_t + i imag_t)``, elementwise, by ``ops.ssm_conv``.
+
+    Args:
+        exponents: ``(N,)``, complex128.
+        real, imag: the inputs ``(B, N, L)``, in the dtypes of ``ops.ssm_conv``.
+        initial: x before the first element ``(B, N)``, complex; None for zero.
+
+    Returns:
+        The real and the imaginary parts of all x ``(B, N, L)``, and the last x; None if no ``initial`` was given.
+
+    The recurrence is linear: real and imaginary inputs go through it one beside the other, as two halves of a batch,
+    and their states add up to x. Its two channels read the real and the imaginary part of a state.
+    """
+    dtype = torch.complex128 if real.dtype == torch.float64 else torch.complex64
+    b = torch.ones(len(exponents), 1, dtype=dtype, device=exponents.device)
+    system = DiagonalSystem(exponents.unsqueeze(-1), b, torch.stack((b / 2, -0.5j * b)))
+    matrices = system.chunk_matrices(_CHUNK, tail=initial is not None)
+    start = None
+    if initial is not None:
+        start = interleaved(torch.cat((initial, torch.zeros_like(initial))).to(dtype).unsqueeze(-1))
+    y, final = ops.ssm_conv(torch.cat((real, imag)), *matrices, initial_state=start)
+    (re_re, re_im), (im_re, im_im) = (half.unbind(1) for half in y.chunk(2))
+    if initial is None:
+        return re_re - im_im, re_im + im_re, None
+    by_real, by_imag = paired(final).squeeze(-1).chunk(2)
+    return re_re - im_im, re_im + im_re, by_real + 1j * by_imag

@@ -1,0 +1,220 @@
+"""DSS, S5, LRU, GRU, LSTM and the causal convolution against their papers' formulas, written out in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sequence_kernels import (
+    DSS,
+    GRU,
+    LRU,
+    LSTM,
+    S5,
+    CausalConv,
+    SequenceModel,
+    SequenceModule,
+    parameter_groups,
+)
+
+H, N, LENGTH = 5, 8, 70
+
+
+def bare(module: Any) -> Any:
+    """The recurrence of a layer alone, every parameter away from its initial value."""
+    module = module.double().eval()
+    module.output_linear = nn.Identity()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return module
+
+
+def inputs(length: int = LENGTH) -> Tensor:
+    return torch.randn(2, length, H, dtype=torch.float64)
+
+
+def complex_of(parameter: Tensor) -> Tensor:
+    return torch.view_as_complex(parameter)
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    assert actual.shape == expected.shape
+    assert float((actual - expected).abs().max().detach()) < 1e-11 * float(expected.abs().max().detach())
+
+
+def recurrence(a: Tensor, b: Tensor, c: Tensor, d: Tensor, u: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """``x_t = a x + B u_t``, ``y_t = scale Re(C x_t) + D u_t``, one element after another: the equations as printed."""
+    x, outputs = torch.zeros(len(u), len(a), dtype=a.dtype), []
+    for t in range(u.shape[1]):
+        x = a * x + u[:, t].to(a.dtype) @ b.mT
+        outputs.append(scale * (x @ c.mT).real + d * u[:, t])
+    return torch.stack(outputs, 1), x
+
+
+@pytest.mark.parametrize("rate", [1.0, 2.5])
+def test_s5(rate: float) -> None:
+    """Smith et al. 2023, equations (2), (6): zero-order hold of a diagonalised state space."""
+    torch.manual_seed(0)
+    layer, u = bare(S5(H, 2 * N, blocks=2, activation=None)), inputs()
+    poles = torch.complex(-layer.Lambda_log_decay.exp(), layer.Lambda_imag)
+    a = torch.exp(poles * layer.log_dt.exp() * rate)
+    b = ((a - 1) / poles)[:, None] * complex_of(layer.B)
+    expected, state = recurrence(a, b, complex_of(layer.C), layer.D, u, 2)
+    y, last = layer(u, layer.default_state(2), rate=rate)
+    close(y, expected)
+    close(torch.view_as_real(last), torch.view_as_real(state))
+    close(layer(u, rate=rate)[0], expected)
+
+
+def test_s5_starts_at_the_poles_of_hippo() -> None:
+    layer = S5(H, 16, blocks=2)
+    i, j = torch.arange(8.0)[:, None], torch.arange(8.0)
+    skew = (
+        torch.sqrt((2 * i + 1) * (2 * j + 1)) / 2 * torch.sign(i - j)
+    )  # the normal part of -HiPPO-LegS, less 1/2
+    frequency = torch.linalg.eigvals(skew.double()).imag.sort().values[:4]
+    for block in layer.Lambda_imag.view(2, 4):
+        torch.testing.assert_close(block.double().sort().values, frequency, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer.Lambda_log_decay.exp(), torch.full((8,), 0.5))
+
+
+def test_lru() -> None:
+    """Orvieto et al. 2023, section 3 and equation (7)."""
+    torch.manual_seed(0)
+    layer, u = bare(LRU(H, N, activation=None)), inputs()
+    a = torch.exp(torch.complex(-layer.nu_log.exp(), layer.theta_log.exp()))
+    b = layer.gamma_log.exp()[:, None] * complex_of(layer.B)
+    expected, state = recurrence(a, b, complex_of(layer.C), layer.D, u, 1)
+    y, last = layer(u, layer.default_state(2))
+    close(y, expected)
+    close(torch.view_as_real(last), torch.view_as_real(state))
+    with pytest.raises(ValueError, match="rate must be 1, got 2"):
+        layer(u, rate=2.0)
+
+
+def test_lru_starts_on_its_ring_with_inputs_of_unit_gain() -> None:
+    layer = LRU(H, 2000, r_min=0.5, r_max=0.9, max_phase=1.0)
+    radius, phase = torch.exp(-layer.nu_log.detach().exp()), layer.theta_log.detach().exp()
+    assert 0.5 <= float(radius.min()) < 0.55
+    assert 0.85 < float(radius.max()) <= 0.9001
+    assert 0.95 < float(phase.max()) <= 1.0
+    torch.testing.assert_close(
+        layer.gamma_log.detach().exp(), torch.sqrt(1 - radius**2), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("version", ["exp", "softmax"])
+@pytest.mark.parametrize("growing", [False, True])
+def test_dss(version: str, growing: bool) -> None:
+    """Gupta et al. 2022, propositions 1 and 3: the kernel, by an explicit softmax and a direct convolution."""
+    torch.manual_seed(0)
+    layer, u = bare(DSS(H, N, version, l_max=LENGTH, activation=None)), inputs()
+    if growing and version == "softmax":
+        layer.Lambda.data[::2, 0] *= -1
+    real = -layer.Lambda[:, 0].exp() if version == "exp" else layer.Lambda[:, 0]
+    modes = torch.complex(real, layer.Lambda[:, 1])
+    dt, w = layer.log_dt.exp()[:, None], complex_of(layer.W)
+    powers = torch.exp(modes[:, None] * dt[..., None] * torch.arange(LENGTH))  # (H, N, L)
+    if version == "softmax":
+        k = torch.einsum("hn,hnl->hl", w / modes, powers / powers.sum(-1, keepdim=True)).real
+    else:
+        k = torch.einsum("hn,hnl->hl", w * (torch.exp(modes * dt) - 1) / modes, powers).real
+    expected = layer.D * u
+    for lag in range(LENGTH):
+        expected[:, lag:] = expected[:, lag:] + k[:, lag] * u[:, : LENGTH - lag]
+    y, _ = layer(u)
+    error = float((y - expected).abs().max().detach() / expected.abs().max().detach())
+    assert error < (1e-11 if version == "exp" else 1e-4)  # the authors' 1e-7 in the reciprocal
+    close(layer(u, layer.default_state(2))[0], y)
+
+
+@pytest.mark.parametrize(("cls", "other"), [(GRU, nn.GRU), (LSTM, nn.LSTM)])
+def test_recurrent_networks_are_torchs(
+    cls: Callable[..., SequenceModule], other: Callable[..., nn.Module]
+) -> None:
+    torch.manual_seed(0)
+    ours, theirs = cls(H, 3, n_layers=2).double(), other(H, 3, 2, batch_first=True).double()
+    theirs.load_state_dict(ours.rnn.state_dict())
+    u = inputs()
+    y, state = ours(u, ours.default_state(2))
+    expected, after = theirs(u)
+    close(y, expected)
+    after = (after,) if isinstance(after, Tensor) else after
+    for mine, want in zip(state, after, strict=True):
+        close(mine.transpose(0, 1), want)
+    with pytest.raises(TypeError, match="state must be a tuple of"):
+        ours(u, torch.zeros(2))
+    with pytest.raises(ValueError, match="with d_model=5"):
+        ours(torch.zeros(2, 3, 4))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("size", [1, 4])
+def test_the_convolution_by_its_definition(size: int, bias: bool) -> None:
+    layer, u = CausalConv(H, size, bias).double(), inputs(9)
+    expected = torch.zeros_like(u)
+    for t in range(9):
+        for k in range(size):
+            if t - size + 1 + k >= 0:
+                expected[:, t] += layer.weight[:, 0, k] * u[:, t - size + 1 + k]
+    close(layer(u)[0], expected + (0 if layer.bias is None else layer.bias))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: S5(4, 7), "d_state must be even"),
+        (lambda: S5(4, 8, blocks=3), "blocks must divide d_state / 2 = 4, got 3"),
+        (lambda: LRU(4, r_min=1.0), "0 <= r_min < r_max <= 1"),
+        (lambda: LRU(4, max_phase=0), "max_phase must be above 0"),
+        (lambda: DSS(4, version="log"), "version must be 'softmax' or 'exp'"),
+        (lambda: DSS(4, version="softmax"), "pass l_max"),
+        (lambda: CausalConv(4, 0), "kernel_size must be at least 1"),
+        (
+            lambda: S5(4)(torch.zeros(2, 3, 5)),
+            r"x must have shape \(\.\.\., length, d_model\) with d_model=4",
+        ),
+        (
+            lambda: S5(4, 8)(torch.zeros(2, 3, 4), torch.zeros(2, 3) + 0j),
+            r"state must have shape \(2, 4\), got",
+        ),
+        (lambda: LRU(4).step(torch.zeros(2, 5)), r"x must have shape \(\.\.\., d_model=4\)"),
+    ],
+)
+def test_what_they_refuse(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_real_state_is_refused() -> None:
+    with pytest.raises(TypeError, match="state must be a complex tensor"):
+        LRU(4, 8)(torch.zeros(2, 3, 4), torch.zeros(2, 8))
+
+
+@pytest.mark.parametrize("name", ["s5", "lru", "dss", "gru", "lstm", "conv"])
+def test_in_a_model_by_name(name: str) -> None:
+    torch.manual_seed(0)
+    model = SequenceModel(6, n_layers=2, layer=name, residual="R", norm="layer", dropout=0.1, transposed=True)
+    x = torch.randn(2, 40, 6)
+    model(x)[0].square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    groups = parameter_groups(model, lr=1e-3, weight_decay=0.1)
+    spared = sum(len(group["params"]) for group in groups if group["weight_decay"] == 0)
+    assert spared == {"s5": 8, "lru": 8, "dss": 4}.get(name, 0)
+
+
+@pytest.mark.parametrize("cls", [S5, LRU, DSS])
+def test_float32_keeps_its_digits_over_a_long_sequence(cls: Any) -> None:
+    torch.manual_seed(0)
+    layer = cls(8, 16)
+    x = torch.randn(1, 5000, 8)
+    y = layer(x)[0].double()
+    expected = layer.double()(x.double())[0]
+    assert float(((y - expected).norm() / expected.norm()).detach()) < 2e-5
+    assert math.isfinite(float(y.abs().max().detach()))
