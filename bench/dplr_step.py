@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bench._systems import diagonal
-from bench.harness.declare import Bench, Cost, Inputs, Peer, Shape, grid
+from bench.harness.declare import Bench, Cost, Inputs, Peer, Shape, Target, grid
 from sequence_kernels import ops
 
 
@@ -74,4 +74,14 @@ BENCH = Bench(
     cost=cost,
     gate=1.2,
     peers=(Peer("torch naive", naive), Peer("torch dense", dense, dense_matrix)),
+    targets=(
+        Target(
+            7,
+            "dplr_step B=512 on a GPU, bytes over copy bandwidth",
+            "B512-H1024-N32-R1",
+            "copy",
+            0.6,
+            device="cuda",
+        ),
+    ),
 )

@@ -11,7 +11,7 @@ from bench.harness.needs import cpu_only
 from bench.peers import compiled
 from sequence_kernels import ops
 
-SHAPE = "B64-H1024-N32"
+SHAPE, LARGE = "B64-H1024-N32", "B512-H1024-N32"
 
 
 def inputs(shape: Shape, device: torch.device) -> Inputs:
@@ -58,5 +58,8 @@ BENCH = Bench(
         Peer("torch naive", naive),
         Peer("torch.compile", compiled.run, compiled.of(naive), needs=cpu_only, quick=False),
     ),
-    targets=(Target(7, "ssm_step B=64 H=1024 N=32, bytes over copy bandwidth", SHAPE, "copy", 0.6),),
+    targets=(
+        Target(7, "ssm_step B=64 H=1024 N=32, bytes over copy bandwidth", SHAPE, "copy", 0.6),
+        Target(7, "ssm_step B=512 on a GPU, bytes over copy bandwidth", LARGE, "copy", 0.6, device="cuda"),
+    ),
 )
