@@ -269,7 +269,7 @@ __device__ __forceinline__ void generate(const DplrGeneratingParams& p) {
 template <class T, int COUNT>
 __device__ __forceinline__ void moments(const DplrGeneratingMomentsParams& p) {
   SHARED(Node<T>, nodes, [threads]);
-  SHARED(Complex<T>, weights, [threads][COUNT]);  // (y Re gm, s Im gm)
+  SHARED(Complex<T>, weights, [threads][COUNT]);
   const int thread = threadIdx.x, bits = pole_bits(p.N), lanes = 1 << bits, slices = threads >> bits;
   const int lane = thread & (lanes - 1), slice = thread >> bits;
   const int64_t all = products(p), across = (p.N + lanes - 1) >> bits, groups = (all + COUNT - 1) / COUNT;
@@ -283,10 +283,9 @@ __device__ __forceinline__ void moments(const DplrGeneratingMomentsParams& p) {
   const Complex<T> w =
       n < p.N ? static_cast<const Complex<T>*>(p.w)[head * p.N + n] : make_complex(T(1), T(0));
   const Pole<T> pole = pole_of<T>(w);
-  const T cross = 2 * pole.re * w.y;
-  Complex<T> sum[COUNT][2], sum_of_squares[COUNT][2];
+  T sum[COUNT][4];
 #pragma unroll
-  for (int i = 0; i < COUNT; ++i) sum[i][0] = sum[i][1] = sum_of_squares[i][0] = sum_of_squares[i][1] = zero;
+  for (int i = 0; i < COUNT; ++i) sum[i][0] = sum[i][1] = sum[i][2] = sum[i][3] = T(0);
 
   for (int64_t l0 = begin; l0 < end; l0 += threads) {
     const int count = static_cast<int>(min(end - l0, int64_t(threads)));
@@ -303,46 +302,42 @@ __device__ __forceinline__ void moments(const DplrGeneratingMomentsParams& p) {
           gm = factors[j * p.heads * p.L + l];
           if (k > 0) gm = multiply(gm, factors[(p.channels + p.rank + k - 1) * p.heads * p.L + l]);
         }
-        weights[thread][i] = make_complex(node.y * gm.x, node.s * gm.y);
+        weights[thread][i] = gm;
       }
     }
     __syncthreads();
     for (int at = slice; at < count; at += slices) {
       const Node<T> node = nodes[at];
-      const T above = node.s + node.y * pole.im, below = node.s - node.y * pole.im;
-      const T re = node.y_squared * pole.squared + below * (pole.scale * above);
-      const T minus_im = node.y_squared * cross, factor = reciprocal(re * re + minus_im * minus_im);
-      const Complex<T> first_power = make_complex(re * factor, minus_im * factor);
-      const Complex<T> square = multiply(scaled(node.y_squared, first_power), first_power);
+      const Complex<T> e = inverse<T>(node, pole), square = multiply(scaled(node.y_squared, e), e);
+      const Complex<T> by_y = scaled(node.y, e), by_s = scaled(node.s, e);
+      const Complex<T> square_by_y = scaled(node.y, square), square_by_s = scaled(node.s, square);
 #pragma unroll
       for (int i = 0; i < COUNT; ++i) {
-        const Complex<T> weight = weights[at][i];
-        sum[i][0] = add(sum[i][0], scaled(weight.x, first_power));
-        sum[i][1] = add(sum[i][1], scaled(weight.y, first_power));
-        sum_of_squares[i][0] = add(sum_of_squares[i][0], scaled(weight.x, square));
-        sum_of_squares[i][1] = add(sum_of_squares[i][1], scaled(weight.y, square));
+        const Complex<T> gm = weights[at][i];
+        sum[i][0] += gm.x * by_y.x + gm.y * by_y.y;
+        sum[i][1] += gm.y * by_s.x - gm.x * by_s.y;
+        sum[i][2] += gm.x * square_by_y.x + gm.y * square_by_y.y;
+        sum[i][3] += gm.y * square_by_s.x - gm.x * square_by_s.y;
       }
     }
   }
 
-  const Complex<T> conjugated = conjugate(w), shifted = scaled(pole.scale, conjugated);
-  const auto total =
-      [&](Complex<T> own) {  // of the slices of a pole, in their order; `weights` is free by now
-        __syncthreads();
-        weights[thread][0] = own;
-        __syncthreads();
-        if (slice == 0)
-          for (int other = 1; other < slices; ++other) own = add(own, weights[other << bits | lane][0]);
-        return own;
-      };
+  // Adds up the slices of a pole, in their order; `weights` is free by now.
+  const auto total = [&](T re, T im) {
+    Complex<T> own = make_complex(re, im);
+    __syncthreads();
+    weights[thread][0] = own;
+    __syncthreads();
+    if (slice == 0)
+      for (int other = 1; other < slices; ++other) own = add(own, weights[other << bits | lane][0]);
+    return own;
+  };
+  const T re = pole.re, im = pole.scale * pole.im;
 #pragma unroll
   for (int i = 0; i < COUNT; ++i) {
-    const Complex<T> inner =
-        add(multiply(shifted, sum_of_squares[i][0]), scaled(pole.scale, sum_of_squares[i][1]));
-    const Complex<T> dv =
-        total(scaled(T(-2), add(multiply(shifted, sum[i][0]), scaled(pole.scale, sum[i][1]))));
-    const Complex<T> slope =
-        total(add(scaled(-2 * pole.scale, sum[i][0]), scaled(T(4), multiply(shifted, inner))));
+    const T s0 = pole.scale * sum[i][0], s1 = pole.scale * sum[i][1], t1 = pole.scale * sum[i][3];
+    const Complex<T> dv = total(2 * (s1 - re * sum[i][0]), -2 * im * sum[i][0]);
+    const Complex<T> slope = total(2 * s0 - 4 * im * (im * sum[i][2]), 4 * im * (re * sum[i][2] - t1));
     if (slice != 0 || n >= p.N || first + i >= all) continue;
     Complex<T>* const to = static_cast<Complex<T>*>(p.out) + (m * all + first + i) * 2 * p.heads * p.N;
     to[head * p.N + n] = dv;

@@ -9,9 +9,9 @@
 //
 // Adjoint: the gradient with respect to M has rank one, gm_jk = row_j col_k, with
 //   row_c = f* g_c,  row_q = -y (sum_c row_c* M_cp X)*,  col_b = 1,  col_p = -y (X M_qb)*,
-// and goes to the products' weights v and to the poles through E = 1 / (s^2 + y^2 w*^2), one reciprocal too:
-//   dv   = -2 (w* S0 + S1),            S0, S1 = sum_l (y Re gm, s Im gm) E
-//   dv'  = -2 S0 + 4 w* (w* T0 + T1),  T0, T1 = sum_l (y Re gm, s Im gm) y^2 E^2
+// and goes to the products' weights v and to the poles by real sums with e = 1 / ((i s - y w) (i s - y w*)):
+//   dv  = 2 (S1 - w S0),                 S0 = sum_l y Re(gm e*),     S1 = sum_l s Im(gm e*)
+//   dv' = 2 S0 + 4 i Im(w) (w T0 - T1),  T0 = sum_l y^3 Re(gm e*^2), T1 = sum_l s y^2 Im(gm e*^2)
 //   dleft_j = sum_k right_k* dv_jk,  dright_k = sum_j left_j* dv_jk,  dw = sum_jk (left_j right_k)* dv'_jk.
 //
 // dplr_generating_{c1_r1,c2_r1,c1_r2,any}: out, with the products of a node in registers: for so many

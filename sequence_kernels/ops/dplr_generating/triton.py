@@ -34,6 +34,15 @@ def _scale(w_re, w_im):
 
 
 @triton.jit
+def _inverse(y, s, w_re, w_im, scale):
+    """1 / (scale (i s - y w) (i s - y w*)): its denominator's real part does not cancel near the imaginary axis."""
+    re = y * y * (scale * w_re * w_re) - (s - y * w_im) * (scale * (s + y * w_im))
+    minus_im = 2 * y * s * (scale * w_re)
+    factor = 1 / (re * re + minus_im * minus_im)
+    return re * factor, minus_im * factor
+
+
+@triton.jit
 def _multiply(a_re, a_im, b_re, b_im):
     return a_re * b_re - a_im * b_im, a_re * b_im + a_im * b_re
 
@@ -82,14 +91,10 @@ def dplr_generating_kernel(
             p_at + 2 * n + 1, mask=of_p, other=0.0
         )
         v_re, v_im = _multiply(left_re[:, None], left_im[:, None], right_re[None, :], right_im[None, :])
-        # a product is (i s c0 + y c1) / d with d = scale (i s - y w) (i s - y w*)
+        # a product is (i s c0 + y c1) times the inverse
         c0 = (2 * scale * v_re)[:, :, None]
         c1 = (-2 * (v_re * (scale * w_re) + v_im * (scale * w_im)))[:, :, None]
-        d_re = y * y * (scale * w_re * w_re) - (s - y * w_im) * (scale * (s + y * w_im))
-        minus_im = 2 * y * s * (scale * w_re)
-        factor = 1 / (d_re * d_re + minus_im * minus_im)
-        re = d_re * factor
-        im = minus_im * factor
+        re, im = _inverse(y, s, w_re, w_im, scale)
         m_re += c1 * (y * re)[None, None, :] - c0 * (s * im)[None, None, :]
         m_im += c1 * (y * im)[None, None, :] + c0 * (s * re)[None, None, :]
 
@@ -183,58 +188,39 @@ def dplr_generating_moments_kernel(
     w_re = tl.load(w + (head * N + n) * 2, mask=n < N, other=-1.0)
     w_im = tl.load(w + (head * N + n) * 2 + 1, mask=n < N, other=0.0)
     scale = _scale(w_re, w_im)
-    sum_re = tl.zeros((PRODUCTS, POLES, NODES), dtype)  # of y Re(gm) E
-    sum_im = tl.zeros((PRODUCTS, POLES, NODES), dtype)
-    turned_re = tl.zeros((PRODUCTS, POLES, NODES), dtype)  # of s Im(gm) E
-    turned_im = tl.zeros((PRODUCTS, POLES, NODES), dtype)
-    square_re = tl.zeros((PRODUCTS, POLES, NODES), dtype)  # the same with y^2 E^2
-    square_im = tl.zeros((PRODUCTS, POLES, NODES), dtype)
-    turned_square_re = tl.zeros((PRODUCTS, POLES, NODES), dtype)
-    turned_square_im = tl.zeros((PRODUCTS, POLES, NODES), dtype)
+    s0 = tl.zeros((PRODUCTS, POLES, NODES), dtype)
+    s1 = tl.zeros((PRODUCTS, POLES, NODES), dtype)
+    t0 = tl.zeros((PRODUCTS, POLES, NODES), dtype)
+    t1 = tl.zeros((PRODUCTS, POLES, NODES), dtype)
     for first in range(begin, end, NODES):
         l = first + tl.arange(0, NODES)  # noqa: E741
         y, s = _node(t, l, l < end)
         row, column = of_row[:, None] + l[None, :], of_column[:, None] + l[None, :]
         mask = (product < products)[:, None] & (l < end)[None, :]
         inner = mask & (k > 0)[:, None]
-        row_re, row_im = (
-            tl.load(factors + 2 * row, mask=mask, other=0.0),
-            tl.load(factors + 2 * row + 1, mask=mask, other=0.0),
-        )
+        row_re = tl.load(factors + 2 * row, mask=mask, other=0.0)
+        row_im = tl.load(factors + 2 * row + 1, mask=mask, other=0.0)
         column_re = tl.where((k == 0)[:, None], 1.0, tl.load(factors + 2 * column, mask=inner, other=0.0))
         column_im = tl.load(factors + 2 * column + 1, mask=inner, other=0.0)
         gm_re, gm_im = _multiply(row_re, row_im, column_re, column_im)
-        a, b = (y[None, :] * gm_re)[:, None, :], (s[None, :] * gm_im)[:, None, :]
-        # E is 1 / (s^2 + y^2 w*^2), here divided by scale
-        below, above = s[None, :] - y[None, :] * w_im[:, None], s[None, :] + y[None, :] * w_im[:, None]
-        d_re = (y * y)[None, :] * (scale * w_re * w_re)[:, None] + below * (scale[:, None] * above)
-        minus_im = (y * y)[None, :] * (2 * scale * w_re * w_im)[:, None]
-        factor = 1 / (d_re * d_re + minus_im * minus_im)
-        e_re, e_im = d_re * factor, minus_im * factor
-        e2_re, e2_im = _multiply((y * y)[None, :] * e_re, (y * y)[None, :] * e_im, e_re, e_im)
-        sum_re += a * e_re[None, :, :]
-        sum_im += a * e_im[None, :, :]
-        turned_re += b * e_re[None, :, :]
-        turned_im += b * e_im[None, :, :]
-        square_re += a * e2_re[None, :, :]
-        square_im += a * e2_im[None, :, :]
-        turned_square_re += b * e2_re[None, :, :]
-        turned_square_im += b * e2_im[None, :, :]
+        gm_re, gm_im = gm_re[:, None, :], gm_im[:, None, :]
+        y, s = y[None, :], s[None, :]
+        e_re, e_im = _inverse(y, s, w_re[:, None], w_im[:, None], scale[:, None])
+        e2_re, e2_im = _multiply(y * y * e_re, y * y * e_im, e_re, e_im)
+        s0 += gm_re * (y * e_re)[None, :, :] + gm_im * (y * e_im)[None, :, :]
+        s1 += gm_im * (s * e_re)[None, :, :] - gm_re * (s * e_im)[None, :, :]
+        t0 += gm_re * (y * e2_re)[None, :, :] + gm_im * (y * e2_im)[None, :, :]
+        t1 += gm_im * (s * e2_re)[None, :, :] - gm_re * (s * e2_im)[None, :, :]
     scale = scale[None, :]
-    c_re, c_im = scale * w_re[None, :], -scale * w_im[None, :]
-    s0_re, s0_im = tl.sum(sum_re, 2), tl.sum(sum_im, 2)
-    dv_re, dv_im = _multiply(c_re, c_im, s0_re, s0_im)
-    dv_re, dv_im = dv_re + scale * tl.sum(turned_re, 2), dv_im + scale * tl.sum(turned_im, 2)
-    t_re, t_im = _multiply(c_re, c_im, tl.sum(square_re, 2), tl.sum(square_im, 2))
-    t_re, t_im = t_re + scale * tl.sum(turned_square_re, 2), t_im + scale * tl.sum(turned_square_im, 2)
-    t_re, t_im = _multiply(c_re, c_im, t_re, t_im)
+    re, im = scale * w_re[None, :], scale * w_im[None, :]
+    s0, s1, t0, t1 = tl.sum(s0, 2), tl.sum(s1, 2), tl.sum(t0, 2), tl.sum(t1, 2)
     plane = heads * N + head * 0
     to = out + ((segment * products + product)[:, None] * 2 * plane + (head * N + n)[None, :]) * 2
     mask = (product < products)[:, None] & (n < N)[None, :]
-    tl.store(to, -2 * dv_re, mask=mask)
-    tl.store(to + 1, -2 * dv_im, mask=mask)
-    tl.store(to + 2 * plane, 4 * t_re - 2 * scale * s0_re, mask=mask)
-    tl.store(to + 2 * plane + 1, 4 * t_im - 2 * scale * s0_im, mask=mask)
+    tl.store(to, 2 * (scale * s1 - re * s0), mask=mask)
+    tl.store(to + 1, -2 * im * s0, mask=mask)
+    tl.store(to + 2 * plane, 2 * scale * s0 - 4 * im * (im * t0), mask=mask)
+    tl.store(to + 2 * plane + 1, 4 * im * (re * t0 - scale * t1), mask=mask)
 
 
 def _reals(*tensors: Tensor) -> list[Tensor]:
