@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import S4
-from ..models import SequenceModel
+from ..models import S4Decoder, SequenceModel
 from ..ssm import DPLRSSM, DiagonalSSM
 from . import names
 from .names import StateDict
@@ -20,8 +20,8 @@ Source = Mapping[str, Any] | str | os.PathLike[str]
 
 def load_espnet(
     source: Source, prefix: str = "", *, layers: Mapping[str, Mapping[str, Any]] | None = None, **options: Any
-) -> S4 | SequenceModel:
-    """An S4 layer or a whole backbone from ESPnet's state dict, or from the file that holds it.
+) -> S4 | SequenceModel | S4Decoder:
+    """An S4 layer, a backbone or an ``S4Decoder`` from ESPnet's state dict, or from the file that holds it.
 
     The shapes tell the sizes, ``mode``, ``rank``, ``n_ssm``, ``channels``, ``bidirectional``, gates and norms. What
     they cannot tell must be given where it is not the default. A readout that holds ``C (I - A^L)``, with a buffer
@@ -29,7 +29,7 @@ def load_espnet(
 
     Args:
         source: a state dict, or a file that ``torch.save`` wrote one into, as it is or as "state_dict" or "model".
-        prefix: where in it the layer or the ``SequenceModel`` is, such as ``"decoder.decoder."``.
+        prefix: where in it the layer, ``SequenceModel`` or ``S4Decoder`` is, such as ``"decoder."``.
         layers: for a backbone, further arguments of its layers by their names: ``{"s4": {"disc": "zoh"}}``.
         **options: further arguments of the layer (``activation``, ``disc``, ``real_type``, ``transposed``, ...), or of
             the backbone (``residual``, by default "R", ``dropout``, ...).
@@ -50,7 +50,7 @@ def load_s4(
     imag_transform: str = "none",
     layers: Mapping[str, Mapping[str, Any]] | None = None,
     **options: Any,
-) -> S4 | SequenceModel:
+) -> S4 | SequenceModel | S4Decoder:
     """An S4 layer or a backbone from a state dict of ``state-spaces/s4``: v3, v4 (``S4Block``), or ``S4D``.
 
     The transforms are those that a model of v4 was built with. ``disc`` is "zoh" unless given for diagonal layers of v4
@@ -110,21 +110,24 @@ def _built(
     layers: Mapping[str, Mapping[str, Any]],
     options: dict[str, Any],
     defaults: Mapping[str, Any] | None = None,
-) -> S4 | SequenceModel:
+) -> S4 | SequenceModel | S4Decoder:
     found = names.layers(state)
     if not found:
         raise ValueError(f"there is no S4 layer below the prefix {prefix!r}")
     defaults = defaults or {}
-    module: S4 | SequenceModel
+    module: S4 | SequenceModel | S4Decoder
     if found == [""]:
         module = S4(**s4_arguments(state, options, defaults))
     elif any(name.startswith("layers.0.layer.") for name in state):
-        arguments = _backbone_arguments(state, layers, defaults)
-        module = SequenceModel(**arguments | options)
+        module = SequenceModel(**_backbone_arguments(state, layers, defaults) | options)
+    elif "embed.weight" in state and any(name.startswith("decoder.layers.0.layer.") for name in state):
+        arguments = _backbone_arguments(names.part(state, "decoder."), layers, defaults)
+        sizes = len(state["embed.weight"]), arguments.pop("d_model")
+        module = S4Decoder(*sizes, **{"n_layers": 1, "dropout": 0.0} | arguments | options)
     else:
         inside = ", ".join(sorted({repr(prefix + name.partition("layers.")[0]) for name in found}))
         raise ValueError(
-            f"prefix {prefix!r} holds neither a layer nor a SequenceModel; there are some below {inside}"
+            f"prefix {prefix!r} holds no layer, SequenceModel or S4Decoder; there are some below {inside}"
         )
     module = module.to(next(value.dtype for value in state.values() if value.is_floating_point()))
     module.load_state_dict(state, strict=True)

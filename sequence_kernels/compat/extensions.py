@@ -50,9 +50,9 @@ def vand_log_mult_sym_bwd(v: Tensor, x: Tensor, dout: Tensor) -> tuple[Tensor, T
     return dv, 2 * v.conj() * ops.vandermonde_transpose(dout, decays, power=1)
 
 
-def cauchy(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
+def cauchy(v: Tensor, z: Tensor, w: Tensor, conj: bool = True) -> Tensor:
     """The fallback of nplr mode, with the conjugate half that ESPnet's forgets: v, w (..., N), z (..., L)."""
-    return ops.cauchy(v, z, w)
+    return ops.cauchy(v, z, w, conjugate=conj)
 
 
 def cauchy_mult(v: Tensor, z: Tensor, w: Tensor, symmetric: bool = True) -> Tensor:
@@ -61,8 +61,8 @@ def cauchy_mult(v: Tensor, z: Tensor, w: Tensor, symmetric: bool = True) -> Tens
 
 
 def log_vandermonde(v: Tensor, x: Tensor, L: int, conj: bool = True) -> Tensor:
-    """The kernel of diag mode, 2 Re(sum_n v exp(x l)): v, x (..., N) to (..., L)."""
-    return ops.vandermonde(v, x, L)
+    """The kernel of diag mode, 2 Re(sum_n v exp(x l)), or the plain sum: v, x (..., N) to (..., L)."""
+    return ops.vandermonde(v, x, L, conjugate=conj)
 
 
 def log_vandermonde_transpose(u: Tensor, v: Tensor, x: Tensor, L: int) -> Tensor:

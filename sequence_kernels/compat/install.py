@@ -26,6 +26,7 @@ _EXTENSIONS = {
 
 #: The last part of the name of a module that uses them, and what stands there in the place of its own functions.
 _USERS = ("s4", "ssm", "cauchy", "vandermonde")
+_USED = frozenset(name for functions in _EXTENSIONS.values() for name in functions)
 _REPLACEMENTS: dict[str, Callable[..., Any]] = {
     "cauchy_naive": extensions.cauchy,
     "cauchy_cuda": extensions.cauchy_mult,
@@ -53,7 +54,8 @@ def install(*modules: ModuleType) -> ExitStack:
     they are imported. Models that exist follow, because the functions are looked up when they are called.
 
     Args:
-        modules: further modules to treat so, such as a copy of ``s4.py`` under another name.
+        modules: further modules to treat so, such as a copy of ``s4.py`` under another name. Only these are treated so
+            whatever they hold; others must import the extensions or have flags that say whether they are there.
 
     Returns:
         A context manager: ``with install(): ...`` uninstalls at its end. Raises TypeError for what is not a module.
@@ -72,10 +74,10 @@ def install(*modules: ModuleType) -> ExitStack:
         sys.meta_path.insert(0, finder)
         _installed.callback(sys.meta_path.remove, finder)
         for name in [name for name in sys.modules if _is_user(name)]:
-            _adopt(sys.modules[name])
+            _adopt(sys.modules[name], asked=False)
         _installed.callback(_forget)
     for module in modules:
-        _adopt(module)
+        _adopt(module, asked=True)
     return _installed
 
 
@@ -104,12 +106,14 @@ def _is_user(name: str) -> bool:
     return name.rpartition(".")[2] in _USERS and not name.startswith(__name__.partition(".")[0])
 
 
-def _adopt(module: ModuleType) -> None:
-    """Put our functions in the place of the module's."""
+def _adopt(module: ModuleType, asked: bool) -> None:
+    """Put our functions in the place of the module's, if it is one that looks for the extensions or was asked for."""
     if _installed is None:  # it was found while installed, and is executed only now
         return
     names = vars(module)
     flags = [flag for flag in _FLAGS if flag in names]
+    if not (asked or flags or _USED.intersection(names)):
+        return
     for flag in flags:
         _put(names, flag, False, _installed)
     for name, function in _REPLACEMENTS.items():
@@ -133,7 +137,7 @@ class _Finder(MetaPathFinder):
 
             def exec_module(module: ModuleType) -> None:
                 execute(module)
-                _adopt(module)
+                _adopt(module, asked=False)
 
             loader.exec_module = exec_module
         return spec

@@ -136,3 +136,6 @@ def test_the_fallbacks_take_the_shapes_that_s4_code_gives_them() -> None:
     want = torch.einsum("bhl,hn,hnl->bhn", u, v[0, 0], torch.exp(x[..., None] * torch.arange(11)))
     agree(extensions.log_vandermonde_transpose(u, v[0, 0], x, 11), want, torch.complex128)
     agree(extensions.log_vandermonde(v[0, 0], x, 11), vandermonde(v[0, 0], x, 11), torch.complex128)
+    plain_sum = (v[0, 0][..., None] * torch.exp(x[..., None] * torch.arange(11))).sum(-2)
+    agree(extensions.log_vandermonde(v[0, 0], x, 11, conj=False), plain_sum, torch.complex128)
+    agree(extensions.cauchy(v[0, 0], z, w, conj=False), plain(v[0, 0], z, w), torch.complex128)

@@ -206,6 +206,16 @@ def test_code_that_is_laid_out_as_s4_v4(tmp_path: Path, monkeypatch: pytest.Monk
         del sys.modules[name]
 
 
+def test_a_module_that_has_nothing_to_do_with_it_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    stranger = ModuleType("somewhere.s4")
+    stranger.cauchy_naive = lambda v, z, w: "mine"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "somewhere.s4", stranger)
+    with compat.install():
+        assert stranger.cauchy_naive(0, 0, 0) == "mine"
+        compat.install(stranger)
+        assert stranger.cauchy_naive is extensions.cauchy
+
+
 def test_only_modules_can_be_named() -> None:
     with pytest.raises(TypeError, match="modules must be modules, got str"):
         compat.install("models.s4.s4")  # type: ignore[arg-type]

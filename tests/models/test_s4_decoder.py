@@ -147,6 +147,9 @@ def test_a_checkpoint_of_espnets_decoder(monkeypatch: pytest.MonkeyPatch) -> Non
     theirs, ours = language_model(decoder.S4Decoder, copy.deepcopy(layer)), language_model(layer=layer)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     loaded = compat.load_espnet(theirs.state_dict(), "decoder.")
+    whole = compat.load_espnet(theirs.state_dict())
+    assert isinstance(whole, S4Decoder)
     tokens = torch.randint(0, VOCABULARY, (2, 6))
     expected = ours(None, None, tokens, torch.tensor([6, 6]))[0]
+    torch.testing.assert_close(whole(None, None, tokens, torch.tensor([6, 6]))[0], expected)
     torch.testing.assert_close(ours.output(loaded(ours.embed(tokens))[0]), expected)
