@@ -222,6 +222,65 @@ def test_generating_function_and_its_gradients(
     assert driver.launches() == []
 
 
+CONVOLUTIONS = {
+    # dtype, (B, C, H, L, T, S), dense, precision, shared memory; the product kernels of the two passes
+    "whole": (torch.float32, (2, 1, 2, 37, 4, 6), False, 1, 99 << 10, "tf32x3", 1, 3),
+    "segments": (torch.float32, (1, 2, 1, 150, 4, 6), True, 0, 99 << 10, "f32", 2, 3),
+    "bf16": (torch.bfloat16, (1, 1, 1, 150, 4, 6), False, 1, 99 << 10, "bf16", 2, 3),
+    "tf32": (torch.float16, (1, 1, 1, 5, 4, 6), False, 2, 99 << 10, "tf32", 1, 1),
+    "double": (torch.float64, (17, 1, 1, 9, 4, 6), True, 1, 99 << 10, "f64", 1, 1),
+    "large": (torch.float32, (1, 1, 2, 37, 16, 32), True, 0, 20 << 10, "f32", 1, 1),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_chunked_convolution(driver: Driver, name: str) -> None:
+    dtype, (B, C, H, L, T, S), dense, precision, shared, math, forward, backward = CONVOLUTIONS[name]
+    torch.manual_seed(L)
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    powers = (
+        torch.randn(H, 1, S, S).double() / S
+        if dense
+        else 0.5 * torch.randn(H, 1, S // 2, dtype=torch.cdouble)
+    )
+    while powers.shape[1] < T.bit_length():
+        last = powers[:, -1:]
+        powers = torch.cat((powers, last @ last if dense else last * last), 1)
+    u, g = torch.randn(L, H, B).permute(2, 1, 0).to(dtype), torch.randn(B, C, H, L).to(dtype)
+    shapes = ((C, H, T), (C, H, T, S), (H, T, S))
+    taps, e_out, e_in = (torch.randn(shape).to(real) for shape in shapes)
+    lengths = torch.randint(L + 1, (B,))
+    arguments = [u, taps, e_out.mT, e_in, powers, None, torch.randn(B, H, S).to(real), lengths]
+    g_final = torch.randn(B, H, S).to(real)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 2e-2)
+    for op, given, products in (
+        ("ssm_conv", arguments, forward),
+        ("ssm_conv_backward", [g, g_final, *arguments], backward),
+    ):
+        got = driver.run(f"{op}_cuda", *given, precision, shared)
+        want = dispatch.implementation(op, "torch")(*given)
+        for x, y in zip(got, want, strict=True):
+            assert x.dtype == y.dtype
+            torch.testing.assert_close(x, y, rtol=0, atol=tolerance * max(1.0, float(y.abs().max())))
+        launched = [line.split()[0] for line in driver.launches()]
+        kinds = [k for k in launched if re.match(r"ssm_conv_(for|back)ward_", k)]
+        assert sum("pack" not in kind for kind in kinds) == products
+        assert all(kind.endswith(f"_{math}") for kind in kinds)
+        needs_workspace = name == "large" and op == "ssm_conv_backward"
+        assert any("_large_" in kind for kind in kinds) == needs_workspace
+
+
+def test_chunked_convolution_refuses_states_beyond_shared_memory(driver: Driver) -> None:
+    u, taps = torch.ones(1, 1, 4), torch.ones(1, 1, 2)
+    powers = torch.ones(1, 2, 512, dtype=torch.cfloat)
+    arguments = (u, taps, torch.ones(1, 1, 1024, 2), torch.ones(1, 2, 1024), powers, None, None, None)
+    with pytest.raises(RuntimeError, match="take more shared memory than this GPU has; use backend='torch'"):
+        driver.run("ssm_conv_cuda", *arguments, 0, 48 << 10)
+    with pytest.raises(RuntimeError, match="ssm_conv expects contiguous arguments of the shapes"):
+        driver.run("ssm_conv_cuda", u, taps.double(), *arguments[2:], 0, 48 << 10)
+    assert driver.launches() == []
+
+
 def test_bad_arguments_launch_nothing(driver: Driver) -> None:
     v, x = samples("vandermonde", 1, 2, 3, 5)
     with pytest.raises(RuntimeError, match="vandermonde expects contiguous complex v and x of one dtype"):

@@ -45,8 +45,8 @@ def source_tree(folder: Path) -> None:
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy2(ROOT / name, folder)
     shutil.copytree(ROOT / "tools", folder / "tools", dirs_exist_ok=True)
-    for part in ("common", "runtime", "vandermonde", "cauchy", "dplr_generating", "ssm_step"):
-        others = shutil.ignore_patterns("cpu.cpp", "register.cpp")
+    for part in ("common", "runtime", "vandermonde", "cauchy", "dplr_generating", "ssm_step", "ssm_conv"):
+        others = shutil.ignore_patterns("cpu*.cpp", "register.cpp")
         shutil.copytree(ROOT / "csrc" / part, folder / "csrc" / part, ignore=others)
     shutil.copy2(ROOT / "csrc" / "architectures.txt", folder / "csrc")
     shutil.copytree(HERE / "sample", folder / "csrc" / "sample")

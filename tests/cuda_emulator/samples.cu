@@ -103,3 +103,35 @@ KERNEL(tile_f16, TileParams, 32) {
   mma_m16n8k16_f16(c, a, b, c);
   store_tile(p, c);
 }
+
+// The same on registers that the test has filled: a (32 lanes, 4), b (32, 2), c (32, 4).
+__device__ __forceinline__ void load_registers(const TileParams& p, uint32_t (&a)[4], uint32_t (&b)[2]) {
+  for (int i = 0; i < 4; ++i) a[i] = static_cast<const uint32_t*>(p.a)[threadIdx.x * 4 + i];
+  for (int i = 0; i < 2; ++i) b[i] = static_cast<const uint32_t*>(p.b)[threadIdx.x * 2 + i];
+}
+__device__ __forceinline__ void store_registers(const TileParams& p, const float (&c)[4]) {
+  for (int i = 0; i < 4; ++i) p.c[threadIdx.x * 4 + i] = c[i];
+}
+KERNEL(registers_tf32, TileParams, 32) {
+  uint32_t bits_a[4], bits_b[2];
+  float a[4], b[2], c[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  load_registers(p, bits_a, bits_b);
+  for (int i = 0; i < 4; ++i) a[i] = __uint_as_float(bits_a[i]);
+  for (int i = 0; i < 2; ++i) b[i] = __uint_as_float(bits_b[i]);
+  mma_m16n8k8_tf32(c, a, b, c);
+  store_registers(p, c);
+}
+KERNEL(registers_bf16, TileParams, 32) {
+  uint32_t a[4], b[2];
+  float c[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  load_registers(p, a, b);
+  mma_m16n8k16_bf16(c, a, b, c);
+  store_registers(p, c);
+}
+KERNEL(registers_f16, TileParams, 32) {
+  uint32_t a[4], b[2];
+  float c[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  load_registers(p, a, b);
+  mma_m16n8k16_f16(c, a, b, c);
+  store_registers(p, c);
+}

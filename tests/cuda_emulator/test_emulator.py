@@ -72,6 +72,47 @@ def test_tensor_core_tiles(kernels: Kernels, kernel: str, depth: int, dtype: tor
     torch.testing.assert_close(c, (a.double() @ b.double()).float())
 
 
+def owned_by_ptx(kind: str) -> tuple[list[list[tuple[int, int]]], ...]:
+    """Element (row, column) of each lane's a_i, b_i and c_i, in the words of the PTX ISA.
+
+    "Matrix fragments for mma.m16n8k8" (.tf32) and "for mma.m16n8k16" (.f16, .bf16):
+    groupID = %laneid >> 2, threadID_in_group = %laneid % 4.
+    """
+    a, b, c = [], [], []
+    for lane in range(32):
+        group, member = lane >> 2, lane % 4
+        if kind == "tf32":
+            a.append(
+                [
+                    (group if i in (0, 2) else group + 8, member if i in (0, 1) else member + 4)
+                    for i in range(4)
+                ]
+            )
+            b.append([(member if i == 0 else member + 4, group) for i in range(2)])
+        else:
+            rows = [group if 0 <= i < 2 or 4 <= i < 6 else group + 8 for i in range(8)]
+            columns = [member * 2 + (i & 1) if i < 4 else member * 2 + (i & 1) + 8 for i in range(8)]
+            a.append(list(zip(rows, columns, strict=True)))
+            b.append([(member * 2 + (i & 1) if i < 2 else member * 2 + (i & 1) + 8, group) for i in range(4)])
+        c.append([(group if i < 2 else group + 8, member * 2 + (i & 1)) for i in range(4)])
+    return a, b, c
+
+
+@pytest.mark.parametrize(
+    ("kind", "depth", "dtype"),
+    [("tf32", 8, torch.float32), ("bf16", 16, torch.bfloat16), ("f16", 16, torch.float16)],
+)
+def test_fragments_are_owned_as_the_ptx_isa_says(
+    kernels: Kernels, kind: str, depth: int, dtype: torch.dtype
+) -> None:
+    a, b = torch.randint(-8, 9, (16, depth)).to(dtype), torch.randint(-8, 9, (depth, 8)).to(dtype)  # exact
+    owned_a, owned_b, owned_c = (torch.tensor(owned) for owned in owned_by_ptx(kind))
+    registers = torch.empty(32, 4)
+    fragments = (a[owned_a[..., 0], owned_a[..., 1]], b[owned_b[..., 0], owned_b[..., 1]])
+    kernels.run(f"registers_{kind}", {"a": fragments[0], "b": fragments[1], "c": registers})
+    assert torch.equal(registers, (a.float() @ b.float())[owned_c[..., 0], owned_c[..., 1]])
+
+
 def test_params_must_match_the_struct(kernels: Kernels) -> None:
     with pytest.raises(TypeError, match="vectors takes"):
         kernels.run("vectors", {"x": torch.empty(4), "y": torch.empty(4), "threads": 1})

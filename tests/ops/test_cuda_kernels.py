@@ -53,6 +53,28 @@ def generating_arguments(channels: int, rank: int, length: int) -> list[Any]:
     return [c, p, q, normal(3, 33), poles(3, 33), torch.rand(3).double() + 0.5, nodes]
 
 
+def convolution(*arguments: Tensor, backend: str, **options: Any) -> Tensor:
+    """Both results and all gradients of the chunked convolution, as one real tensor."""
+    leaves = [a.detach().requires_grad_() for a in arguments]
+    y, final = ops.ssm_conv(*leaves, backend=backend, **options)
+    (y.square().sum() + final.square().sum()).backward()
+    found = [y, final, *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+    return torch.cat([(torch.view_as_real(t) if t.is_complex() else t).flatten() for t in found])
+
+
+def convolution_arguments(
+    batch: int, channels: int, length: int, chunk: int, size: int, dense: bool
+) -> list[Any]:
+    power = 0.5 * (normal(2, size, size).real / size if dense else normal(2, size // 2))
+    powers = [power]
+    while len(powers) < chunk.bit_length():
+        powers.append(powers[-1] @ powers[-1] if dense else powers[-1].square())
+    matrices = (normal(channels, 2, chunk), normal(channels, 2, size, chunk), normal(2, chunk, size))
+    others = (normal(channels, 2), normal(batch, 2, size))
+    u = normal(batch, 2, length).real
+    return [u, *(m.real for m in matrices), torch.stack(powers, 1), *(m.real for m in others)]
+
+
 # One set of weights and three: the kernels differ. Longer than a segment: the sum over segments too.
 CALLS: dict[str, tuple[Callable[..., Tensor], Callable[[], list[Any]], dict[str, Any]]] = {
     "pairs": (ops.vandermonde, lambda: [normal(3, 2, 17), poles(2, 17) / 70, 70], {}),
@@ -87,6 +109,10 @@ CALLS: dict[str, tuple[Callable[..., Tensor], Callable[[], list[Any]], dict[str,
         lambda: [normal(3, 2, 130), 1j * normal(2, 130).real, poles(2, 40)],
         {"order": 2},
     ),
+    # As one segment and as several, whose chunks fill a warp's tile or do not; with more gradients than a block holds.
+    "convolution": (convolution, lambda: convolution_arguments(17, 1, 70, 16, 20, False), {}),
+    "convolution_segments": (convolution, lambda: convolution_arguments(2, 2, 300, 4, 6, True), {}),
+    "convolution_parts": (convolution, lambda: convolution_arguments(2, 1, 1000, 32, 64, True), {}),
     "step_one": (step(ops.ssm_step), lambda: step_arguments(1, None), {}),
     "step_many": (step(ops.dplr_step), lambda: step_arguments(9, 2), {}),
 }

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import checks
 from ..dispatch import choose, implement_in_triton
 from ..registration import register
-from . import cpu, reference  # noqa: F401 (register the implementations)
+from . import cpu, cuda, reference  # noqa: F401 (register the implementations)
 from .chunk import best_chunk as best_chunk
 
 implement_in_triton(__name__, "ssm_conv", "ssm_conv_backward")

@@ -1,0 +1,334 @@
+// The chunked state-space convolution on CUDA tensors, by the kernels in cuda.cu. The ops are of their own,
+// as they also take what the device can do:
+//   precision     what may compute products: 0 CUDA cores; 1 tensor cores that keep float32; 2 tensor cores,
+//   as
+//                 torch's own matrix products in float32 where they may use tf32. With 1 and 2, 16-bit
+//                 sequences are multiplied by matrices of as many digits.
+//   shared_bytes  shared memory that a block can have
+
+#include "ssm_conv/cuda.h"
+
+#include "runtime/cuda_driver.h"
+#include "ssm_conv/ssm_conv.h"
+
+EMBEDDED_KERNELS(ssm_conv);
+
+namespace sequence_kernels {
+namespace {
+
+using Optional = std::optional<Tensor>;
+using Sizes = std::vector<int64_t>;
+
+CudaKernel kernel(const char* name) {
+  return {ssm_conv_fatbin, name};
+}
+
+enum Math { f32, f64, tf32, tf32x3, bf16 };
+
+// By Math; pack and large by [precision].
+struct Products {
+  CudaKernel resident[5], pack[2], large[2];
+};
+const Products forward_products = {
+    {kernel("ssm_conv_forward_f32"), kernel("ssm_conv_forward_f64"), kernel("ssm_conv_forward_tf32"),
+     kernel("ssm_conv_forward_tf32x3"), kernel("ssm_conv_forward_bf16")},
+    {kernel("ssm_conv_forward_pack_f32"), kernel("ssm_conv_forward_pack_f64")},
+    {kernel("ssm_conv_forward_large_f32"), kernel("ssm_conv_forward_large_f64")}};
+const Products backward_products = {
+    {kernel("ssm_conv_backward_f32"), kernel("ssm_conv_backward_f64"), kernel("ssm_conv_backward_tf32"),
+     kernel("ssm_conv_backward_tf32x3"), kernel("ssm_conv_backward_bf16")},
+    {kernel("ssm_conv_backward_pack_f32"), kernel("ssm_conv_backward_pack_f64")},
+    {kernel("ssm_conv_backward_large_f32"), kernel("ssm_conv_backward_large_f64")}};
+
+// The others, by [precision].
+const CudaKernel carry_diagonal[] = {kernel("ssm_conv_carry_diagonal_f32"),
+                                     kernel("ssm_conv_carry_diagonal_f64")};
+const CudaKernel carry_dense[] = {kernel("ssm_conv_carry_dense_f32"), kernel("ssm_conv_carry_dense_f64")};
+const CudaKernel tail[] = {kernel("ssm_conv_tail_f32"), kernel("ssm_conv_tail_f64")};
+const CudaKernel tail_adjoint[] = {kernel("ssm_conv_tail_adjoint_f32"), kernel("ssm_conv_tail_adjoint_f64")};
+const CudaKernel tail_powers[] = {kernel("ssm_conv_tail_powers_f32"), kernel("ssm_conv_tail_powers_f64")};
+const CudaKernel gradients[] = {kernel("ssm_conv_gradients_f32"), kernel("ssm_conv_gradients_f64")};
+
+template <typename T>
+const T* data_of(const Optional& tensor) {
+  return tensor ? tensor->data<T>() : nullptr;
+}
+
+// A call's arguments, checked, and what all kernels' params take of them.
+struct Call {
+  const Tensor &u, &taps, &e_out, &e_in, &a_powers;
+  const Optional &d, &initial_state, &lengths;
+  int64_t B, H, L, M;
+  int32_t C, T, S, count;
+  Dtype real;
+  bool dense, wide, tensor_cores, fast;
+  int64_t shared_bytes;
+
+  Call(const Tensor& u, const Tensor& taps, const Tensor& e_out, const Tensor& e_in, const Tensor& a_powers,
+       const Optional& d, const Optional& initial_state, const Optional& lengths, int64_t precision,
+       int64_t shared_bytes)
+      : u(u),
+        taps(taps),
+        e_out(e_out),
+        e_in(e_in),
+        a_powers(a_powers),
+        d(d),
+        initial_state(initial_state),
+        lengths(lengths),
+        real(is_double(u.dtype()) ? Dtype::float64 : Dtype::float32),
+        dense(!is_complex(a_powers.dtype())),
+        wide(is_double(a_powers.dtype())),
+        tensor_cores(precision > 0),
+        fast(precision > 1),
+        shared_bytes(shared_bytes) {
+    const Sizes sequence = u.sizes(), columns = e_in.sizes(), kernels = taps.sizes(),
+                powers = a_powers.sizes();
+    check(sequence.size() == 3 && columns.size() == 3 && kernels.size() == 3 && powers.size() > 2,
+          "ssm_conv expects u (B, H, L), e_in (H, T, S), taps (C, H, T) and a_powers (H, count, ..)");
+    B = sequence[0], H = sequence[1], L = sequence[2];
+    C = narrow(kernels[0]), T = narrow(columns[1]), S = narrow(columns[2]), count = narrow(powers[1]);
+    narrow(H * (C * (T + int64_t(S) * T) + int64_t(T) * S + int64_t(S) * S));
+    check(T > 0 && (T & (T - 1)) == 0 && (dense || S % 2 == 0) &&
+              (count == 1 || int64_t(1) << (count - 1) == T),
+          "ssm_conv expects T to be a power of two, an even S with a complex a_powers, 1 or log2(T) + 1 "
+          "powers");
+    M = ssm_conv::chunks_of(L, T);
+    check(given(taps, {C, H, T}, real) && e_out.sizes() == Sizes{C, H, S, T} && e_out.dtype() == real &&
+              given(e_in, {H, T, S}, real) && given(d, {C, H}, real) &&
+              given(initial_state, {B, H, S}, real) && given(lengths, {B}, Dtype::int64) &&
+              given(a_powers, dense ? Sizes{H, count, S, S} : Sizes{H, count, S / 2}, a_powers.dtype()) &&
+              (wide || real == Dtype::float32),
+          "ssm_conv expects contiguous arguments of the shapes and dtypes that ops.ssm_conv checks");
+    for (const Tensor* other : {&taps, &e_out, &e_in, &a_powers})
+      check(other->device() == u.device(), "ssm_conv expects all tensors on one device");
+  }
+
+  static int32_t narrow(int64_t size) {
+    check(size >= 0 && size <= 0x7fffffff, "ssm_conv: the chunk matrices have too many elements");
+    return static_cast<int32_t>(size);
+  }
+  static bool given(const Tensor& tensor, const Sizes& sizes, Dtype dtype) {
+    return tensor.is_contiguous() && tensor.sizes() == sizes && tensor.dtype() == dtype;
+  }
+  static bool given(const Optional& tensor, const Sizes& sizes, Dtype dtype) {
+    return !tensor || given(*tensor, sizes, dtype);
+  }
+
+  bool is_double_precision() const { return real == Dtype::float64; }
+  int32_t real_bytes() const { return is_double_precision() ? 8 : 4; }
+  Tensor empty(const Sizes& sizes) const { return Tensor::empty(sizes, real, u.device()); }
+  Math math() const {
+    if (is_double_precision()) return f64;
+    if (!tensor_cores) return f32;
+    if (u.dtype() == Dtype::bfloat16) return bf16;
+    return fast || u.dtype() == Dtype::float16 ? tf32 : tf32x3;
+  }
+
+  template <typename Params>
+  void fill(Params& params) const {
+    params.lengths = data_of<int64_t>(lengths);
+    params.B = B, params.H = H, params.L = L, params.T = T, params.S = S;
+    params.dense = dense, params.wide = wide;
+  }
+  template <typename Params>
+  void fill_chunk_power(Params& params) const {
+    const int64_t size = dense ? S * S : S;  // real numbers of a power
+    params.a_chunk = a_powers.data<char>() + (count - 1) * size * (wide ? 8 : 4);
+    params.a_head = count * size;
+  }
+  template <typename Params>
+  void fill_u(Params& params) const {
+    const Sizes strides = u.strides();
+    params.u = u.data<void>(), params.element = element();
+    params.u_batch = strides[0], params.u_head = strides[1], params.u_step = strides[2];
+  }
+  template <typename Params>
+  void fill_outputs(Params& params) const {
+    const Sizes strides = e_out.strides();
+    params.C = C, params.taps = taps.data<void>(), params.e_out = e_out.data<void>(),
+    params.d = data_of<void>(d);
+    params.e_out_channel = strides[0], params.e_out_head = strides[1];
+    params.e_out_state = strides[2], params.e_out_step = strides[3];
+  }
+  int32_t element() const {
+    const Element element = u.dtype() == Dtype::float16    ? Element::float16
+                            : u.dtype() == Dtype::bfloat16 ? Element::bfloat16
+                            : u.dtype() == Dtype::float32  ? Element::float32
+                                                           : Element::float64;
+    return static_cast<int32_t>(element);
+  }
+
+  template <typename Layout, typename Params>
+  void launch_products(const Products& products, Params params) const {
+    params.real_bytes = real_bytes(), params.operand_bytes = math() == bf16 ? 2 : real_bytes();
+    params.resident = true;
+    if (Layout(params).bytes <= shared_bytes) return launch(products.resident[math()], u.device(), params);
+    params.operand_bytes = real_bytes(), params.resident = false;
+    const Layout layout(params);
+    check(layout.bytes <= shared_bytes,
+          "ssm_conv: the states of 16 sequences take more shared memory than this GPU has; use "
+          "backend='torch', a smaller state or a smaller chunk");
+    Tensor workspace = empty({H * (layout.matrices / real_bytes())});
+    params.workspace = workspace.mutable_data<void>();
+    launch(products.pack[is_double_precision()], u.device(), params);
+    launch(products.large[is_double_precision()], u.device(), params);
+  }
+
+  // Each row's states from `inputs` = u (B, H, L) and e_in, to the params' other fields.
+  SsmConvForwardParams forward_params(int64_t chunks, int64_t segments) const {
+    SsmConvForwardParams params{};
+    const Sizes strides = u.strides();
+    fill(params), fill_chunk_power(params);
+    params.input = u.data<void>(), params.element = element(), params.inputs = 1;
+    params.input_batch = strides[0], params.input_head = strides[1], params.input_step = strides[2];
+    params.e_in = e_in.data<void>();
+    params.e_in_head = T * S, params.e_in_step = S, params.e_in_state = 1;
+    params.chunks = chunks, params.segments = segments;
+    return params;
+  }
+  // The gradients of the states from g (B, C, H, L) and e_out.
+  SsmConvForwardParams adjoint_params(const Tensor& g, int64_t chunks, int64_t segments) const {
+    SsmConvForwardParams params = forward_params(chunks, segments);
+    const Sizes strides = g.strides(), matrix = e_out.strides();
+    params.input = g.data<void>(), params.inputs = C;
+    params.input_batch = strides[0], params.input_channel = strides[1];
+    params.input_head = strides[2], params.input_step = strides[3];
+    params.e_in = e_out.data<void>();
+    params.e_in_channel = matrix[0], params.e_in_head = matrix[1];
+    params.e_in_state = matrix[2], params.e_in_step = matrix[3];
+    params.adjoint = true;
+    return params;
+  }
+
+  // From the states after each segment, in place, to those before it; adjoint: after it.
+  void carry(Tensor& states, const void* initial, int64_t chunks, int64_t segments, bool adjoint) const {
+    SsmConvCarryParams params{};
+    fill(params), fill_chunk_power(params);
+    params.states = states.mutable_data<void>(), params.initial = initial;
+    params.chunks = chunks, params.segments = segments, params.adjoint = adjoint;
+    launch((dense ? carry_dense : carry_diagonal)[is_double_precision()], u.device(), params);
+  }
+  Tensor starts(int64_t chunks, int64_t segments) const {
+    Tensor states = empty({B, H, segments, S});
+    if (segments > 1) {
+      SsmConvForwardParams params = forward_params(chunks, segments);
+      params.ends = states.mutable_data<void>();
+      launch_products<ssm_conv::ForwardLayout>(forward_products, params);
+    }
+    carry(states, data_of<void>(initial_state), chunks, segments, false);
+    return states;
+  }
+
+  SsmConvTailParams tail_params(const Tensor* last, const Tensor* g_final) const {
+    SsmConvTailParams params{};
+    fill(params), fill_u(params);
+    params.e_in = e_in.data<void>(), params.powers = a_powers.data<void>(), params.count = count;
+    if (last) params.last = last->data<void>();
+    if (g_final) params.g_final = g_final->data<void>();
+    return params;
+  }
+};
+
+std::vector<Tensor> forward_op(const Tensor& u, const Tensor& taps, const Tensor& e_out, const Tensor& e_in,
+                               const Tensor& a_powers, const Optional& d, const Optional& initial_state,
+                               const Optional& lengths, int64_t precision, int64_t shared_bytes) {
+  const Call call(u, taps, e_out, e_in, a_powers, d, initial_state, lengths, precision, shared_bytes);
+  const int64_t chunks = ssm_conv::segment_chunks(call.B, call.H, call.M);
+  const int64_t segments = ssm_conv::segments_of(call.M, chunks);
+  Optional starts;
+  if (segments > 1) starts = call.starts(chunks, segments);
+
+  std::vector<Tensor> results;
+  results.push_back(Tensor::empty({call.B, call.C, call.H, call.L}, u.dtype(), u.device()));
+  results.push_back(call.empty({call.B, call.H, call.S}));
+  Tensor last = call.empty({call.B, call.H, call.S});
+  SsmConvForwardParams params = call.forward_params(chunks, segments);
+  call.fill_outputs(params);
+  params.starts = data_of<void>(segments > 1 ? starts : initial_state);
+  params.y = results[0].mutable_data<void>(), params.last = last.mutable_data<void>();
+  call.launch_products<ssm_conv::ForwardLayout>(forward_products, params);
+
+  SsmConvTailParams tail_params = call.tail_params(&last, nullptr);
+  tail_params.final_state = results[1].mutable_data<void>();
+  launch(tail[call.is_double_precision()], u.device(), tail_params);
+  return results;
+}
+
+std::vector<Tensor> backward_op(const Tensor& g, const Tensor& g_final, const Tensor& u, const Tensor& taps,
+                                const Tensor& e_out, const Tensor& e_in, const Tensor& a_powers,
+                                const Optional& d, const Optional& initial_state, const Optional& lengths,
+                                int64_t precision, int64_t shared_bytes) {
+  const Call call(u, taps, e_out, e_in, a_powers, d, initial_state, lengths, precision, shared_bytes);
+  const auto [B, C, H, L, T, S] = std::tuple(call.B, call.C, call.H, call.L, call.T, call.S);
+  check(
+      g.sizes() == Sizes{B, C, H, L} && g.dtype() == u.dtype() && Call::given(g_final, {B, H, S}, call.real),
+      "ssm_conv_backward expects g (B, C, H, L) of u's dtype and a contiguous g_final (B, H, S)");
+  const bool doubles = call.is_double_precision();
+  const Device device = u.device();
+  std::vector<Tensor> results;
+  results.push_back(Tensor::empty({B, H, L}, u.dtype(), device));
+  results.push_back(call.empty({C, H, T}));
+  results.push_back(call.empty({C, H, S, T}));
+  results.push_back(call.empty({H, T, S}));
+  results.push_back(Tensor::empty(a_powers.sizes(), a_powers.dtype(), device));
+  results.push_back(call.empty({C, H}));
+  results.push_back(call.empty({B, H, S}));
+
+  Tensor joins = call.empty({B, H, S}), tail_du = call.empty({B, H, T}), last = call.empty({B, H, S});
+  SsmConvTailParams tail_params = call.tail_params(&last, &g_final);
+  tail_params.joins = joins.mutable_data<void>(), tail_params.tail_du = tail_du.mutable_data<void>();
+  launch(tail_adjoint[doubles], device, tail_params);
+
+  SsmConvBackwardParams params{};
+  call.fill(params), call.fill_chunk_power(params), call.fill_u(params), call.fill_outputs(params);
+  params.real_bytes = call.real_bytes(), params.operand_bytes = call.math() == bf16 ? 2 : params.real_bytes;
+  const int64_t chunks = ssm_conv::backward_chunks(params, call.shared_bytes);
+  const int64_t segments = ssm_conv::segments_of(call.M, chunks);
+  const Tensor starts = call.starts(chunks, segments);
+  Tensor afters = call.empty({B, H, segments, S});
+  if (segments > 1) {
+    SsmConvForwardParams adjoint = call.adjoint_params(g, chunks, segments);
+    adjoint.joins = joins.data<void>(), adjoint.ends = afters.mutable_data<void>();
+    call.launch_products<ssm_conv::ForwardLayout>(forward_products, adjoint);
+  }
+  call.carry(afters, joins.data<void>(), chunks, segments, true);
+
+  const Sizes strides = g.strides();
+  params.g = g.data<void>(), params.e_in = e_in.data<void>();
+  params.g_batch = strides[0], params.g_channel = strides[1];
+  params.g_head = strides[2], params.g_step = strides[3];
+  params.starts = starts.data<void>(), params.afters = afters.data<void>();
+  params.joins = joins.data<void>(), params.tail_du = tail_du.data<void>();
+  params.du = results[0].mutable_data<void>(), params.d_initial = results[6].mutable_data<void>();
+  params.last = last.mutable_data<void>();
+  params.chunks = chunks, params.segments = segments;
+  params.splits = ssm_conv::backward_splits(B, H, segments);
+  Tensor partial = call.empty({params.splits, H, ssm_conv::Fragments(C, T, S, call.dense).count, 128});
+  params.partial = partial.mutable_data<void>();
+  call.launch_products<ssm_conv::BackwardLayout>(backward_products, params);
+
+  tail_params.d_powers = results[4].mutable_data<void>(), tail_params.by_head = true;
+  launch(tail_powers[doubles], device, tail_params);
+  SsmConvGradientsParams sums{};
+  call.fill(sums), call.fill_u(sums);
+  sums.C = C, sums.count = call.count, sums.splits = params.splits;
+  sums.partial = partial.data<void>(), sums.g_final = g_final.data<void>();
+  sums.d_taps = results[1].mutable_data<void>(), sums.d_e_out = results[2].mutable_data<void>();
+  sums.d_e_in = results[3].mutable_data<void>(), sums.d_powers = results[4].mutable_data<void>();
+  sums.d_d = results[5].mutable_data<void>();
+  launch(gradients[doubles], device, sums);
+  return results;
+}
+
+const Op forward(
+    "ssm_conv_cuda(Tensor u, Tensor taps, Tensor e_out, Tensor e_in, Tensor a_powers, Tensor? d, "
+    "Tensor? initial_state, Tensor? lengths, int precision, int shared_bytes) -> (Tensor, Tensor)",
+    boxed<forward_op>, "CUDA");
+const Op backward(
+    "ssm_conv_backward_cuda(Tensor g, Tensor g_final, Tensor u, Tensor taps, Tensor e_out, Tensor e_in, "
+    "Tensor a_powers, Tensor? d, Tensor? initial_state, Tensor? lengths, int precision, int shared_bytes) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    boxed<backward_op>, "CUDA");
+
+}  // namespace
+}  // namespace sequence_kernels

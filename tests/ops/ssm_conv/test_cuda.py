@@ -1,0 +1,277 @@
+"""The CUDA kernels of the chunked convolution, in the emulator, against its definition in plain torch."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sequence_kernels.ops.ssm_conv import reference
+from tests.cuda_emulator import Kernels, skip_reason
+from tests.cuda_emulator.build import ROOT, compiler
+
+from .emulated import BLOCK_FRAGMENTS, Arguments, Emulated
+
+pytestmark = [
+    pytest.mark.skipif(skip_reason() is not None, reason=str(skip_reason())),
+    pytest.mark.checks("oracle", "emulator", of="ssm_conv/cuda"),
+]
+
+F64 = torch.float64
+ORDERS = ("forward", "reverse", "random", "skewed")
+#: What computes products, the sequences' dtype, and the error allowed: outputs and du in that dtype, the others. The
+#: rounding of a matrix to 11 or 8 bits is the same in every chunk, so that sums over chunks show it in full.
+MATHS = [
+    ("f64", torch.float64, 1e-13, 1e-13),
+    ("f32", torch.float32, 1e-6, 1e-6),
+    ("f32", torch.bfloat16, 3e-3, 1e-6),
+    ("tf32x3", torch.float32, 1e-6, 1e-6),
+    ("tf32", torch.float32, 1e-3, 2e-3),
+    ("tf32", torch.float16, 1e-3, 2e-3),
+    ("bf16", torch.bfloat16, 5e-3, 5e-3),
+]
+#: B, C, H, L, T, S, dense, lengths, chunks of a segment
+CASES = [
+    (2, 1, 2, 11, 4, 4, False, False, 1),
+    (3, 2, 2, 37, 4, 6, True, True, 2),
+    (2, 1, 1, 70, 16, 20, False, True, 2),
+    (5, 2, 1, 64, 16, 4, True, False, 8),
+    (1, 1, 2, 100, 2, 4, False, False, 5),
+    (1, 1, 1, 33, 1, 3, True, True, 7),
+    (20, 1, 1, 33, 8, 4, False, True, 2),
+    (1, 1, 1, 0, 4, 4, False, False, 1),
+]
+
+
+@pytest.fixture(scope="module")
+def plain() -> Kernels:
+    return Kernels("csrc/ssm_conv/cuda.cu")
+
+
+@pytest.fixture(scope="module")
+def checked() -> Kernels:
+    return Kernels("csrc/ssm_conv/cuda.cu", check=True)
+
+
+def arguments(case: tuple[Any, ...], dtype: torch.dtype) -> Arguments:
+    """A random stable model, not one that comes from taps: its matrices are independent of each other."""
+    batch, channels, heads, length, chunk, size, dense, with_lengths, _ = case
+    generator = torch.Generator().manual_seed(length + size)
+    real = F64 if dtype == F64 else torch.float32
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=F64, generator=generator)
+
+    rotation = (
+        torch.linalg.qr(normal(heads, size, size))[0] if dense else torch.exp(1j * normal(heads, size // 2))
+    )
+    powers = [0.9 * rotation]
+    while len(powers) < chunk.bit_length():
+        powers.append(powers[-1] @ powers[-1] if dense else powers[-1] * powers[-1])
+    return Arguments(
+        normal(batch, heads, length).to(dtype),
+        normal(channels, heads, chunk).to(real),
+        normal(channels, heads, size, chunk).to(real),
+        normal(heads, chunk, size).to(real),
+        torch.stack(powers, 1),
+        normal(channels, heads).to(real) if channels == 1 else None,
+        normal(batch, heads, size).to(real) if chunk > 2 else None,
+        torch.randint(length + 1, (batch,), generator=generator) if with_lengths else None,
+    )
+
+
+def exact(*tensors: Tensor | None) -> list[Any]:
+    return [t if t is None or t.dtype == torch.int64 or t.is_complex() else t.to(F64) for t in tensors]
+
+
+def compare(got: tuple[Tensor, ...], want: tuple[Tensor, ...], rounded: float, others: float) -> None:
+    """Errors relative to the norm; to that of sums of as many normal numbers, where a few such sums cancel."""
+    floor = max(1.0, want[0].numel() ** 0.5)
+    for i, (x, y) in enumerate(zip(got, want, strict=True)):
+        assert x.shape == y.shape
+        assert x.to(y.dtype).sub(y).norm() <= (others if i else rounded) * max(float(y.norm()), floor), i
+
+
+def gradients_of(case: tuple[Any, ...], a: Arguments) -> tuple[Tensor, Tensor]:
+    batch, channels, heads, length, _, size, *_ = case
+    generator = torch.Generator().manual_seed(7)
+    g = torch.randn(batch, channels, heads, length, generator=generator).to(a.u.dtype)
+    return g, torch.randn(batch, heads, size, generator=generator).to(a.taps.dtype)
+
+
+def check(
+    kernels: Emulated, case: tuple[Any, ...], dtype: torch.dtype, rounded: float, others: float
+) -> None:
+    a, chunks = arguments(case, dtype), case[-1]
+    compare(kernels.forward(a, chunks), reference.ssm_conv(*exact(*a)), rounded, others)
+    g, g_final = gradients_of(case, a)
+    rows = case[0] * max(1, -(-case[3] // case[4] // chunks))
+    got = kernels.backward(g, g_final, a, chunks, splits=1 if rows <= 16 else 2)
+    compare(got, reference.ssm_conv_backward(*exact(g, g_final, *a)), rounded, others)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("math", "dtype", "rounded", "others"), MATHS)
+def test_both_passes(
+    plain: Kernels, math: str, dtype: torch.dtype, rounded: float, others: float, case: tuple[Any, ...]
+) -> None:
+    check(Emulated(plain, math), case, dtype, rounded, others)
+
+
+@pytest.mark.parametrize("case", CASES[:4], ids=str)
+@pytest.mark.parametrize(("math", "dtype", "rounded", "others"), MATHS[:3])
+def test_matrices_in_global_memory(
+    plain: Kernels, math: str, dtype: torch.dtype, rounded: float, others: float, case: tuple[Any, ...]
+) -> None:
+    check(Emulated(plain, math, large=True), case, dtype, rounded, others)
+
+
+def test_more_gradients_than_a_block_has_accumulators_for(plain: Kernels) -> None:
+    size, chunk = 64, 32
+    tiles = size // 16
+    assert tiles * tiles * 2 + 2 * tiles * (chunk // 8) * 2 + (chunk // 16) * (chunk // 8) > BLOCK_FRAGMENTS
+    check(Emulated(plain, "f32"), (1, 1, 1, 70, chunk, size, True, False, 2), torch.float32, 2e-6, 2e-6)
+
+
+def test_tails_that_are_not_known(plain: Kernels) -> None:
+    """A^T alone: rows that end inside a chunk have no final state, and its gradient counts for nothing."""
+    case = (3, 1, 1, 21, 4, 4, False, False, 2)
+    whole = arguments(case, F64)
+    a = whole._replace(a_powers=whole.a_powers[:, -1:].contiguous(), lengths=torch.tensor([8, 21, 3]))
+    y, final = Emulated(plain, "f64").forward(a, 2)
+    compare((y, final[:1]), (reference.ssm_conv(*whole)[0], reference.ssm_conv(*a)[1][:1]), 1e-13, 1e-13)
+    assert final[1:].isnan().all()
+    g, g_final = gradients_of(case, a)
+    compare(
+        Emulated(plain, "f64").backward(g, g_final, a, 2, 1),
+        reference.ssm_conv_backward(g, g_final, *a),
+        1e-13,
+        1e-13,
+    )
+
+
+def test_float32_keeps_its_digits_over_long_sequences(plain: Kernels) -> None:
+    """Slow modes, A^T in double: 3 x tf32 and the CUDA cores stay within float32's error over thousands of steps."""
+    generator = torch.Generator().manual_seed(0)
+    heads, size, chunk, length = 1, 8, 16, 1 << 14
+    rate = torch.logspace(-4, -1, size // 2, dtype=F64)
+    pole = torch.exp(torch.complex(-0.5 * rate, 3 * rate))[None]
+    c = torch.randn(heads, size // 2, dtype=torch.complex128, generator=generator)
+    steps = torch.arange(chunk + 1)
+    power = pole.unsqueeze(-1) ** steps  # (H, N, T + 1)
+    taps = (c.unsqueeze(-1) * rate[:, None] * power[..., :chunk]).sum(1).real[None]
+    row = (c.unsqueeze(-1) * power[..., 1:]).unsqueeze(2)  # real part of x c: rows for Re x and Im x
+    e_out = torch.cat((row.real, -row.imag), 2).flatten(1, 2)[None]
+    e_in = torch.view_as_real((rate[:, None] * power[..., :chunk].flip(-1)).transpose(1, 2)).flatten(-2)
+    u = torch.randn(1, heads, length, generator=generator)
+    a = Arguments(u, taps.float(), e_out.float(), e_in.float().contiguous(), (pole**chunk).unsqueeze(1))
+    want, _ = reference.ssm_conv(*exact(*a))
+    for math in ("f32", "tf32x3"):
+        for chunks in (length // chunk, 64):
+            y, _ = Emulated(plain, math).forward(a, chunks)
+            assert (y - want).norm() < 1e-6 * want.norm(), (math, chunks)
+
+
+def test_sequences_of_more_than_2_to_31_elements(plain: Kernels) -> None:
+    """The second one lies beyond them; memory that nobody touches costs nothing."""
+    a, apart = arguments((2, 1, 1, 11, 4, 4, False, False, 3), torch.bfloat16), (1 << 31) + 8
+    u, y, last = (
+        torch.empty(apart + 11, dtype=a.u.dtype),
+        torch.empty(2, 1, 1, 11, dtype=a.u.dtype),
+        torch.empty(2, 1, 4),
+    )
+    u[:11], u[apart:] = a.u[0, 0], a.u[1, 0]
+    kernels = Emulated(plain, "f32")
+    given: dict[str, Any] = {
+        "starts": a.initial_state,
+        "y": y,
+        "last": last,
+        "inputs": 1,
+        "input_batch": apart,
+    }
+    kernels.scan(a, u.view(1, 1, 1, -1), 3, 1, outputs=True, **given)
+    assert torch.equal(y, kernels.forward(a, 3)[0])
+
+
+RULES = """
+#include "ssm_conv/cuda.h"
+extern "C" int64_t forward_chunks(int64_t B, int64_t H, int64_t M) { return ssm_conv::segment_chunks(B, H, M); }
+extern "C" int64_t backward_chunks(int32_t C, int32_t T, int32_t S, int32_t dense, int32_t bytes, int64_t limit) {
+  SsmConvBackwardParams p{};
+  p.C = C, p.T = T, p.S = S, p.dense = dense, p.real_bytes = p.operand_bytes = bytes;
+  return ssm_conv::backward_chunks(p, limit);
+}
+extern "C" int64_t splits(int64_t B, int64_t H, int64_t segments) {
+  return ssm_conv::backward_splits(B, H, segments);
+}
+"""
+
+
+def test_launch_rules(tmp_path: Path) -> None:
+    """Long batches are not cut; short ones fill 16 rows of 264 blocks; what does not fit is kept for fewer chunks."""
+    (tmp_path / "rules.cpp").write_text(RULES)
+    command = [
+        str(compiler()),
+        "-std=c++17",
+        f"-I{ROOT / 'csrc'}",
+        "-shared",
+        "-fPIC",
+        "rules.cpp",
+        "-o",
+        "rules.so",
+    ]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    rules = ctypes.CDLL(str(tmp_path / "rules.so"))
+    for function in (rules.forward_chunks, rules.backward_chunks, rules.splits):
+        function.restype = ctypes.c_int64
+    whole = [(16, 512, 512), (8, 512, 512), (64, 66, 512), (1, 512, 8), (1, 1, 0), (0, 4, 9)]
+    assert [rules.forward_chunks(*size) for size in whole] == [512, 512, 512, 8, 1, 9]
+    assert rules.forward_chunks(1, 256, 512) == 512 // 32
+    assert rules.forward_chunks(4, 264, 512) == 512 // 4
+    assert rules.forward_chunks(1, 1, 512) == 8
+    sizes = [(1, 32, 64, 0, 4, 99 << 10), (1, 32, 64, 0, 4, 64 << 10), (1, 128, 128, 1, 8, 99 << 10)]
+    assert [rules.backward_chunks(*size) for size in sizes] == [8, 4, 1]
+    assert [rules.splits(*size) for size in ((16, 512, 64), (1, 8, 2), (0, 8, 1))] == [2, 1, 0]
+
+
+@pytest.mark.parametrize("math", ["f32", "tf32x3", "bf16"])
+def test_results_do_not_depend_on_the_order_of_threads(plain: Kernels, math: str) -> None:
+    case = (20, 1, 1, 33, 8, 4, False, True, 2)
+    a = arguments(case, torch.bfloat16 if math == "bf16" else torch.float32)
+    g, g_final = gradients_of(case, a)
+    results = []
+    for order in ORDERS:
+        kernels = Emulated(plain, math, order=order, seed=5)
+        results.append([*kernels.forward(a, 2), *kernels.backward(g, g_final, a, 2, 2)])
+    for other in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
+
+
+CHECKED = [(2, 2, 1, 21, 4, 4, True, True, 2), (1, 1, 1, 70, 16, 20, False, False, 2)]
+
+
+@pytest.mark.checks("sanitizers", of="ssm_conv/cuda")
+@pytest.mark.parametrize("case", CHECKED, ids=str)
+@pytest.mark.parametrize(("math", "dtype", "rounded", "others"), MATHS)
+def test_every_access_is_in_bounds_and_ordered(
+    checked: Kernels, math: str, dtype: torch.dtype, rounded: float, others: float, case: tuple[Any, ...]
+) -> None:
+    check(Emulated(checked, math, order="random", seed=1), case, dtype, rounded, others)
+    if math in ("f32", "f64"):
+        check(Emulated(checked, math, large=True, order="forward"), case, dtype, rounded, others)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_access_is_in_bounds_and_ordered_for_many_schedules(
+    checked: Kernels, case: tuple[Any, ...], order: str, seed: int
+) -> None:
+    for math, dtype, rounded, others in (MATHS[0], MATHS[3], MATHS[6]):
+        check(Emulated(checked, math, order=order, seed=seed), case, dtype, rounded, others)
