@@ -10,10 +10,13 @@ from torch import Tensor
 
 from sequence_kernels import ops
 
+from ..devices import gpu_backends, run
 from ..test_contract import backends
 
 C128 = torch.complex128
-every_backend = pytest.mark.parametrize("backend", backends("dplr_generating"))
+every_backend = pytest.mark.parametrize(
+    "backend", backends("dplr_generating") + gpu_backends("dplr_generating")
+)
 
 
 def whole(x: Tensor) -> Tensor:
@@ -50,9 +53,9 @@ def error(got: Tensor, want: Tensor) -> float:
 def test_against_dense_resolvents(backend: str, rank: int, channels: int, length: int) -> None:
     tensors = system(channels, rank, 2, 5, length)
     want = resolvent(*tensors)
-    assert error(ops.dplr_generating(*tensors, backend=backend), want) < 1e-13
+    assert error(run(ops.dplr_generating, *tensors, backend=backend), want) < 1e-13
     single = [x.to(torch.complex64 if x.is_complex() else torch.float32) for x in tensors]
-    got = ops.dplr_generating(*single, backend=backend)
+    got = run(ops.dplr_generating, *single, backend=backend)
     assert got.dtype == torch.complex64
     assert error(got, want) < 2e-5  # random poles and low ranks: the systems' conditions are in the hundreds
 
@@ -69,7 +72,7 @@ def test_a_zero_pivot_is_exchanged(backend: str) -> None:
     x = torch.linalg.pinv(torch.stack((rows.real, rows.imag))) @ torch.tensor([-1.0, 0], dtype=torch.float64)
     q[0, 0] = torch.complex(x[:4], x[4:])
     tensors = (c, p, q, b, w, dt, t)
-    assert error(ops.dplr_generating(*tensors, backend=backend), resolvent(*tensors)) < 1e-9
+    assert error(run(ops.dplr_generating, *tensors, backend=backend), resolvent(*tensors)) < 1e-9
 
 
 @every_backend
@@ -80,7 +83,7 @@ def test_infinite_nodes(backend: str, dtype: torch.dtype) -> None:
     tensors = [
         x.to(dtype if x.is_complex() else dtype.to_real()).requires_grad_() for x in (c, p, q, b, w, dt, t)
     ]
-    out = ops.dplr_generating(*tensors, backend=backend)
+    out = run(ops.dplr_generating, *tensors, backend=backend)
     limit = ((c * b).sum(-1).real * dt).to(C128)
     for i in (0, 2, 3):
         torch.testing.assert_close(out[..., i].to(C128), limit, rtol=1e-5, atol=1e-5)
@@ -100,7 +103,7 @@ def test_gradients_at_infinity_are_the_limit(backend: str) -> None:
 
     def gradients(t: float) -> tuple[Tensor, ...]:
         leaves = [x.clone().requires_grad_() for x in tensors]
-        out = ops.dplr_generating(*leaves, torch.tensor([t], dtype=torch.float64), backend=backend)
+        out = run(ops.dplr_generating, *leaves, torch.tensor([t], dtype=torch.float64), backend=backend)
         return torch.autograd.grad(out, leaves, weights)
 
     for at, near in zip(gradients(math.inf), gradients(1e9), strict=True):
@@ -111,7 +114,7 @@ def test_gradients_at_infinity_are_the_limit(backend: str) -> None:
 def test_empty_dimensions(backend: str) -> None:
     for channels, heads, pairs, length in [(0, 2, 3, 4), (2, 0, 3, 4), (2, 2, 0, 4), (2, 2, 3, 0)]:
         tensors = [x.requires_grad_() for x in system(channels, 1, heads, pairs, length)]
-        out = ops.dplr_generating(*tensors, backend=backend)
+        out = run(ops.dplr_generating, *tensors, backend=backend)
         assert out.shape == (channels, heads, length)
         if pairs == 0:
             assert (out == 0).all()
@@ -123,7 +126,7 @@ def test_huge_poles_in_float32(backend: str) -> None:
     c, p, q, b, w, dt, t = system(1, 1, 2, 4, 40)
     w[0, 0] = complex(-1e12, 1e12)
     single = [x.to(torch.complex64 if x.is_complex() else torch.float32) for x in (c, p, q, b, w, dt, t)]
-    assert error(ops.dplr_generating(*single, backend=backend), resolvent(c, p, q, b, w, dt, t)) < 1e-5
+    assert error(run(ops.dplr_generating, *single, backend=backend), resolvent(c, p, q, b, w, dt, t)) < 1e-5
 
 
 def test_bad_arguments() -> None:
