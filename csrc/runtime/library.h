@@ -177,7 +177,10 @@ inline void box(std::vector<Tensor>&& values, StableIValue* to) {
 template <auto function, typename Result, typename... Arguments, size_t... index>
 void call(Result (*)(Arguments...), StableIValue* stack, std::index_sequence<index...>) {
   std::tuple<std::decay_t<Arguments>...> arguments(unbox<std::decay_t<Arguments>>(stack[index])...);
-  box(function(std::get<index>(arguments)...), stack);
+  if constexpr (std::is_void_v<Result>)
+    function(std::get<index>(arguments)...);
+  else
+    box(function(std::get<index>(arguments)...), stack);
 }
 
 template <typename Result, typename... Arguments>

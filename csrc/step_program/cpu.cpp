@@ -150,7 +150,44 @@ inline void recur(Rows<Real>& rows, const Instruction& instruction, const Real* 
   rows.swap();
 }
 
+// Columns of two vectors that are `distance` apart change places: a step of a transposition.
+template <int distance, typename Real, int... lane>
+inline void exchange(Vector<Real>& low, Vector<Real>& high, std::integer_sequence<int, lane...>) {
+  constexpr int n = kLanes<Real>;
+  const Vector<Real> first =
+      __builtin_shufflevector(low, high, (lane & distance ? n + lane - distance : lane)...);
+  high = __builtin_shufflevector(low, high, (lane & distance ? n + lane : lane + distance)...);
+  low = first;
+}
+
+template <int distance, typename Real>
+inline void transpose(Vector<Real> (&rows)[kLanes<Real>]) {
+  if constexpr (distance > 0) {
+    for (int i = 0; i < kLanes<Real>; ++i)
+      if (!(i & distance)) exchange<distance, Real>(rows[i], rows[i + distance], Lanes<Real>());
+    transpose<distance / 2, Real>(rows);
+  }
+}
+
 }  // namespace
+
+template <typename Real, Isa isa>
+void pack_panels(const Real* weights, int64_t outputs, int64_t inputs, Real* panels) {
+  constexpr int64_t n = kLanes<Real>;
+  for (int64_t o = 0; o < padded(outputs); o += n) {
+    Real* const to = panels + o / kPanel * kPanel * inputs + o % kPanel;
+    int64_t k = 0;
+    for (; o + n <= outputs && k + n <= inputs; k += n) {
+      Vector<Real> rows[n];
+      for (int64_t i = 0; i < n; ++i) rows[i] = load(weights + (o + i) * inputs + k);
+      transpose<n / 2, Real>(rows);
+      for (int64_t i = 0; i < n; ++i) store(to + (k + i) * kPanel, rows[i]);
+    }
+    for (; k < inputs; ++k)
+      for (int64_t i = 0; i < n; ++i)
+        to[k * kPanel + i] = o + i < outputs ? weights[(o + i) * inputs + k] : 0;
+  }
+}
 
 template <typename Real, Isa isa>
 void step_program(const ProgramArguments<Real>& arguments, int64_t begin, int64_t end, Real* scratch) {
@@ -215,6 +252,8 @@ void step_program(const ProgramArguments<Real>& arguments, int64_t begin, int64_
   }
 }
 
+template void pack_panels<float, kIsa>(const float*, int64_t, int64_t, float*);
+template void pack_panels<double, kIsa>(const double*, int64_t, int64_t, double*);
 template void step_program<float, kIsa>(const ProgramArguments<float>&, int64_t, int64_t, float*);
 template void step_program<double, kIsa>(const ProgramArguments<double>&, int64_t, int64_t, double*);
 

@@ -129,6 +129,26 @@ Tensor step_program_op(const Tensor& program, const Tensor& weights, Tensor& sta
                          : run<float>(program, weights, state, slots, x);
 }
 
+template <typename Real>
+void pack(const Tensor& weight, int64_t outputs, int64_t inputs, int64_t at, Tensor& weights) {
+  with_instruction_set([&](auto isa) {
+    pack_panels<Real, isa()>(weight.data<Real>(), outputs, inputs, weights.mutable_data<Real>() + at);
+  });
+}
+
+// Puts a linear map's weight (outputs, inputs) in its panels, at an element of the weights of a program.
+void pack_panels_op(const Tensor& weight, int64_t at, Tensor& weights) {
+  const auto shape = weight.sizes(), room = weights.sizes();
+  check(shape.size() == 2 && room.size() == 1, "pack_panels expects weight (outputs, inputs), weights (any)");
+  check(at >= 0 && padded(shape[0]) * shape[1] <= room[0] - at, "pack_panels writes beyond its weights");
+  const Dtype real = weight.dtype();
+  check((real == Dtype::float32 || real == Dtype::float64) && weights.dtype() == real &&
+            weight.is_contiguous() && weights.is_contiguous(),
+        "pack_panels expects contiguous real tensors of one precision");
+  (is_double(real) ? pack<double> : pack<float>)(weight, shape[0], shape[1], at, weights);
+}
+
+const Op pack_op("pack_panels(Tensor weight, int at, Tensor(a!) weights) -> ()", boxed<pack_panels_op>);
 const Op op(
     "step_program(Tensor program, Tensor weights, Tensor(a!) state, Tensor slots, Tensor x) -> Tensor",
     boxed<step_program_op>);

@@ -55,6 +55,11 @@ int64_t program_scratch(const ProgramArguments<Real>& arguments) {
   return (arguments.levels + 2) * rows_at_once(arguments) * arguments.width + arguments.max_rank;
 }
 
+// A linear map's weights (outputs, inputs) as panels: (ceil(outputs / kPanel), inputs, kPanel), with zeros
+// after the last output.
+template <typename Real, Isa isa>
+void pack_panels(const Real* weights, int64_t outputs, int64_t inputs, Real* panels);
+
 // Rows [begin, end); scratch for program_scratch elements.
 template <typename Real, Isa isa>
 void step_program(const ProgramArguments<Real>& arguments, int64_t begin, int64_t end, Real* scratch);

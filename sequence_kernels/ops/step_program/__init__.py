@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 _PANEL = 64  # kPanel: what arrays are padded to, and how many outputs of a linear map lie side by side
 _CODES = {
@@ -26,6 +25,7 @@ class Program:
         self.state_size = 0  # numbers that the state of a sequence has
         self._instructions: list[list[int]] = []
         self._weights: list[tuple[int, Tensor]] = []
+        self._panels: list[tuple[int, Tensor]] = []  # weights of linear maps
         self._used = 0
 
     def _add(self, name: str, sizes: tuple[int, ...] = (), *weights: Tensor, state: int = 0) -> None:
@@ -53,9 +53,9 @@ class Program:
         """``weight`` (outputs, inputs), ``bias`` (outputs)."""
         outputs, inputs = weight.shape
         self.width = outputs
-        rows = F.pad(weight, (0, 0, 0, -outputs % _PANEL)) if outputs % _PANEL else weight
-        panels = rows.unflatten(0, (-1, _PANEL)).mT
-        self._add("linear", (inputs, outputs), weight.new_zeros(outputs) if bias is None else bias, panels)
+        self._add("linear", (inputs, outputs), weight.new_zeros(outputs) if bias is None else bias)
+        self._panels.append((self._used, weight.detach().contiguous()))
+        self._used += (outputs + -outputs % _PANEL) * inputs
 
     def glu(self) -> None:
         self.width //= 2
@@ -77,7 +77,10 @@ class Program:
         self._packed = torch.zeros(self._used, dtype=self.dtype)
         for at, weight in self._weights:
             self._packed[at : at + weight.numel()].view(weight.shape).copy_(weight)
+        for at, weight in self._panels:
+            torch.ops.sequence_kernels_native.pack_panels.default(weight, at, self._packed)
         self._weights.clear()
+        self._panels.clear()
         self._code = torch.tensor(self._instructions, dtype=torch.int64).view(-1, 7)
         self._in_order = torch.empty(0, dtype=torch.int64)
         self._run = torch.ops.sequence_kernels_native.step_program.default
