@@ -41,8 +41,8 @@ def unfused(x: Inputs) -> Tensor:
 def cost(shape: Shape, mode: str) -> Cost:
     """One reciprocal a pole and node (7 operations before it), and 4 multiply-adds for each of the four products.
 
-    A node and head takes 3 complex products and a quotient more. Backward: the products again, and both orders of the
-    transposed ones, as in bench/cauchy.py. Bytes: inputs and output once.
+    A node and head takes 3 complex products and a quotient more. Backward: the products again, and with the same
+    reciprocals both orders of the transposed ones, as in bench/cauchy.py. Bytes: inputs and output once.
     """
     heads, nodes, size = shape["H"], shape["L"], 8 if shape["dtype"] == "complex64" else 16
     pairs, outputs = heads * shape["N"] * nodes, heads * nodes
@@ -57,6 +57,7 @@ BENCH = Bench(
     shapes={
         "quick": grid(H=16, N=32, L=(513, 2049), dtype="complex64"),
         "full": grid(H=256, N=32, L=2049, dtype=("complex64", "complex128")),
+        "cuda": grid(H=(256, 1024), N=32, L=(2049, 8193), dtype=("complex64", "complex128")),
     },
     inputs=inputs,
     run=ours,

@@ -53,6 +53,26 @@ BY_HAND = [
         15,
         0,
     ),
+    # 15 pairs of 7 + 4 products * 8 operations, and 5 outputs; c, p, b, w, the output, and t, which is real
+    (
+        "dplr_generating",
+        {"H": 1, "N": 3, "L": 5, "dtype": "complex64"},
+        FORWARD,
+        8 * (4 * 3 + 5) + 4 * 5,
+        15 * (7 + 32) + 5 * 40,
+        15 + 5,
+        0,
+    ),
+    # and backward: the products again, the squares of the reciprocals, and two moments of the four products
+    (
+        "dplr_generating",
+        {"H": 1, "N": 3, "L": 5, "dtype": "complex128"},
+        BOTH,
+        3 * (16 * (4 * 3 + 5) + 8 * 5),
+        15 * (7 + 32) + 5 * 40 + 15 * (7 + 32 + 3 + 2 * 32) + 5 * 100,
+        2 * (15 + 5),
+        0,
+    ),
     # 1 sequence of 64, 1 head, 1 pair (2 states): two chunks of 32. An output takes 32 + 2 multiply-adds, an input 2,
     # a chunk and pair a complex multiply-add (8); taps 32, e_out 64, e_in 64, six powers of 2 floats
     (
