@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench._systems import CHUNK, chunked_cost
+from bench._systems import chunked_cost
 from bench.harness.declare import BOTH, FORWARD, Bench, Cost, Inputs, Peer, Shape, Target, grid
 from bench.harness.needs import package
 from bench.peers import espnet
 from sequence_kernels import S4, ops
+from sequence_kernels.ops.ssm_conv import choose_convolution
 
 ESPNET = "ESPnet S4"
 
@@ -35,9 +36,10 @@ def layer_inputs(make: Callable[[int, int], S4]) -> Callable[[Shape, torch.devic
 
 def ssm(x: Inputs) -> Tensor:
     """From the layer's parameters to the output of its convolution, the skip included."""
-    layer = x["layer"]
-    taps, e_out, e_in, a_powers = layer.kernel.system().chunk_matrices(CHUNK, tail=False)
-    return ops.ssm_conv(x["u"], taps, e_out, e_in, a_powers, layer.D)[0]
+    layer, u = x["layer"], x["u"]
+    system = layer.kernel.system()
+    _, chunk = choose_convolution(u.shape[0], u.shape[2], 2 * layer.n, dense=system.dense, backend="cpu")
+    return ops.ssm_conv(u, *system.chunk_matrices(chunk, tail=False), d=layer.D)[0]
 
 
 OURS: dict[str, Callable[[Inputs], Any]] = {

@@ -160,8 +160,9 @@ struct Head {
       }
   }
 
-  // A^(2^i) as rows of states are multiplied by it.
+  // A^(2^i): its eigenvalues where the model is diagonal, else as rows of states are multiplied by it.
   void write_power(int64_t i, double* to) const {
+    if (R == 0) return copy(turns + i * Sp, S, to);
     const int64_t depth = (int64_t(1) << i) * R, width = Sp;
     double* place = S == Sp ? to : square;
     matmul<double>(Sp, Sp, depth, pulls, Sp, 1, lifts + (T * R - depth) * Sp, Sp, place, width);
@@ -177,6 +178,7 @@ struct Head {
   // The gradients of pulls, lifts and turns from that of A^(2^i); those of A^T, which needs all of them,
   // first.
   void power_backward(int64_t i, const double* g) const {
+    if (R == 0) return copy(g, S, g_turns + i * Sp);
     const int64_t depth = (int64_t(1) << i) * R, first = (T * R - depth) * Sp;
     const bool only = depth == T * R;
     for (int64_t n = 0; n < S; ++n) {
@@ -282,7 +284,7 @@ void dplr_chunk(const DplrChunkArguments<Real>& arguments, int64_t begin, int64_
       }
     }
     for (int64_t i = 0; i < powers; ++i)
-      head.write_power(first + i, arguments.powers + (h * powers + i) * S * S);
+      head.write_power(first + i, arguments.powers + (h * powers + i) * arguments.sizes.power_size());
   }
 }
 
@@ -310,7 +312,8 @@ void dplr_chunk_backward(const DplrChunkBackwardArguments<Real>& arguments, int6
     }
     clear(head.g_turns, (doublings + 1) * Sp);
     for (int64_t i = powers; i-- > 0;)
-      head.power_backward(doublings + 1 - powers + i, arguments.g_powers + (h * powers + i) * S * S);
+      head.power_backward(doublings + 1 - powers + i,
+                          arguments.g_powers + (h * powers + i) * arguments.sizes.power_size());
 
     for (double* sums : {head.dp, head.dq}) clear(sums, R * Sp);
     for (double* sums : {head.straight, head.crossed}) clear(sums, Sp);

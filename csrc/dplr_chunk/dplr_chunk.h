@@ -16,6 +16,7 @@ struct DplrChunkSizes {
   int64_t states() const { return 2 * pairs; }
   int64_t doublings() const { return 63 - __builtin_clzll(static_cast<unsigned long long>(chunk)); }
   int64_t powers() const { return tail ? doublings() + 1 : 1; }
+  int64_t power_size() const { return rank == 0 ? states() : states() * states(); }  // diagonal: complex
 };
 
 // a, b (heads, pairs), p, q (rank, heads, pairs), c (channels, heads, pairs).
@@ -25,7 +26,7 @@ struct DplrChunkArguments {
   const double *a, *p, *q, *b;
   const Real* c;
   Real *taps, *reads, *e_in;  // (channels, heads, chunk), (.., chunk, states), (heads, chunk, states)
-  double* powers;             // (heads, powers, states, states)
+  double* powers;  // (heads, powers, states, states), or where rank is 0 (heads, powers, pairs) complex
 };
 
 template <typename Real>

@@ -26,6 +26,15 @@ DplrChunkSizes sizes_of(const Tensor& a, const Tensor& p, const Tensor& q, const
   return {readouts[0], head[0], head[1], low_rank[0], chunk, tail};
 }
 
+std::vector<int64_t> powers_of(const DplrChunkSizes& sizes) {
+  const int64_t H = sizes.heads, S = sizes.states();
+  return sizes.rank == 0 ? std::vector<int64_t>{H, sizes.powers(), sizes.pairs}
+                         : std::vector<int64_t>{H, sizes.powers(), S, S};
+}
+Dtype power_dtype(const DplrChunkSizes& sizes) {
+  return sizes.rank == 0 ? Dtype::complex128 : Dtype::float64;
+}
+
 template <typename Real>
 std::vector<Tensor> run(const DplrChunkSizes& sizes, const Tensor& a, const Tensor& p, const Tensor& q,
                         const Tensor& b, const Tensor& c) {
@@ -35,7 +44,7 @@ std::vector<Tensor> run(const DplrChunkSizes& sizes, const Tensor& a, const Tens
   results.push_back(Tensor::empty({sizes.channels, H, T}, real));
   results.push_back(Tensor::empty({sizes.channels, H, T, S}, real));
   results.push_back(Tensor::empty({H, T, S}, real));
-  results.push_back(Tensor::empty({H, sizes.powers(), S, S}, Dtype::float64));
+  results.push_back(Tensor::empty(powers_of(sizes), power_dtype(sizes)));
   DplrChunkArguments<Real> arguments{sizes,
                                      a.data<double>(),
                                      p.data<double>(),
@@ -46,7 +55,7 @@ std::vector<Tensor> run(const DplrChunkSizes& sizes, const Tensor& a, const Tens
                                      results[1].mutable_data<Real>(),
                                      results[2].mutable_data<Real>(),
                                      results[3].mutable_data<double>()};
-  prefer_huge_pages(arguments.powers, H * sizes.powers() * S * S * 8);
+  prefer_huge_pages(arguments.powers, H * sizes.powers() * sizes.power_size() * 8);
   with_instruction_set([&](auto isa) {
     parallel_for<double>(H, dplr_chunk_scratch<isa()>(sizes, false),
                          [&](int64_t begin, int64_t end, double* scratch) {
@@ -70,11 +79,11 @@ std::vector<Tensor> run_backward(const DplrChunkSizes& sizes, const Tensor& g_ta
   const int64_t C = sizes.channels, H = sizes.heads, S = sizes.states(), T = sizes.chunk;
   using Sizes = std::vector<int64_t>;
   check(g_taps.sizes() == Sizes{C, H, T} && g_reads.sizes() == Sizes{C, H, T, S} &&
-            g_e_in.sizes() == Sizes{H, T, S} && g_powers.sizes() == Sizes{H, sizes.powers(), S, S},
+            g_e_in.sizes() == Sizes{H, T, S} && g_powers.sizes() == powers_of(sizes),
         "dplr_chunk_backward expects gradients of the shapes of dplr_chunk's results");
   check(
       g_taps.dtype() == real && g_reads.dtype() == real && g_e_in.dtype() == real &&
-          g_powers.dtype() == Dtype::float64 && g_taps.is_contiguous() && g_e_in.is_contiguous() &&
+          g_powers.dtype() == power_dtype(sizes) && g_taps.is_contiguous() && g_e_in.is_contiguous() &&
           g_powers.is_contiguous(),
       "dplr_chunk_backward expects gradients of the dtypes of dplr_chunk's results, contiguous but g_reads");
   std::vector<Tensor> results;

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from .. import ops
 from ..module import SequenceModule
 from ..ops import checks
+from ..ops.dispatch import choose
+from ..ops.ssm_conv import choose_convolution
 from ..ssm import DPLRSSM, DiagonalSSM, System, diagonal_init, dplr_init
 from ..ssm.parameters import initial_log_dt
 from ..ssm.system import interleaved, paired
 from ..stages import Join, Pointwise, Recurrence, Save, Stage, pointwise
 from .components import activation_module, dropout_module, linear_activation
-
-#: Elements that one chunk of the convolution holds; making longer ones' matrices costs more than they save.
-_CHUNK = 32
 
 
 class SSKernel(nn.Module):
@@ -153,8 +152,8 @@ class S4(SequenceModule):
         dropout, tie_dropout: dropout after the activation; tied: one mask for all positions.
         transposed: sequences are ``(batch, d_model, length)``, as by default in ESPnet; else
             ``(batch, length, d_model)``.
-        conv: "chunked" (``ops.ssm_conv``) or "fft" (the kernel of full length, ``ops.fft_conv``); a call with a
-            state is chunked in either case.
+        conv: "chunked" (``ops.ssm_conv``), "fft" (the kernel of full length, ``ops.fft_conv``), or None: the faster
+            one. A call with a state is chunked in any case.
         **kernel_args: see ``SSKernel``.
 
     The state is complex, ``(*batch_shape, heads, d_state / 2)``.
@@ -177,15 +176,15 @@ class S4(SequenceModule):
         transposed: bool = True,
         verbose: bool = False,
         *,
-        conv: str = "chunked",
+        conv: str | None = None,
         **kernel_args: Any,
     ) -> None:
         super().__init__()
         for name, value in (("gate", gate), ("bottleneck", bottleneck)):
             if value is not None and not 1 <= value <= d_model:
                 raise ValueError(f"{name} must be None or from 1 to d_model={d_model}, got {value}")
-        if conv not in ("chunked", "fft"):
-            raise ValueError(f"conv must be 'chunked' or 'fft', got {conv!r}")
+        if conv not in (None, "chunked", "fft"):
+            raise ValueError(f"conv must be 'chunked' or 'fft', or None for the faster one, got {conv!r}")
         if "glu" in (activation, hyper_act):
             raise ValueError(
                 "activation and hyper_act cannot be 'glu', which would halve the width; use postact='glu'"
@@ -283,17 +282,27 @@ class S4(SequenceModule):
                 f"a kernel cut off at l_max={self.l_max} has no state: the length of x with a state must be at most "
                 f"{taps}, got {length}"
             )
-        if truncated or (self.conv == "fft" and state is None):
-            with torch.autocast(u.device.type, enabled=False):
-                k = self.kernel.system(rate, length).kernel(min(length, taps))
-            return ops.fft_conv(u, k, self.D.to(k.dtype), bidirectional=self.bidirectional), None
         with torch.autocast(u.device.type, enabled=False):
             system = self.kernel.system(rate, length)
-            tail = state is not None
+        conv, chunk = choose_convolution(
+            u.shape[0],
+            length,
+            2 * self.n,
+            dense=system.dense,
+            backend=choose("ssm_conv", None, u),
+            state=state is not None,
+        )
+        if truncated or (state is None and (self.conv or conv) == "fft"):
+            with torch.autocast(u.device.type, enabled=False):
+                k = system.kernel(min(length, taps))
+            return ops.fft_conv(u, k, self.D.to(k.dtype), bidirectional=self.bidirectional), None
+        inside = torch.compiler.is_compiling() or lengths is not None or length % chunk != 0
+        tail = state is not None and inside  # the final state may be one inside a chunk
+        with torch.autocast(u.device.type, enabled=False):
             readouts = self.D.shape[0]
-            matrices = system.channels(0, readouts).chunk_matrices(_CHUNK, tail=tail)
+            matrices = system.channels(0, readouts).chunk_matrices(chunk, tail=tail)
             if self.bidirectional:
-                reverse = system.channels(readouts, 2 * readouts).chunk_matrices(_CHUNK, tail=tail)
+                reverse = system.channels(readouts, 2 * readouts).chunk_matrices(chunk, tail=tail)
         skip = self.D.to(matrices.taps.dtype)
         if self.bidirectional:
             y, _ = ops.ssm_conv(u, *matrices, d=skip)

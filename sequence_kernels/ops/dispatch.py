@@ -40,6 +40,7 @@ class Implementation(NamedTuple):
 
 
 _implementations: dict[str, dict[str, Implementation]] = {}
+_explanations: dict[str, Callable[..., str]] = {}
 _thread = threading.local()
 
 
@@ -173,13 +174,33 @@ def operations() -> tuple[str, ...]:
     return tuple(sorted(_implementations))
 
 
-def explain(op: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> str:
-    """Say which backend would serve the op for tensors of that device and dtype, and why not the others."""
+def explains(op: str) -> Callable[[Function], Function]:
+    """Decorator: ``function(backend, **shape)`` says what else is chosen for a call of that shape."""
+
+    def decorate(function: Function) -> Function:
+        _explanations[op] = function
+        return function
+
+    return decorate
+
+
+def explain(
+    op: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, **shape: Any
+) -> str:
+    """Say which backend would serve the op for tensors of that device and dtype, and why not the others.
+
+    For ``ssm_conv`` also how a layer would convolve, given ``batch``, ``length``, ``size`` (real entries of a head's
+    state), ``dense`` (A) and ``state`` (whether one is carried).
+    """
     if op not in _implementations:
         raise ValueError(f"op must be one of {operations()}, got {op!r}")
+    if shape and op not in _explanations:
+        raise TypeError(f"nothing depends on the shape for {op}, got {', '.join(shape)}")
     kind = torch.device(device).type
     chosen, others = reasons(op, kind, dtype)
     lines = [f"{op} on {kind}, {dtype}: {chosen}", *(f"  {name}: {why}" for name, why in others.items())]
+    if shape:
+        lines.append(_explanations[op](chosen, **shape))
     return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from .. import ops
 from .discretize import discretize
 from .parameters import SSMParameters, complex_parameter
-from .system import ChunkMatrices, interleaved, powers_of_two, readout
+from .system import ChunkMatrices
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class DiagonalSystem:
 
     ``x`` (H, N) is complex128; ``b`` (H, N) and ``c`` (C, H, N) have the dtype of the results.
     """
+
+    dense: ClassVar[bool] = False
 
     x: Tensor
     b: Tensor
@@ -33,21 +36,8 @@ class DiagonalSystem:
         return ops.vandermonde(self.c * self.b, self.x.to(self.b.dtype), length)
 
     def chunk_matrices(self, chunk: int, *, tail: bool = True) -> ChunkMatrices:
-        exponents = torch.tensor(
-            [1 << i for i in powers_of_two(chunk)], device=self.x.device, dtype=torch.float64
-        )
-        a_powers = torch.exp(self.x.unsqueeze(1) * exponents.unsqueeze(-1))
-        powers = torch.ones_like(self.b).unsqueeze(-2)  # A^0 .. A^chunk, (H, chunk + 1, N)
-        for a in a_powers.to(self.b.dtype).unbind(1)[:-1]:
-            powers = torch.cat((powers, powers * a.unsqueeze(-2)), -2)
-        states = self.b.unsqueeze(-2) * powers
-        reads = readout(self.c.unsqueeze(-2) * powers * self.a.unsqueeze(-2))
-        return ChunkMatrices(
-            taps=self.kernel(chunk),
-            e_out=reads.mT,
-            e_in=interleaved(states.flip(-2)),
-            a_powers=a_powers if tail else a_powers[:, -1:],
-        )
+        none = self.x.new_empty(0, *self.x.shape)
+        return ChunkMatrices(*ops.dplr_chunk(torch.exp(self.x), none, none, self.b, self.c, chunk, tail=tail))
 
     def step_parameters(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.a, self.b, self.c

@@ -12,6 +12,7 @@ again diagonal plus low rank, of the same rank (Gu et al., S4, 2021, appendix C,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ class DPLRSystem:
 
     Head h has copy h mod S. ``c`` (C, H, N) has the dtype of the results.
     """
+
+    dense: ClassVar[bool] = True
 
     w: Tensor
     p: Tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ class ChunkMatrices(NamedTuple):
 
 class System(Protocol):
     """A discrete linear time-invariant system of H heads, C channels and N conjugate pairs of states."""
+
+    dense: ClassVar[bool]  # whether the powers of A in its chunk matrices are
 
     def kernel(self, length: int) -> Tensor:
         """The first taps ``K[l] = 2 Re(C A^l B)`` of the kernel, ``(C, H, length)``."""
@@ -52,10 +54,3 @@ def paired(x: Tensor) -> Tensor:
 def readout(c: Tensor) -> Tensor:
     """The real row ``(..., 2 N)`` whose product with an interleaved state is ``2 Re(sum_n c_n x_n)``."""
     return interleaved(2 * c.conj().resolve_conj())
-
-
-def powers_of_two(chunk: int) -> range:
-    """The exponents i of 2^i = 1, 2, 4, .., chunk. Raises ValueError if chunk is not a power of two."""
-    if chunk < 1 or chunk & (chunk - 1):
-        raise ValueError(f"chunk must be a power of two, got {chunk}")
-    return range(chunk.bit_length())

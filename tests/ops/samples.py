@@ -72,7 +72,7 @@ def _generating(rank: int) -> Sample:
 def _chunk_matrices(rank: int, tail: bool) -> Sample:
     def function(*tensors: Tensor) -> tuple[Tensor, ...]:
         *rest, powers = ops.dplr_chunk(*tensors, 4, tail=tail)
-        return (*rest, powers.to(rest[0].dtype))
+        return (*rest, powers.to(rest[0].dtype if powers.is_floating_point() else tensors[-1].dtype))
 
     tensors = (
         0.5 * complexes(3, 4),
@@ -128,6 +128,16 @@ SAMPLES: dict[str, Sample] = {
         lambda g, z, w: ops.cauchy_transpose(g, z, w, order=2),
         (real(3, 5), nodes(3, 5), poles(3, 4)),
     ),
+    "cauchy_transpose-pairs": Sample(
+        "cauchy_transpose",
+        lambda g, z, w: ops.cauchy_transpose(g, z, w, conjugate=True),
+        (complexes(2, 3, 5), nodes(5), poles(3, 4)),
+    ),
+    "cauchy_transpose-pairs-order": Sample(
+        "cauchy_transpose",
+        lambda g, z, w: ops.cauchy_transpose(g, z, w, conjugate=True, order=2),
+        (complexes(3, 5), nodes(2, 3, 5) + 0.2, poles(3, 4)),
+    ),
     "ssm_conv-diagonal": _conv(dense=False),
     "ssm_conv-dense-lengths": _conv(dense=True, lengths=torch.tensor([0, 6, 11])),
     "fft_conv": Sample("fft_conv", ops.fft_conv, (real(2, 3, 7), real(2, 3, 5), real(2, 3))),
@@ -149,6 +159,7 @@ SAMPLES: dict[str, Sample] = {
         ),
     ),
     "dplr_chunk": _chunk_matrices(rank=1, tail=False),
+    "dplr_chunk-diagonal": _chunk_matrices(rank=0, tail=True),
     "dplr_chunk-rank-2-tail": _chunk_matrices(rank=2, tail=True),
     "dplr_generating": _generating(rank=1),
     "dplr_generating-rank-2": _generating(rank=2),

@@ -1,4 +1,4 @@
-"""The chunk matrices of ``ssm_conv`` for a diagonal-plus-low-rank model."""
+"""The chunk matrices of ``ssm_conv`` for a diagonal or diagonal-plus-low-rank model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def dplr_chunk(
 
     Args:
         a: diagonal ``(H, N)``, complex64 or complex128 as all the tensors. Everything is computed in complex128.
-        p, q: low-rank factors ``(R, H, N)``, any R >= 0; ``q`` enters as it is, not conjugated.
+        p, q: low-rank factors ``(R, H, N)``; ``q`` enters as it is, not conjugated. R = 0 is a diagonal model.
         b: input weights ``(H, N)``.
         c: readouts ``(C, H, N)``. Its dtype is that of the results.
         chunk: T, a power of two.
@@ -39,7 +39,7 @@ def dplr_chunk(
 
     Returns:
         ``taps`` (C, H, T), ``e_out`` (C, H, S, T) and ``e_in`` (H, T, S) in the real dtype of ``c``, and ``a_powers``
-        (H, log2(T) + 1 or 1, S, S) in float64.
+        (H, log2(T) + 1 or 1, S, S) in float64, or of a diagonal model (H, log2(T) + 1 or 1, N) in complex128.
 
     Differentiable in all tensors, any number of times.
     """
@@ -64,12 +64,14 @@ def _fake(
     a: Tensor, p: Tensor, q: Tensor, b: Tensor, c: Tensor, chunk: int, tail: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     channels, heads, pairs = c.shape
-    real, size = c.real.dtype, 2 * pairs
+    real, size, count = c.real.dtype, 2 * pairs, chunk.bit_length() if tail else 1
     return (
         c.new_empty((channels, heads, chunk), dtype=real),
         c.new_empty((channels, heads, chunk, size), dtype=real),
         c.new_empty((heads, chunk, size), dtype=real),
-        a.new_empty((heads, chunk.bit_length() if tail else 1, size, size), dtype=torch.float64),
+        a.new_empty((heads, count, size, size), dtype=torch.float64)
+        if p.shape[0]
+        else a.new_empty((heads, count, pairs)),
     )
 
 

@@ -2,7 +2,8 @@
 
 With ``D = diag(a)``: ``A^k = D^k + sum_{r, j<k} (D^{k-1-j} p_r) (q_r A^j)``. So all are made from the Krylov sequences
 ``A^j b``, ``c A^j`` and ``q A^j``, and from ``D^j p``. A state is (re, im, re, im, ..), a functional f the real row
-(2 Re f, -2 Im f, ..) whose product with it is ``2 Re(sum_n f_n x_n)``, and A^k acts on states that are rows.
+(2 Re f, -2 Im f, ..) whose product with it is ``2 Re(sum_n f_n x_n)``, and A^k acts on states that are rows; where
+R = 0 it is given by its eigenvalues.
 """
 
 from __future__ import annotations
@@ -56,6 +57,9 @@ def dplr_chunk(
     reads, pulls = functionals[: len(c)], functionals[len(c) :]
     a_powers = []
     for size in _sizes(chunk, tail):
+        if len(p) == 0:
+            a_powers.append(powers[:, size])
+            continue
         turned = powers[:, size]
         blocks = (
             torch.stack((_state(turned), _state(1j * turned)), -1).unflatten(1, (-1, 2)).mT
@@ -102,6 +106,9 @@ def dplr_chunk_backward(
     g_p, g_turns = torch.zeros_like(p), torch.zeros_like(powers)
     for i, size in enumerate(_sizes(chunk, tail)):
         g, missing = g_powers[:, i], chunk + 1 - size
+        if rank == 0:
+            g_turns = g_turns + torch.nn.functional.pad(g.unsqueeze(1), (0, 0, size, missing - 1))
+            continue
         pull = _row_gradient(torch.einsum("hik,rhjk->rhji", g, _state(_lifts(p, powers, size))))
         lift = _state_gradient(torch.einsum("hik,rhji->rhjk", g, _row(pulls[:, :, :size]))).flip(-2)
         turned = torch.einsum("rhn,rhjn->hjn", p.conj_physical(), lift)

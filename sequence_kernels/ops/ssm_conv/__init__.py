@@ -11,7 +11,9 @@ from .. import checks
 from ..dispatch import choose, implement_in_triton
 from ..registration import register
 from . import cpu, cuda, reference  # noqa: F401 (register the implementations)
-from .chunk import best_chunk as best_chunk
+from .choice import Choice as Choice
+from .choice import best_chunk as best_chunk
+from .choice import choose_convolution as choose_convolution
 
 implement_in_triton(__name__, "ssm_conv", "ssm_conv_backward")
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from sequence_kernels import ops
-from sequence_kernels.ops.ssm_conv.chunk import best_chunk
 
 from ..test_contract import backends
 
@@ -343,11 +342,6 @@ def test_empty_batches(backend: str) -> None:
     y, final = ops.ssm_conv(torch.ones(0, 3, 20, dtype=F64), *model.matrices(), backend=backend)
     assert y.shape == (0, 2, 3, 20)
     assert final.shape == (0, 3, 6)
-
-
-def test_the_best_chunk() -> None:
-    assert [best_chunk(size, dense=False) for size in (2, 64, 256)] == [32, 32, 32]
-    assert [best_chunk(size, dense=True) for size in (2, 32, 48, 64, 128, 256)] == [32, 32, 64, 64, 128, 128]
 
 
 def test_bad_arguments() -> None:
