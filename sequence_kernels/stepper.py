@@ -312,7 +312,7 @@ class _Prepared:
         self.system = stage.system
         self.parameters = stage.system.step_parameters()
         self.shape = self.parameters[0].shape  # of the state of a sequence
-        self.d = stage.d.to(self.parameters[0].real.dtype)
+        self.d = stage.d.to(self.parameters[0].dtype.to_real())
         self._matrices: ChunkMatrices | None = None
 
     def low_rank(self) -> tuple[Tensor, ...]:

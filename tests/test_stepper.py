@@ -571,26 +571,33 @@ class TestNative:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_panels(self, limited: int, dtype: torch.dtype) -> None:
         """Every 64 outputs side by side, zeros after the last one, and nothing beyond."""
-        pack = torch.ops.sequence_kernels_native.pack_panels.default
+        pack = torch.ops.sequence_kernels_native.pack.default
         for outputs, inputs in ((1, 1), (64, 16), (65, 37), (130, 5), (0, 3), (3, 0)):
             weight, panels = torch.randn(outputs, inputs, dtype=dtype), -(-outputs // 64)
             packed = torch.full((7 + panels * 64 * inputs + 3,), torch.nan, dtype=dtype)
-            pack(weight, 7, packed)
+            pack(weight, 7, True, packed)
             want = nn.functional.pad(weight, (0, 0, 0, panels * 64 - outputs)).view(panels, 64, inputs).mT
             assert torch.equal(packed[7:-3], want.flatten())
             assert packed[:7].isnan().all()
             assert packed[-3:].isnan().all()
         weight, packed = torch.zeros(65, 4, dtype=dtype), torch.zeros(128 * 4, dtype=dtype)
-        pack(weight, 0, packed)
+        numbers = torch.randn(16, 16, dtype=dtype.to_complex())
+        pack(numbers, 0, False, packed)
+        assert torch.equal(packed, torch.view_as_real(numbers).flatten())
+        pack(weight, 0, True, packed)
         for wrong in (
-            (weight, 1, packed),
-            (weight, -1, packed),
-            (weight[:, ::2], 0, packed),
-            (weight.long(), 0, packed.long()),
-            (weight, 0, packed.bfloat16()),
-            (weight[0], 0, packed),
+            (weight, 1, True, packed),
+            (weight, -1, True, packed),
+            (weight, 128 * 4 - 65 * 4 + 1, False, packed),
+            (numbers, 1, False, packed),
+            (numbers, 0, True, packed),
+            (weight[:, ::2], 0, True, packed),
+            (weight.long(), 0, True, packed.long()),
+            (weight, 0, True, packed.bfloat16()),
+            (weight.mT, 0, False, packed),
+            (weight[0], 0, True, packed),
         ):
-            with pytest.raises(RuntimeError, match="sequence_kernels"):
+            with pytest.raises(RuntimeError, match="sequence_kernels: pack"):
                 pack(*wrong)
 
     @pytest.mark.parametrize("name", ["gelu", "relu", "tanh", "silu", "sigmoid"])

@@ -1,5 +1,7 @@
 // Programs as an op of torch: every instruction checked against the memory that it is given.
 
+#include <algorithm>
+
 #include "runtime/cpu_isa.h"
 #include "runtime/library.h"
 #include "step_program/step_program.h"
@@ -11,6 +13,12 @@ constexpr int64_t kFields = sizeof(Instruction) / sizeof(int64_t);
 
 // Products of weights and channels below which a second thread costs more than it saves.
 constexpr int64_t kWorthAThread = 1 << 22;
+
+int64_t elements(const std::vector<int64_t>& shape) {
+  int64_t count = 1;
+  for (int64_t size : shape) count *= size;
+  return count;
+}
 
 int64_t padded(int64_t size) {
   return (size + kPanel - 1) / kPanel * kPanel;
@@ -130,25 +138,34 @@ Tensor step_program_op(const Tensor& program, const Tensor& weights, Tensor& sta
 }
 
 template <typename Real>
-void pack(const Tensor& weight, int64_t outputs, int64_t inputs, int64_t at, Tensor& weights) {
-  with_instruction_set([&](auto isa) {
-    pack_panels<Real, isa()>(weight.data<Real>(), outputs, inputs, weights.mutable_data<Real>() + at);
-  });
+void pack(const Tensor& weight, const std::vector<int64_t>& shape, int64_t at, bool panels, Tensor& weights) {
+  Real* const to = weights.mutable_data<Real>() + at;
+  if (!panels) {
+    const int64_t numbers = elements(shape) * (is_complex(weight.dtype()) ? 2 : 1);
+    std::copy_n(weight.data<Real>(), numbers, to);
+    return;
+  }
+  with_instruction_set(
+      [&](auto isa) { pack_panels<Real, isa()>(weight.data<Real>(), shape[0], shape[1], to); });
 }
 
-// Puts a linear map's weight (outputs, inputs) in its panels, at an element of the weights of a program.
-void pack_panels_op(const Tensor& weight, int64_t at, Tensor& weights) {
+// Puts an array at an element of the weights of a program: as it is, or a linear map's (outputs, inputs) in
+// panels.
+void pack_op(const Tensor& weight, int64_t at, bool panels, Tensor& weights) {
   const auto shape = weight.sizes(), room = weights.sizes();
-  check(shape.size() == 2 && room.size() == 1, "pack_panels expects weight (outputs, inputs), weights (any)");
-  check(at >= 0 && padded(shape[0]) * shape[1] <= room[0] - at, "pack_panels writes beyond its weights");
-  const Dtype real = weight.dtype();
-  check((real == Dtype::float32 || real == Dtype::float64) && weights.dtype() == real &&
-            weight.is_contiguous() && weights.is_contiguous(),
-        "pack_panels expects contiguous real tensors of one precision");
-  (is_double(real) ? pack<double> : pack<float>)(weight, shape[0], shape[1], at, weights);
+  const Dtype real = weights.dtype();
+  const bool complex = !panels && is_complex(weight.dtype());
+  check((real == Dtype::float32 || real == Dtype::float64) &&
+            weight.dtype() == (complex ? complex_of(real) : real) && weight.is_contiguous() &&
+            weights.is_contiguous() && room.size() == 1,
+        "pack expects contiguous tensors of one precision, weights (any) real");
+  check(!panels || shape.size() == 2, "pack expects panels of a weight (outputs, inputs)");
+  const int64_t numbers = panels ? padded(shape[0]) * shape[1] : elements(shape) * (complex ? 2 : 1);
+  check(at >= 0 && numbers <= room[0] - at, "pack writes beyond its weights");
+  (is_double(real) ? pack<double> : pack<float>)(weight, shape, at, panels, weights);
 }
 
-const Op pack_op("pack_panels(Tensor weight, int at, Tensor(a!) weights) -> ()", boxed<pack_panels_op>);
+const Op pack_operator("pack(Tensor weight, int at, bool panels, Tensor(a!) weights) -> ()", boxed<pack_op>);
 const Op op(
     "step_program(Tensor program, Tensor weights, Tensor(a!) state, Tensor slots, Tensor x) -> Tensor",
     boxed<step_program_op>);

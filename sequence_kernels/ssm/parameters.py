@@ -87,7 +87,8 @@ class SSMParameters(nn.Module):
     def negative(self, stored: Tensor) -> Tensor:
         """The negative real parts that the stored numbers stand for."""
         wide = stored if stored.dtype == torch.float64 else stored.float()
-        return -REAL_TYPES[self.real_type].decay(wide) - self._offset
+        real = -REAL_TYPES[self.real_type].decay(wide)
+        return real - self._offset if self._offset else real
 
     def to_stored(self, real: Tensor) -> Tensor:
         """The stored numbers for given real parts, which are first made at most ``-least``.

@@ -24,18 +24,16 @@ class Program:
         self.width = width  # channels after the last instruction
         self.state_size = 0  # numbers that the state of a sequence has
         self._instructions: list[list[int]] = []
-        self._weights: list[tuple[int, Tensor]] = []
-        self._panels: list[tuple[int, Tensor]] = []  # weights of linear maps
+        self._weights: list[tuple[Tensor, int, bool]] = []  # where each goes, and whether in panels
         self._used = 0
 
     def _add(self, name: str, sizes: tuple[int, ...] = (), *weights: Tensor, state: int = 0) -> None:
         sizes = (*sizes, *[0] * (4 - len(sizes)))
         self._instructions.append([_CODES[name], *sizes, self._used, state])
         for weight in weights:
-            weight = weight.detach().resolve_conj()
-            weight = torch.view_as_real(weight) if weight.is_complex() else weight
-            self._weights.append((self._used, weight))
-            self._used += weight.numel() + -weight.numel() % _PANEL
+            self._weights.append((weight, self._used, False))
+            numbers = weight.numel() * (2 if weight.is_complex() else 1)
+            self._used += numbers + -numbers % _PANEL
 
     def _numbers(self, *values: float) -> Tensor:
         return torch.tensor(values, dtype=self.dtype)
@@ -54,7 +52,7 @@ class Program:
         outputs, inputs = weight.shape
         self.width = outputs
         self._add("linear", (inputs, outputs), weight.new_zeros(outputs) if bias is None else bias)
-        self._panels.append((self._used, weight.detach().contiguous()))
+        self._weights.append((weight, self._used, True))
         self._used += (outputs + -outputs % _PANEL) * inputs
 
     def glu(self) -> None:
@@ -75,15 +73,13 @@ class Program:
     def finish(self) -> None:
         """Copy the numbers and make it ready to run."""
         self._packed = torch.zeros(self._used, dtype=self.dtype)
-        for at, weight in self._weights:
-            self._packed[at : at + weight.numel()].view(weight.shape).copy_(weight)
-        for at, weight in self._panels:
-            torch.ops.sequence_kernels_native.pack_panels.default(weight, at, self._packed)
+        native = torch.ops.sequence_kernels_native
+        for weight, at, panels in self._weights:
+            native.pack.default(weight.detach().resolve_conj().contiguous(), at, panels, self._packed)
         self._weights.clear()
-        self._panels.clear()
         self._code = torch.tensor(self._instructions, dtype=torch.int64).view(-1, 7)
         self._in_order = torch.empty(0, dtype=torch.int64)
-        self._run = torch.ops.sequence_kernels_native.step_program.default
+        self._run = native.step_program.default
 
     def run(self, state: Tensor, x: Tensor, slots: Tensor | None = None) -> Tensor:
         """Step x ``(rows, channels)`` from and to ``state`` ``(slots, state_size)``; ``slots`` as ``state_indices``."""
