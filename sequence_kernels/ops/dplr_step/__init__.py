@@ -6,12 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..dispatch import choose, implement_in_triton, implementation
+from ..dispatch import choose, implementation
 from ..registration import register
 from ..ssm_step import check_step, in_place_fake, step_fake, step_save
 from . import reference
-
-implement_in_triton(__name__, "dplr_step", "dplr_step_")
 
 
 def dplr_step(

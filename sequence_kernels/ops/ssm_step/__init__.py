@@ -12,7 +12,7 @@ from ..dispatch import choose, implement_in_triton, implementation
 from ..registration import only_runs, register
 from . import kernels, reference  # noqa: F401 (register the implementations)
 
-implement_in_triton(__name__, "ssm_step", "ssm_step_")
+implement_in_triton(__name__, "ssm_step", "ssm_step_", "dplr_step", "dplr_step_")
 
 
 def ssm_step(

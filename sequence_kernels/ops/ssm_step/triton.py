@@ -95,4 +95,4 @@ def kernel(
     return y
 
 
-ssm_step, ssm_step_ = steps(kernel)
+ssm_step, ssm_step_ = dplr_step, dplr_step_ = steps(kernel)
