@@ -170,8 +170,6 @@ def _espnet(module: Any) -> S4:
         parameter = getattr(inner, name)
         parameter.data = value.data
         setattr(kernel, name, parameter)
-    if nplr:
-        inner.L.zero_()
     ours.D = module.D
     for name in (
         "activation",

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..module import SequenceModule
 from .components import activation_module, dropout_module
+from .s4 import _lengths as sequence_lengths
 
 
 class CausalConv(SequenceModule):
@@ -51,7 +52,14 @@ class CausalConv(SequenceModule):
         self.activation = activation_module(activation, dim=-2)
         self.dropout = dropout_module(dropout, tied=tie_dropout, transposed=True)
 
-    def forward(self, x: Tensor, state: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self,
+        x: Tensor,
+        state: Tensor | None = None,
+        lengths: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Map a batch of sequences; ``lengths`` as in ``S4``: the next state is the one after the real elements."""
         u = x if self.transposed else x.mT
         if u.dim() < 2 or u.shape[-2] != self.d_model:
             form = "(..., d_model, length)" if self.transposed else "(..., length, d_model)"
@@ -62,8 +70,15 @@ class CausalConv(SequenceModule):
             return x, state
         y = F.conv1d(known.reshape(-1, *known.shape[-2:]), self.weight, self.bias, groups=self.d_model)
         y = self.dropout(self.activation(y.reshape(u.shape)))
-        next_state = None if state is None else known[..., known.shape[-1] - kept :]
-        return (y if self.transposed else y.mT), next_state
+        y = y if self.transposed else y.mT
+        if state is None:
+            return y, None
+        if lengths is None:
+            return y, known[..., known.shape[-1] - kept :]
+        rows = known.reshape(-1, *known.shape[-2:])
+        real = sequence_lengths(lengths, rows[..., kept:])
+        index = real.view(-1, 1, 1) + torch.arange(kept, device=u.device)
+        return y, rows.gather(-1, index.expand(-1, self.d_model, -1)).reshape(*u.shape[:-1], kept)
 
     def step(self, x: Tensor, state: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Map one time step ``(..., d_model)``; without a state, from zeros."""

@@ -84,11 +84,16 @@ class DSS(_MixedLayer):
         return DiagonalSystem(x, b.to(w.dtype), w.unsqueeze(0))
 
     def _sequence(
-        self, u: Tensor, state: Tensor | None, rate: float = 1.0, **kwargs: Any
+        self,
+        u: Tensor,
+        state: Tensor | None,
+        lengths: Tensor | None,
+        rate: float = 1.0,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         matrices = self.system(rate).chunk_matrices(_CHUNK, tail=state is not None)
         start = None if state is None else interleaved(state)
-        y, final = ops.ssm_conv(u.mT, *matrices, d=self.D.unsqueeze(0), initial_state=start)
+        y, final = ops.ssm_conv(u.mT, *matrices, d=self.D.unsqueeze(0), initial_state=start, lengths=lengths)
         return y.squeeze(1).mT, None if state is None else paired(final)
 
     def _element(self, u: Tensor, state: Tensor, rate: float = 1.0, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from ..module import SequenceModule
 from ..ssm.scan import diagonal_scan
 from ..ssm.system import interleaved
 from .components import activation_module, dropout_module, linear_activation
+from .s4 import _lengths as sequence_lengths
 
 
 class _MixedLayer(SequenceModule):
@@ -57,19 +58,28 @@ class _MixedLayer(SequenceModule):
         super().__setstate__(state)
         self._attach_options()  # copying a parameter drops its attributes
 
-    def _sequence(self, u: Tensor, state: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """``(B, length, d_model)`` to the same and the next state, None if none was given."""
+    def _sequence(
+        self, u: Tensor, state: Tensor | None, lengths: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """``(B, length, d_model)`` to the same and the state after each row's length, None if none was given."""
         raise NotImplementedError
 
     def _element(self, u: Tensor, state: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """``(..., d_model)`` to the same and the next state."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, state: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self,
+        x: Tensor,
+        state: Tensor | None = None,
+        lengths: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
         """Map ``(..., length, d_model)``, or ``(..., d_model, length)`` if transposed.
 
-        The next state is None if no state was given. ``rate`` is the step of the input in units of the one that the
-        model was trained with, for layers that have a step.
+        ``lengths``: how many elements of each sequence are real, as in ``S4``: the next state is the one after them. It
+        is None if no state was given. ``rate`` is the step of the input in units of the one that the model was trained
+        with, for layers that have a step.
         """
         u = x.mT if self.transposed else x
         if u.dim() < 2 or u.shape[-1] != self.d_model:
@@ -80,7 +90,9 @@ class _MixedLayer(SequenceModule):
         if state is not None:
             self._check_state(state, batch_shape)
             state = state.reshape(batch, *self.state_shape)
-        y, next_state = self._sequence(u.reshape(batch, *u.shape[-2:]), state, **kwargs)
+        rows = u.reshape(batch, *u.shape[-2:])
+        real = None if lengths is None else sequence_lengths(lengths, rows.mT)
+        y, next_state = self._sequence(rows, state, real, **kwargs)
         y = self.output_linear(self.dropout(self.activation(y.reshape(u.shape))))
         next_state = None if next_state is None else next_state.reshape(*batch_shape, *self.state_shape)
         return (y.mT if self.transposed else y), next_state
@@ -144,11 +156,16 @@ class _DiagonalLayer(_MixedLayer):
         return exponents, torch.cat((b.real, b.imag)).to(c.dtype), c
 
     def _sequence(
-        self, u: Tensor, state: Tensor | None, rate: float = 1.0, **kwargs: Any
+        self,
+        u: Tensor,
+        state: Tensor | None,
+        lengths: Tensor | None,
+        rate: float = 1.0,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         exponents, b, c = self._matrices(rate)
         real, imag = nn.functional.linear(u, b).mT.chunk(2, 1)
-        real, imag, next_state = diagonal_scan(exponents, real, imag, state)
+        real, imag, next_state = diagonal_scan(exponents, real, imag, state, lengths)
         return nn.functional.linear(torch.cat((real, imag), 1).mT, c) + self.D * u, next_state
 
     def _element(self, u: Tensor, state: Tensor, rate: float = 1.0, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from ..module import SequenceModule
+from .s4 import _lengths as sequence_lengths
 
 
 class _Recurrent(SequenceModule):
@@ -39,7 +41,10 @@ class _Recurrent(SequenceModule):
         between = dropout if n_layers > 1 else 0.0
         self.rnn = self._make(d_model, self.d_output, n_layers, batch_first=True, dropout=between)
 
-    def forward(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
+    def forward(
+        self, x: Tensor, state: Any = None, lengths: Tensor | int | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Any]:
+        """Map a batch of sequences; ``lengths`` as in ``S4``: the next state is the one after the real elements."""
         u = x.mT if self.transposed else x
         if u.dim() < 2 or u.shape[-1] != self.d_model:
             form = "(..., d_model, length)" if self.transposed else "(..., length, d_model)"
@@ -49,11 +54,23 @@ class _Recurrent(SequenceModule):
         if length:  # torch refuses an empty sequence
             batch = math.prod(batch_shape)
             given = None if state is None else self._flat(state, batch)
-            y, after = self.rnn(u.reshape(batch, length, self.d_model), given)
+            rows = u.reshape(batch, length, self.d_model)
+            y, after = self.rnn(rows, given)
+            if lengths is not None and state is not None:
+                after = self._after(rows, given, sequence_lengths(lengths, rows.mT))
             y = y.reshape(*batch_shape, length, self.d_output)
             parts = (after,) if isinstance(after, Tensor) else after
             next_state = tuple(part.transpose(0, 1).reshape(*batch_shape, *self._shape) for part in parts)
         return (y.mT if self.transposed else y), None if state is None else next_state
+
+    def _after(self, u: Tensor, given: Any, lengths: Tensor) -> Any:
+        """The state after each row's length, in torch's layout; torch refuses rows without elements."""
+        packed = pack_padded_sequence(u, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
+        _, after = self.rnn(packed, given)
+        some = (lengths > 0).view(1, -1, 1)
+        if isinstance(after, Tensor):
+            return torch.where(some, after, given)
+        return tuple(torch.where(some, new, old) for new, old in zip(after, given, strict=True))
 
     @property
     def _shape(self) -> tuple[int, int]:

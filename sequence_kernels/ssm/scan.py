@@ -14,7 +14,11 @@ _CHUNK = 32
 
 
 def diagonal_scan(
-    exponents: Tensor, real: Tensor, imag: Tensor, initial: Tensor | None
+    exponents: Tensor,
+    real: Tensor,
+    imag: Tensor,
+    initial: Tensor | None,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """``x_t = exp(exponents) x_{t-1} + (real_t + i imag_t)``, elementwise, by ``ops.ssm_conv``.
 
@@ -22,6 +26,7 @@ def diagonal_scan(
         exponents: ``(N,)``, complex128.
         real, imag: the inputs ``(B, N, L)``, in the dtypes of ``ops.ssm_conv``.
         initial: x before the first element ``(B, N)``, complex; None for zero.
+        lengths: as in ``ops.ssm_conv``.
 
     Returns:
         The real and the imaginary parts of all x ``(B, N, L)``, and the last x; None if no ``initial`` was given.
@@ -36,7 +41,8 @@ def diagonal_scan(
     start = None
     if initial is not None:
         start = interleaved(torch.cat((initial, torch.zeros_like(initial))).to(dtype).unsqueeze(-1))
-    y, final = ops.ssm_conv(torch.cat((real, imag)), *matrices, initial_state=start)
+    twice = None if lengths is None else lengths.repeat(2)
+    y, final = ops.ssm_conv(torch.cat((real, imag)), *matrices, initial_state=start, lengths=twice)
     (re_re, re_im), (im_re, im_im) = (half.unbind(1) for half in y.chunk(2))
     if initial is None:
         return re_re - im_im, re_im + im_re, None

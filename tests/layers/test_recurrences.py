@@ -154,6 +154,35 @@ def test_recurrent_networks_are_torchs(
         ours(torch.zeros(2, 3, 4))
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: S5(H, 8),
+        lambda: LRU(H, 8),
+        lambda: DSS(H, 8),
+        lambda: GRU(H, 3, 2),
+        lambda: LSTM(H, 3),
+        lambda: CausalConv(H),
+    ],
+    ids=["s5", "lru", "dss", "gru", "lstm", "conv"],
+)
+def test_the_state_is_the_one_after_the_real_elements(make: Callable[[], SequenceModule]) -> None:
+    torch.manual_seed(0)
+    layer, lengths = make().double(), [40, 7, 0, 1]
+    u = torch.randn(4, 40, H, dtype=torch.float64)
+    _, start = layer(torch.randn_like(u), layer.default_state(4))
+    y, state = layer(u, start, lengths=torch.tensor(lengths))
+    whole, last = layer(u, start)
+    close(y, whole)
+    flat = layer.state_to_tensor(state)
+    for row, length in enumerate(lengths):
+        _, alone = layer(u[:, :length], start)
+        close(flat[row], layer.state_to_tensor(alone)[row])
+    close(layer.state_to_tensor(layer(u, start, lengths=40)[1]), layer.state_to_tensor(last))
+    with pytest.raises(ValueError, match=r"lengths must be in 0 \.\. 40"):
+        layer(u, start, lengths=torch.tensor([41, 1, 1, 1]))
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("size", [1, 4])
 def test_the_convolution_by_its_definition(size: int, bias: bool) -> None:
