@@ -319,6 +319,7 @@ class TestGraphs:
                     rows[0] = -1
                     pair = [s.step(now[: len(rows)], state_indices=rows) for s in (graph, eager)]
                 elif t % 3 == 1:
+                    torch.cuda.synchronize()
                     with torch.cuda.stream(torch.cuda.Stream()):
                         pair = [s.step(now) for s in (graph, eager)]
                     torch.cuda.synchronize()
