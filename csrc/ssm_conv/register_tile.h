@@ -63,8 +63,9 @@ struct RegisterTile {
   }
 };
 
+// Flattened, as everything below: a tile's sums are in registers only where all that is done to it is inlined.
 template <typename Real, int rows, int vectors, typename Function>
-inline void over_columns(int64_t i, int64_t columns, int64_t& j, const Function& function) {
+[[gnu::flatten]] inline void over_columns(int64_t i, int64_t columns, int64_t& j, const Function& function) {
   for (; j + vectors * kLanes<Real> <= columns; j += vectors * kLanes<Real>) {
     RegisterTile<Real, rows, vectors> tile;
     function(tile, i, j);
@@ -74,7 +75,7 @@ inline void over_columns(int64_t i, int64_t columns, int64_t& j, const Function&
 // Call function(tile, i, j) for zeroed tiles that cover a matrix, (i, j) being their places; rows must be a
 // multiple of kTileRows, columns one of a vector's lanes. Panels of columns one after the other.
 template <typename Real, typename Function>
-inline void for_tiles(int64_t rows, int64_t columns, const Function& function) {
+[[gnu::flatten]] inline void for_tiles(int64_t rows, int64_t columns, const Function& function) {
   constexpr int64_t panel = kTileVectors * kLanes<Real>;
   int64_t j = 0;
   for (; j + panel <= columns; j += panel)
@@ -91,7 +92,7 @@ inline void for_tiles(int64_t rows, int64_t columns, const Function& function) {
 
 // The same for any number of rows, few: wider tiles where they are lower, so that enough sums are under way.
 template <typename Real, typename Function>
-inline void for_low_tiles(int64_t rows, int64_t columns, const Function& function) {
+[[gnu::flatten]] inline void for_low_tiles(int64_t rows, int64_t columns, const Function& function) {
   int64_t i = 0;
   for (; i + kTileRows <= rows; i += kTileRows) {
     int64_t j = 0;

@@ -298,13 +298,11 @@ struct Worker {
                              int64_t m0, int64_t chunks, Real* own) const {
     if (!in_place(from, layout, b0, c, h, m0, chunks))
       with_element<Real>(from.element, from.data, [&](const auto* data) {
-        for (int64_t b = 0; b < layout.batch; ++b)
-          for (int64_t m = 0; m < chunks; ++m) {
-            const int64_t at = (m0 + m) * T, count = smaller(T, L - at);
-            Real* place = own + layout.row(b, m) * Tp;
-            read(data + from.place(b0 + b, c, h, at), from.step, count, place);
-            fill(place + count, Tp - count);
-          }
+        for_runs(layout, m0, chunks, [&](int64_t b, int64_t m, int64_t at, int64_t count, int64_t missing) {
+          Real* place = own + layout.row(b, m) * Tp;
+          read(data + from.place(b0 + b, c, h, at), from.step, count, place);
+          fill(place + count, missing);
+        });
       });
     return rows_at(from, layout, b0, c, h, m0, chunks, own);
   }
@@ -318,12 +316,23 @@ struct Worker {
       return write_to(Rows<Real>{const_cast<Real*>(there), T, results.batch});
     write_to(Rows<Real>{own, Tp, layout.sequence * Tp});
     with_element<Real>(results.element, const_cast<void*>(results.data), [&](auto* data) {
-      for (int64_t b = 0; b < layout.batch; ++b)
-        for (int64_t m = 0; m < chunks; ++m) {
-          const int64_t at = (m0 + m) * T;
-          write(own + layout.row(b, m) * Tp, smaller(T, L - at), data + results.place(b0 + b, c, h, at));
-        }
+      for_runs(layout, m0, chunks, [&](int64_t b, int64_t m, int64_t at, int64_t count, int64_t) {
+        write(own + layout.row(b, m) * Tp, count, data + results.place(b0 + b, c, h, at));
+      });
     });
+  }
+
+  // Call function(b, m, at, count, missing) for runs of elements that lie side by side in rows, as they do in
+  // the sequences: from row (b, m) and element `at` of the sequence, `count` of them and `missing` behind its
+  // end.
+  template <typename Function>
+  void for_runs(const Layout& layout, int64_t m0, int64_t chunks, const Function& function) const {
+    const int64_t step = layout.chunk == 1 && T == Tp ? chunks : 1;
+    for (int64_t b = 0; b < layout.batch; ++b)
+      for (int64_t m = 0; m < chunks; m += step) {
+        const int64_t at = (m0 + m) * T, count = smaller(step * T, L - at);
+        function(b, m, at, count, step * Tp - count);
+      }
   }
 
   void read_initial_states(const Layout& layout, int64_t b0, int64_t h) const {
