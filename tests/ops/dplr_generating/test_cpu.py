@@ -59,7 +59,7 @@ def test_every_instruction_set(instruction_set: int, shape: tuple[int, int, int,
     assert error(ops.dplr_generating(*single, backend="cpu"), want) < 2e-5
 
 
-@pytest.mark.checks("oracle")
+@pytest.mark.checks("oracle", of="dplr_generating/cpu")
 @pytest.mark.parametrize("shape", [*SHAPES, (1, 1, 1, 3, 4100)])
 def test_backward_on_every_instruction_set(
     instruction_set: int, shape: tuple[int, int, int, int, int]
