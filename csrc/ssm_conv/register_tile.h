@@ -63,7 +63,8 @@ struct RegisterTile {
   }
 };
 
-// Flattened, as everything below: a tile's sums are in registers only where all that is done to it is inlined.
+// Flattened, as everything below: a tile's sums are in registers only where all that is done to it is
+// inlined.
 template <typename Real, int rows, int vectors, typename Function>
 [[gnu::flatten]] inline void over_columns(int64_t i, int64_t columns, int64_t& j, const Function& function) {
   for (; j + vectors * kLanes<Real> <= columns; j += vectors * kLanes<Real>) {

@@ -336,6 +336,45 @@ def test_registration_with_powers_in_double_precision(alone: bool) -> None:
     torch.library.opcheck(torch.ops.sequence_kernels.ssm_conv.default, (*leaves, None, "torch"))
 
 
+@pytest.mark.skipif("cpu" not in backends("ssm_conv"), reason="needs the native library")
+@pytest.mark.parametrize(("dtype", "length"), [(torch.bfloat16, 300), (torch.float32, 512)])
+def test_strides_beyond_two_to_the_31(dtype: torch.dtype, length: int) -> None:
+    """Two sequences further apart than 32 bits can say, in memory of which only their pages are ever touched.
+
+    Those of 300 are copied to where the kernel computes, those of 512 are taken from where they are.
+    """
+    model = Model(1, 1, 6, 16, dense=False)
+    distance = (1 << 31) + 1000
+    u, g = (
+        torch.empty(distance + 300, dtype=torch.bfloat16).as_strided((2, 1, 300), (distance, 300, 1))
+        for _ in "ug"
+    )
+    for far in (u, g):
+        far.copy_(torch.randn(2, 1, length))
+    results = []
+    for sequence, weight in ((u, g), (u.clone(), g.clone())):
+        leaf = sequence.detach().requires_grad_()
+        y, final = ops.ssm_conv(leaf, *model.single(), backend="cpu")
+        results.append((y, final, *torch.autograd.grad(y, leaf, weight.unsqueeze(1))))
+    for got, want in zip(*results, strict=True):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif("cpu" not in backends("ssm_conv"), reason="needs the native library")
+def test_more_than_two_to_the_31_outputs() -> None:
+    """A constant input, which settles: the last outputs of the last channel are those of a shorter sequence."""
+    model = Model(1, 2, 2, 32, dense=False)
+    length = (1 << 30) + 77
+    short = length % 32 + 4096
+    one = torch.ones(1, 1, 1, dtype=torch.bfloat16)
+    y, _ = ops.ssm_conv(one.expand(1, 1, length), *model.single(), backend="cpu")
+    want, _ = ops.ssm_conv(one.expand(1, 1, short), *model.single(), backend="cpu")
+    assert y.numel() > 1 << 31
+    assert torch.equal(y[..., -2000:], want[..., -2000:])
+    assert torch.equal(y[:, 0, :, :2000], want[:, 0, :, :2000])
+
+
 @every_backend
 def test_empty_batches(backend: str) -> None:
     model = Model(3, 2, 6, 16, dense=False)
