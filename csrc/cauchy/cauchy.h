@@ -1,7 +1,9 @@
 // Cauchy products on the CPU: what the kernels in cpu.cpp take.
 //
 //   cauchy            out[l] = sum_n v_n / (z_l - w_n)^q, or with conj(v_n) / (z_l - conj(w_n))^q added
-//   cauchy_transpose  out[n] = sum_l g_l / (z_l - w_n)^q
+//   cauchy_transpose  out[n] = sum_l g_l / (z_l - w_n)^q, or with conj(g_l) / (conj(z_l) - w_n)^q added: up
+//   to
+//                     the sign (-1)^q that is the first with nodes and poles exchanged
 //
 // Five cases have code of their own (Kind in cpu.cpp); nodes on the imaginary axis are recognised. A node z_l
 // that has an infinite part adds, and receives, exactly 0. Each reciprocal is computed once for up to four
@@ -34,8 +36,9 @@ struct CauchyArguments {
 };
 
 // Scratch elements that one thread needs.
-inline int64_t cauchy_scratch(int64_t N) {
-  return 2 * kNodes + 10 * N;
+template <typename Real>
+int64_t cauchy_scratch(const CauchyArguments<Real>& arguments) {
+  return arguments.N * (3 + 4 * arguments.sets);
 }
 inline int64_t cauchy_transpose_scratch() {
   return 10 * kNodes;

@@ -41,14 +41,17 @@ inline void store(Real* p, Vector<Real> v) {
   __builtin_memcpy(p, &v, sizeof(v));
 }
 
-// The sum of the lanes, in a fixed order.
-template <typename Real>
-inline Real sum(Vector<Real> v) {
-  Real lanes[kLanes<Real>];
-  store(lanes, v);
-  for (int width = kLanes<Real> / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
+// The sum of the lanes, in a fixed order: halves of the register on top of each other.
+template <typename Real, int width = kLanes<Real>, typename Lanes>
+inline Real sum(Lanes v) {
+  if constexpr (width == 1) {
+    return v[0];
+  } else {
+    typedef Real Half __attribute__((vector_size(width / 2 * sizeof(Real))));
+    Half halves[2];
+    __builtin_memcpy(halves, &v, sizeof(v));
+    return sum<Real, width / 2>(halves[0] + halves[1]);
+  }
 }
 
 template <typename Real, int... lane>

@@ -45,14 +45,15 @@ def cauchy(
 
 
 def cauchy_transpose(
-    g: Tensor, z: Tensor, w: Tensor, *, order: int = 1, backend: str | None = None
+    g: Tensor, z: Tensor, w: Tensor, *, conjugate: bool = False, order: int = 1, backend: str | None = None
 ) -> Tensor:
-    """The transpose of a plain Cauchy product: ``out[n] = sum_l g_l / (z_l - w_n)^order``.
+    """The transpose of a Cauchy product: ``out[n] = sum_l g_l / (z_l - w_n)^order``, over conjugate pairs if asked.
 
     Args:
         g: weights of the nodes ``(..., L)``, float32, float64, complex64 or complex128.
         z: nodes ``(..., L)``. A node with an infinite part adds exactly 0.
         w: poles ``(..., N)``. The leading dimensions of all three broadcast together.
+        conjugate: ``g`` and ``z`` are one of each conjugate pair: add ``conj(g_l) / (conj(z_l) - w_n)^order``.
         order: order q >= 1 of the poles.
         backend: None chooses the fastest that can serve the call.
 
@@ -67,7 +68,7 @@ def cauchy_transpose(
     checks.broadcastable(g=g, z=z, w=w)
     checks.integer("order", order, 1)
     g, z, w = checks.promoted(g, z, w)
-    return _cauchy_transpose(g, z, w, order, choose("cauchy_transpose", backend, g))
+    return _cauchy_transpose(g, z, w, conjugate, order, choose("cauchy_transpose", backend, g))
 
 
 def _cauchy_fake(v: Tensor, z: Tensor, w: Tensor, conjugate: bool, order: int, backend: str) -> Tensor:
@@ -81,20 +82,12 @@ def _cauchy_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _cauchy_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    """``dv = CT_q(g, z*, w*)``, ``dw = v* q CT_{q+1}(g, z*, w*)``, ``dz = -q g C_{q+1}(v, z, w)*``.
-
-    For conjugate pairs the second half adds the same with (g*, z) in the place of (g, z*): one transposed product
-    over both sets of nodes.
-    """
+    """``dv = CT_q(g, z*, w*)``, ``dw = v* q CT_{q+1}(g, z*, w*)``, ``dz = -q g C_{q+1}(v, z, w)*``, pairs or not."""
     v, z, w = ctx.saved_tensors
     q = ctx.order
-    nodes, weights = z.conj_physical(), g
-    if ctx.conjugate:
-        nodes = torch.cat((nodes, z), -1)
-        weights = torch.cat((g, g.conj_physical()), -1)
 
     def moments(order: int) -> Tensor:
-        return _cauchy_transpose(weights, nodes, w.conj_physical(), order, ctx.backend)
+        return _cauchy_transpose(g, z.conj_physical(), w.conj_physical(), ctx.conjugate, order, ctx.backend)
 
     dv = gradient_for(v, moments(q)) if ctx.needs_input_grad[0] else None
     dz = dw = None
@@ -105,13 +98,13 @@ def _cauchy_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     return dv, dz, dw, None, None, None
 
 
-def _transpose_fake(g: Tensor, z: Tensor, w: Tensor, order: int, backend: str) -> Tensor:
+def _transpose_fake(g: Tensor, z: Tensor, w: Tensor, conjugate: bool, order: int, backend: str) -> Tensor:
     shape = torch.broadcast_shapes(g.shape[:-1], z.shape[:-1], w.shape[:-1])
     return g.new_empty((*shape, w.shape[-1]))
 
 
 def _transpose_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    g, z, w, ctx.order, ctx.backend = inputs
+    g, z, w, ctx.conjugate, ctx.order, ctx.backend = inputs
     ctx.save_for_backward(g, z, w)
 
 
@@ -121,14 +114,14 @@ def _transpose_backward(ctx: Any, h: Tensor) -> tuple[Tensor | None, ...]:
     q = ctx.order
 
     def product(order: int) -> Tensor:
-        return _cauchy(h, z.conj_physical(), w.conj_physical(), False, order, ctx.backend)
+        return _cauchy(h, z.conj_physical(), w.conj_physical(), ctx.conjugate, order, ctx.backend)
 
     dg = gradient_for(g, product(q)) if ctx.needs_input_grad[0] else None
     dz = gradient_for(z, -q * g.conj() * product(q + 1)) if ctx.needs_input_grad[1] else None
     dw = None
     if ctx.needs_input_grad[2]:
-        dw = gradient_for(w, q * h * _cauchy_transpose(g, z, w, q + 1, ctx.backend).conj())
-    return dg, dz, dw, None, None
+        dw = gradient_for(w, q * h * _cauchy_transpose(g, z, w, ctx.conjugate, q + 1, ctx.backend).conj())
+    return dg, dz, dw, None, None, None
 
 
 _cauchy = register(
@@ -140,7 +133,7 @@ _cauchy = register(
 )
 _cauchy_transpose = register(
     "cauchy_transpose",
-    "(Tensor g, Tensor z, Tensor w, int order, str backend) -> Tensor",
+    "(Tensor g, Tensor z, Tensor w, bool conjugate, int order, str backend) -> Tensor",
     fake=_transpose_fake,
     setup_context=_transpose_save,
     backward=_transpose_backward,

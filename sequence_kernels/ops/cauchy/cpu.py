@@ -35,7 +35,8 @@ def cauchy(v: Tensor, z: Tensor, w: Tensor, conjugate: bool, order: int) -> Tens
 
 
 @implement("cauchy_transpose", "cpu", needs=native.needs("cpu"))
-def cauchy_transpose(g: Tensor, z: Tensor, w: Tensor, order: int) -> Tensor:
+def cauchy_transpose(g: Tensor, z: Tensor, w: Tensor, conjugate: bool, order: int) -> Tensor:
     weights, poles, nodes = _arguments(g, z, w)
-    out = torch.ops.sequence_kernels_native.cauchy_transpose(weights, nodes, poles, order)
-    return _result(out, g, z, w)
+    kernels = torch.ops.sequence_kernels_native
+    transpose = kernels.cauchy_transpose_of_pairs if conjugate else kernels.cauchy_transpose
+    return _result(transpose(weights, nodes, poles, order), g, z, w)

@@ -41,8 +41,15 @@ def cauchy(v: Tensor, z: Tensor, w: Tensor, conjugate: bool, order: int) -> Tens
     return torch.cat(out, -1)
 
 
+def both_of_pairs(g: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights and nodes with their conjugates, for backends without a transpose of their own for pairs."""
+    return torch.cat((g, g.conj_physical()), -1), torch.cat((z, z.conj_physical()), -1)
+
+
 @implement("cauchy_transpose", "torch")
-def cauchy_transpose(g: Tensor, z: Tensor, w: Tensor, order: int) -> Tensor:
+def cauchy_transpose(g: Tensor, z: Tensor, w: Tensor, conjugate: bool, order: int) -> Tensor:
+    if conjugate:
+        g, z = both_of_pairs(g, z)
     out = g.new_zeros((*torch.broadcast_shapes(g.shape[:-1], z.shape[:-1], w.shape[:-1]), w.shape[-1]))
     for start, stop in _blocks(z, w):
         part = g[..., start:stop].unsqueeze(-2) @ _reciprocals(z[..., start:stop], w, order)

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..sharing import sets_and_channels
+from .reference import both_of_pairs
 
 #: Nodes that one program of the transpose sums over.
 SEGMENT = 4096
@@ -153,8 +154,10 @@ def cauchy(v: Tensor, z: Tensor, w: Tensor, conjugate: bool, order: int) -> Tens
     return _result(out, v, z, w)
 
 
-def cauchy_transpose(g: Tensor, z: Tensor, w: Tensor, order: int) -> Tensor:
+def cauchy_transpose(g: Tensor, z: Tensor, w: Tensor, conjugate: bool, order: int) -> Tensor:
     """The implementation for backend ``triton``; see ``sequence_kernels.ops.cauchy_transpose``."""
+    if conjugate:
+        g, z = both_of_pairs(g, z)
     weights, nodes, poles, stride = _arguments(g, z, w)
     (sets, channels, L), N = weights.shape, poles.shape[-1]
     segments = max(1, triton.cdiv(L, SEGMENT))

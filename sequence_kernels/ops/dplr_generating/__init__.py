@@ -76,10 +76,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     arguments = (g, *ctx.saved_tensors, ctx.backend)
-    if torch.is_grad_enabled():  # a derivative of this derivative is wanted: leave a graph
-        gradients = adjoint.gradients(*arguments)
-    else:
-        gradients = _dplr_generating_backward(*arguments)
+    second = torch.is_grad_enabled()  # a derivative of this derivative is wanted: leave a graph
+    gradients = adjoint.gradients(*arguments) if second else _dplr_generating_backward(*arguments)
     dt = adjoint.gradient_of_nodes(*arguments) if ctx.needs_input_grad[5] else None
     return (*gradients, dt, None)
 

@@ -52,8 +52,7 @@ def gradients(
     """With respect to c, p, q, b and w."""
     channels = c.shape[0]
     left, right, v, z, _, gm = _products(g, c, p, q, b, w, t, backend)
-    weights, nodes = torch.cat((gm, gm.conj()), -1), torch.cat((-z, z))
-    dv, squares = (_cauchy_transpose(weights, nodes, w.conj_physical(), order, backend) for order in (1, 2))
+    dv, squares = (_cauchy_transpose(gm, -z, w.conj_physical(), True, order, backend) for order in (1, 2))
     limit = 2 * torch.where(t.isinf(), g.real, 0).sum(-1, keepdim=True)
     dleft = (dv * right.conj()).sum(1)
     dright = (dv * left.unsqueeze(1).conj()).sum(0)

@@ -227,14 +227,19 @@ def _reals(*tensors: Tensor) -> list[Tensor]:
     return [torch.view_as_real(tensor.resolve_conj().contiguous()) for tensor in tensors]
 
 
+def tiling(channels: int, rank: int) -> tuple[int, int, int]:
+    """Rows and columns of M that a program holds, powers of two, and its nodes: 128 for up to 16 products, then fewer."""
+    rows, columns = triton.next_power_of_2(max(1, channels) + rank), triton.next_power_of_2(1 + rank)
+    return rows, columns, max(16, min(128, 2048 // (rows * columns)))
+
+
 def _generate(
     c: Tensor, p: Tensor, q: Tensor, b: Tensor, w: Tensor, t: Tensor, g: Tensor | None, out: Tensor
 ) -> Tensor:
-    """Fill out. A program takes 4 channels or, as the adjoint adds them up, all; 128 nodes if it has 16 products."""
+    """Fill out. A program takes all channels if it has to add them up, else about 4."""
     (channels, heads, N), rank, L = c.shape, p.shape[0], t.shape[0]
-    rows = triton.next_power_of_2(rank + max(1, channels if g is not None else min(channels, 4)))
-    columns = triton.next_power_of_2(1 + rank)
-    together, nodes = rows - rank, max(16, min(128, 2048 // (rows * columns)))
+    rows, columns, nodes = tiling(min(channels, 4) if g is None else channels, rank)
+    together = rows - rank
     groups = triton.cdiv(channels, together) if g is None else 1
     if out.numel():
         dplr_generating_kernel[(triton.cdiv(L, nodes) * heads * groups,)](

@@ -43,9 +43,11 @@ def product(v: Tensor, z: Tensor, w: Tensor, conjugate: bool, order: int) -> Ten
     return out
 
 
-def sums(g: Tensor, z: Tensor, w: Tensor, order: int) -> Tensor:
+def sums(g: Tensor, z: Tensor, w: Tensor, conjugate: bool, order: int) -> Tensor:
     """The definition of the transpose, a pole at a time, in complex128."""
     g, z, w = (t.to(torch.complex128) for t in (g, z, w))
+    if conjugate:
+        return sums(g, z, w, False, order) + sums(g.conj(), z.conj(), w, False, order)
     columns = [(g / (z - w[..., n, None]) ** order).sum(-1) for n in range(w.shape[-1])]
     return torch.stack(columns, -1)
 
@@ -81,7 +83,8 @@ def test_product_and_transpose(
         for conjugate in (True, False):
             got = cpu.cauchy(v, z, w, conjugate, order)
             assert error(got, product(v, z, w, conjugate, order)) < tolerance
-        assert error(cpu.cauchy_transpose(g, z, w, order), sums(g, z, w, order)) < tolerance
+            transposed = cpu.cauchy_transpose(g, z, w, conjugate, order)
+            assert error(transposed, sums(g, z, w, conjugate, order)) < tolerance
 
 
 @pytest.mark.parametrize("dt", [1e-4, 1e-2, 1.0])
@@ -99,7 +102,8 @@ def test_float32_over_the_range_of_s4(dt: float, N: int) -> None:
     # S4 multiplies by 1 + z / 2, so the smallest values count as much as the largest.
     factor = 1 + z.to(torch.complex128) / 2
     assert error(got * factor, expected * factor) < 2e-6
-    assert error(cpu.cauchy_transpose(g, z, w, 1), sums(g, z, w, 1)) < 2e-6
+    for conjugate in (True, False):
+        assert error(cpu.cauchy_transpose(g, z, w, conjugate, 1), sums(g, z, w, conjugate, 1)) < 2e-6
 
 
 @pytest.mark.parametrize("conjugate", [True, False])
@@ -113,7 +117,8 @@ def test_infinite_nodes_are_exactly_zero(conjugate: bool, order: int) -> None:
     assert error(out[:, 1], product(v, z[1:2], w, conjugate, order)[:, 0]) < 2e-6
     g = torch.full((3, 4), complex(1, 2), dtype=torch.complex64)
     g[:, 2] = complex(math.nan, inf)  # a weight that counts for nothing
-    assert error(cpu.cauchy_transpose(g, z, w, order), sums(g[:, 1:2], z[1:2], w, order)) < 2e-6
+    want = sums(g[:, 1:2], z[1:2], w, conjugate, order)
+    assert error(cpu.cauchy_transpose(g, z, w, conjugate, order), want) < 2e-6
 
 
 @pytest.mark.parametrize("conjugate", [True, False])
@@ -122,8 +127,13 @@ def test_huge_nodes_and_poles_do_not_overflow(conjugate: bool) -> None:
     z = torch.tensor([1j, 1e10j, 1e18j, 3e30j], dtype=torch.complex64)
     got, expected = cpu.cauchy(v, z, w, conjugate, 1), product(v, z, w, conjugate, 1)
     assert ((got - expected).abs() <= 2e-6 * expected.abs()).all()
+    g = torch.tensor([1, 1e10j, complex(1e18, 1e18), 3e30], dtype=torch.complex64)[:3]
+    got, expected = cpu.cauchy_transpose(g, z[:3], w, conjugate, 1), sums(g, z[:3], w, conjugate, 1)
+    assert ((got - expected).abs() <= 2e-6 * expected.abs()).all()
     w[0] = complex(-1e12, 1e12)
     assert error(cpu.cauchy(v, z[:1], w, conjugate, 1), product(v, z[:1], w, conjugate, 1)) < 2e-6
+    got, expected = cpu.cauchy_transpose(g, z[:3], w, conjugate, 1), sums(g, z[:3], w, conjugate, 1)
+    assert ((got - expected).abs() <= 2e-6 * expected.abs()).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
@@ -133,7 +143,10 @@ def test_same_bits_for_any_number_of_threads(threads: None, dtype: torch.dtype) 
     results = []
     for count in (1, 2, 3, 1):
         torch.set_num_threads(count)
-        results.append((cpu.cauchy(v, z, w, True, 1), cpu.cauchy_transpose(g, z, w, 1)))
+        results.append(
+            [cpu.cauchy(v, z, w, pairs, order) for pairs in (True, False) for order in (1, 2)]
+            + [cpu.cauchy_transpose(g, z, w, pairs, order) for pairs in (True, False) for order in (1, 2)]
+        )
     for other in results[1:]:
         for first, second in zip(results[0], other, strict=True):
             assert torch.equal(first, second)
@@ -172,9 +185,10 @@ def test_leading_dimensions_broadcast(
         torch.testing.assert_close(got, expected if dtype.is_complex else expected.real)
     if N:
         g = torch.randn(*v_batch, L, dtype=dtype)
-        got, expected = cpu.cauchy_transpose(g, z, w, 1), sums(g, z, w, 1)
-        assert got.dtype == dtype
-        torch.testing.assert_close(got, expected if dtype.is_complex else expected.real)
+        for conjugate in (True, False):
+            got, expected = cpu.cauchy_transpose(g, z, w, conjugate, 1), sums(g, z, w, conjugate, 1)
+            assert got.dtype == dtype
+            torch.testing.assert_close(got, expected if dtype.is_complex else expected.real)
 
 
 def test_strided_and_conjugated_views() -> None:
@@ -187,9 +201,9 @@ def test_strided_and_conjugated_views() -> None:
     g = torch.randn(9, 3, dtype=dtype).mT.conj()
     plain = [t.resolve_conj().contiguous() for t in (v, z, w, g)]
     assert torch.equal(cpu.cauchy(v, z, w, True, 1), cpu.cauchy(*plain[:3], True, 1))
-    assert torch.equal(
-        cpu.cauchy_transpose(g, z, w, 1), cpu.cauchy_transpose(plain[3], plain[1], plain[2], 1)
-    )
+    for pairs in (True, False):
+        want = cpu.cauchy_transpose(plain[3], plain[1], plain[2], pairs, 1)
+        assert torch.equal(cpu.cauchy_transpose(g, z, w, pairs, 1), want)
 
 
 def test_every_element_is_written() -> None:
@@ -200,7 +214,7 @@ def test_every_element_is_written() -> None:
         on_axis(530, dtype=torch.complex64),
     )
     g = torch.randn(5, 3, 530, dtype=torch.complex64)
-    for run in (lambda: cpu.cauchy(v, z, w, True, 1), lambda: cpu.cauchy_transpose(g, z, w, 1)):
+    for run in (lambda: cpu.cauchy(v, z, w, True, 1), lambda: cpu.cauchy_transpose(g, z, w, True, 1)):
         like = run()
         for _ in range(3):
             poison = torch.full_like(like, float("nan"))

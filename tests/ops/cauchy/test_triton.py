@@ -53,7 +53,7 @@ def test_product(shape: tuple[int, ...], pairs: bool, dtype: torch.dtype) -> Non
 def test_transpose(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     for imaginary, order in ((True, 1), (False, 2)):
         _, z, w, g = data(*shape, dtype, imaginary)
-        actual = kernels.cauchy_transpose(g.to(DEVICE), z.to(DEVICE), w.to(DEVICE), order)
+        actual = kernels.cauchy_transpose(g.to(DEVICE), z.to(DEVICE), w.to(DEVICE), False, order)
         assert exact.relative_error(actual, exact.transpose(g, z, w, order)) < TOLERANCE[dtype]
 
 
@@ -62,7 +62,7 @@ def test_nodes_of_their_own_for_each_channel() -> None:
     z = torch.randn(3, 50, dtype=torch.complex128)
     actual = kernels.cauchy(v.to(DEVICE), z.to(DEVICE), w.to(DEVICE), True, 1)
     assert exact.relative_error(actual, exact.product(v, z, w, True, 1)) < 1e-12
-    actual = kernels.cauchy_transpose(g.to(DEVICE), z.to(DEVICE), w.to(DEVICE), 1)
+    actual = kernels.cauchy_transpose(g.to(DEVICE), z.to(DEVICE), w.to(DEVICE), False, 1)
     assert exact.relative_error(actual, exact.transpose(g, z, w, 1)) < 1e-12
 
 
@@ -82,7 +82,7 @@ def test_empty_dimensions() -> None:
     assert kernels.cauchy(torch.ones(2, device=DEVICE), w, torch.ones(2, device=DEVICE), True, 1).shape == (
         0,
     )
-    assert torch.equal(kernels.cauchy_transpose(v, w, z, 1), torch.zeros(2, 3, device=DEVICE))
+    assert torch.equal(kernels.cauchy_transpose(v, w, z, False, 1), torch.zeros(2, 3, device=DEVICE))
 
 
 @pytest.mark.parametrize("rate", [1e-4, 1.0])
@@ -95,7 +95,7 @@ def test_float32_next_to_the_imaginary_axis(rate: float) -> None:
     v, g = torch.randn(1, 1, N, dtype=torch.complex64), torch.randn(1, 1, L, dtype=torch.complex64)
     actual = kernels.cauchy(v.to(DEVICE), z.to(DEVICE), w.to(DEVICE), True, 1)
     assert exact.relative_error(actual, exact.product(v, z, w, True, 1)) < 2e-6
-    actual = kernels.cauchy_transpose(g.to(DEVICE), z.to(DEVICE), w.to(DEVICE), 1)
+    actual = kernels.cauchy_transpose(g.to(DEVICE), z.to(DEVICE), w.to(DEVICE), False, 1)
     assert exact.relative_error(actual, exact.transpose(g, z, w, 1)) < 2e-6
 
 
