@@ -346,7 +346,7 @@ def test_strides_beyond_two_to_the_31(dtype: torch.dtype, length: int) -> None:
     model = Model(1, 1, 6, 16, dense=False)
     distance = (1 << 31) + 1000
     u, g = (
-        torch.empty(distance + 300, dtype=torch.bfloat16).as_strided((2, 1, 300), (distance, 300, 1))
+        torch.empty(distance + length, dtype=dtype).as_strided((2, 1, length), (distance, length, 1))
         for _ in "ug"
     )
     for far in (u, g):
