@@ -228,7 +228,7 @@ def _reals(*tensors: Tensor) -> list[Tensor]:
 
 
 def tiling(channels: int, rank: int) -> tuple[int, int, int]:
-    """Rows and columns of M that a program holds, powers of two, and its nodes: 128 for up to 16 products, then fewer."""
+    """Rows and columns of M that a program holds, powers of two, and its nodes: 128 while 16 products or fewer."""
     rows, columns = triton.next_power_of_2(max(1, channels) + rank), triton.next_power_of_2(1 + rank)
     return rows, columns, max(16, min(128, 2048 // (rows * columns)))
 

@@ -119,6 +119,17 @@ def test_nan_stays_where_it_is() -> None:
     assert torch.equal(out[:, ::2][..., rest], clean[:, ::2][..., rest])
 
 
+def test_launch_rule() -> None:
+    """128 nodes and all products while they are 16 or fewer; more products, fewer nodes."""
+    assert kernels.tiling(1, 1) == (2, 2, 128)
+    assert kernels.tiling(2, 1) == (4, 2, 128)
+    assert kernels.tiling(1, 2) == (4, 4, 128)
+    assert kernels.tiling(4, 1) == (8, 2, 128)
+    assert kernels.tiling(5, 3) == (8, 4, 64)
+    assert kernels.tiling(0, 0) == (1, 1, 128)
+    assert kernels.tiling(30, 30) == (64, 32, 16)
+
+
 def test_empty_dimensions() -> None:
     for channels, heads, pairs, length in [(0, 2, 3, 4), (2, 0, 3, 4), (2, 2, 0, 4), (2, 2, 3, 0)]:
         tensors = as_kernels_take(system(channels, 1, heads, pairs, length), C128)
