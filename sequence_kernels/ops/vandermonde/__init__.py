@@ -16,7 +16,14 @@ implement_in_triton(__name__, "vandermonde", "vandermonde_transpose")
 
 
 def vandermonde(
-    v: Tensor, x: Tensor, L: int, *, conjugate: bool = True, power: int = 0, backend: str | None = None
+    v: Tensor,
+    x: Tensor,
+    L: int,
+    *,
+    conjugate: bool = True,
+    power: int = 0,
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """Sums of exponentials: ``out[l] = sum_n v_n l^power exp(x_n l)`` for ``0 <= l < L``.
 
@@ -27,10 +34,12 @@ def vandermonde(
         conjugate: ``v`` and ``x`` hold one of each conjugate pair, and both are summed: the result is twice the real
             part, and real.
         power: the p >= 0 of ``l^p``; the derivative of order p with respect to ``x``.
+        dtype: float16 or bfloat16 for a real result that feeds a convolution in half precision: everything is computed
+            and accumulated in the precision of ``v`` and ``x``, the result rounded once, its gradient not at all.
         backend: None chooses the fastest that can serve the call.
 
     Returns:
-        ``(..., L)``; real if ``conjugate``, else in the promoted dtype of ``v`` and ``x``.
+        ``(..., L)``; real if ``conjugate``, else in the promoted dtype of ``v`` and ``x``; or in ``dtype``.
 
     The kernel of a diagonal SSM is ``vandermonde(C * B_bar, log(A_bar), L)`` (Gu et al., S4D, 2022, section 3). The
     product is differentiable any number of times: its derivatives are products of the same two families.
@@ -43,7 +52,12 @@ def vandermonde(
     checks.integer("L", L, 0)
     checks.integer("power", power, 0)
     v, x = checks.promoted(v, x)
-    return _vandermonde(v, x, L, conjugate, power, choose("vandermonde", backend, v))
+    if dtype is not None and dtype not in checks.HALF:
+        raise TypeError(f"dtype must be None or one of float16, bfloat16, got {dtype}")
+    if dtype is not None and v.is_complex() and not conjugate:
+        raise ValueError(f"dtype={dtype} needs a real result: conjugate=True, or real v and x")
+    out = _vandermonde(v, x, L, conjugate, power, choose("vandermonde", backend, v))
+    return out if dtype is None else out.to(dtype)
 
 
 def vandermonde_transpose(g: Tensor, x: Tensor, *, power: int = 0, backend: str | None = None) -> Tensor:

@@ -136,3 +136,32 @@ def test_bad_sizes_and_powers() -> None:
         ops.vandermonde(v, x[:2], 3)
     with pytest.raises(TypeError, match=r"x must be one of float32, .*, got torch.float16"):
         ops.vandermonde(v, x.real.half(), 3)
+
+
+@every_backend
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("real", [False, True])
+def test_half_precision_is_rounded_once(backend: str, dtype: torch.dtype, real: bool) -> None:
+    """The result is float32's, rounded; a gradient is that of the float32 call for the same cotangent."""
+    v, x = (t.real if real else t for t in hippo_like(2, 16, 0.01))
+    v, x = v.clone().requires_grad_(), x.clone().requires_grad_()
+    options = {"conjugate": not real, "backend": backend}
+    wide = run(ops.vandermonde, v, x, 5000, **options)
+    half = run(ops.vandermonde, v, x, 5000, dtype=dtype, **options)
+    assert half.dtype == dtype
+    assert torch.equal(half, wide.to(dtype))
+    g = torch.randn_like(wide).to(dtype)
+    for got, want in zip(
+        torch.autograd.grad(half, (v, x), g), torch.autograd.grad(wide, (v, x), g.float()), strict=True
+    ):
+        assert torch.equal(got, want)
+    exact = oracle(v.detach(), x.detach(), 5000, not real, 0).real
+    assert float((half.detach() - exact).norm() / exact.norm()) < 0.5 * torch.finfo(dtype).eps
+
+
+def test_half_precision_wants_a_real_result() -> None:
+    v, x = hippo_like(1, 2, 0.1)
+    with pytest.raises(ValueError, match=r"dtype=torch\.float16 needs a real result"):
+        ops.vandermonde(v, x, 3, conjugate=False, dtype=torch.float16)
+    with pytest.raises(TypeError, match=r"dtype must be None or one of float16, bfloat16, got torch\.int8"):
+        ops.vandermonde(v, x, 3, dtype=torch.int8)
