@@ -74,7 +74,8 @@ def implement_in_triton(package: str, *ops: str) -> None:
     for op in ops:
 
         def run(*args: Any, op: str = op) -> Any:
-            return getattr(importlib.import_module(f"{package}.triton"), op)(*args)
+            with torch.cuda.device_of(args[0]):  # Triton launches on the current device
+                return getattr(importlib.import_module(f"{package}.triton"), op)(*args)
 
         implement(op, "triton", needs=missing)(run)
 
