@@ -314,10 +314,10 @@ __device__ __forceinline__ void moments(const DplrGeneratingMomentsParams& p) {
 #pragma unroll
       for (int i = 0; i < COUNT; ++i) {
         const Complex<T> gm = weights[at][i];
-        sum[i][0] += gm.x * by_y.x + gm.y * by_y.y;
-        sum[i][1] += gm.y * by_s.x - gm.x * by_s.y;
-        sum[i][2] += gm.x * square_by_y.x + gm.y * square_by_y.y;
-        sum[i][3] += gm.y * square_by_s.x - gm.x * square_by_s.y;
+        sum[i][0] += gm.x * by_y.x, sum[i][0] += gm.y * by_y.y;  // one by one: a multiply-add each
+        sum[i][1] += gm.y * by_s.x, sum[i][1] -= gm.x * by_s.y;
+        sum[i][2] += gm.x * square_by_y.x, sum[i][2] += gm.y * square_by_y.y;
+        sum[i][3] += gm.y * square_by_s.x, sum[i][3] -= gm.x * square_by_s.y;
       }
     }
   }

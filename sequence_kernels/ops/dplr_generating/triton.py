@@ -95,8 +95,10 @@ def dplr_generating_kernel(
         c0 = (2 * scale * v_re)[:, :, None]
         c1 = (-2 * (v_re * (scale * w_re) + v_im * (scale * w_im)))[:, :, None]
         re, im = _inverse(y, s, w_re, w_im, scale)
-        m_re += c1 * (y * re)[None, None, :] - c0 * (s * im)[None, None, :]
-        m_im += c1 * (y * im)[None, None, :] + c0 * (s * re)[None, None, :]
+        m_re += c1 * (y * re)[None, None, :]  # one by one: a multiply-add each
+        m_re -= c0 * (s * im)[None, None, :]
+        m_im += c1 * (y * im)[None, None, :]
+        m_im += c0 * (s * re)[None, None, :]
 
     one = ((j[:, None] - TOGETHER == k[None, :] - 1) & of_q[:, None] & of_p[None, :])[:, :, None]
     weight = tl.where(of_p[None, :, None], y[None, None, :], 1.0)
@@ -207,10 +209,14 @@ def dplr_generating_moments_kernel(
         y, s = y[None, :], s[None, :]
         e_re, e_im = _inverse(y, s, w_re[:, None], w_im[:, None], scale[:, None])
         e2_re, e2_im = _multiply(y * y * e_re, y * y * e_im, e_re, e_im)
-        s0 += gm_re * (y * e_re)[None, :, :] + gm_im * (y * e_im)[None, :, :]
-        s1 += gm_im * (s * e_re)[None, :, :] - gm_re * (s * e_im)[None, :, :]
-        t0 += gm_re * (y * e2_re)[None, :, :] + gm_im * (y * e2_im)[None, :, :]
-        t1 += gm_im * (s * e2_re)[None, :, :] - gm_re * (s * e2_im)[None, :, :]
+        s0 += gm_re * (y * e_re)[None, :, :]
+        s0 += gm_im * (y * e_im)[None, :, :]
+        s1 += gm_im * (s * e_re)[None, :, :]
+        s1 -= gm_re * (s * e_im)[None, :, :]
+        t0 += gm_re * (y * e2_re)[None, :, :]
+        t0 += gm_im * (y * e2_im)[None, :, :]
+        t1 += gm_im * (s * e2_re)[None, :, :]
+        t1 -= gm_re * (s * e2_im)[None, :, :]
     scale = scale[None, :]
     re, im = scale * w_re[None, :], scale * w_im[None, :]
     s0, s1, t0, t1 = tl.sum(s0, 2), tl.sum(s1, 2), tl.sum(t0, 2), tl.sum(t1, 2)
