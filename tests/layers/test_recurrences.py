@@ -234,8 +234,11 @@ def test_in_a_model_by_name(name: str) -> None:
     model(x)[0].square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     groups = parameter_groups(model, lr=1e-3, weight_decay=0.1)
-    spared = sum(len(group["params"]) for group in groups if group["weight_decay"] == 0)
-    assert spared == {"s5": 8, "lru": 8, "dss": 4}.get(name, 0)
+    spared = {id(p) for group in groups if group["weight_decay"] == 0 for p in group["params"]}
+    for block in model.layers:
+        for dynamics in getattr(block.layer, "dynamics", ()):
+            assert id(block.layer.get_parameter(dynamics)) in spared
+    assert {id(p) for name, p in model.named_parameters() if name.endswith("weight_hh_l0")}.isdisjoint(spared)
 
 
 @pytest.mark.parametrize("cls", [S5, LRU, DSS])
