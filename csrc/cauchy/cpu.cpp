@@ -202,24 +202,22 @@ inline bool any(Mask mask) {
 // Interleaved complex numbers, and `padding` in the lanes past the last.
 template <typename Real>
 inline Complex<Vector<Real>> load_complex(const Real* from, int64_t count, Real padding) {
-  Real re[kLanes<Real>], im[kLanes<Real>];
-  if (count >= kLanes<Real>) {
-    for (int i = 0; i < kLanes<Real>; ++i) re[i] = from[2 * i], im[i] = from[2 * i + 1];
-  } else {
-    for (int i = 0; i < kLanes<Real>; ++i) re[i] = im[i] = padding;
-    for (int i = 0; i < count; ++i) re[i] = from[2 * i], im[i] = from[2 * i + 1];
+  Complex<Vector<Real>> value;
+  Real some[2 * kLanes<Real>];
+  if (count < kLanes<Real>) {
+    for (int i = 0; i < 2 * kLanes<Real>; ++i) some[i] = i < 2 * count ? from[i] : padding;
+    from = some;
   }
-  return {load(re), load(im)};
+  load_interleaved<Real>(from, value.re, value.im);
+  return value;
 }
 
 template <typename Real>
 inline void store_complex(Complex<Vector<Real>> value, int64_t count, Real* to) {
-  Real both[2 * kLanes<Real>];
-  for (int i = 0; i < kLanes<Real>; ++i) both[2 * i] = value.re[i], both[2 * i + 1] = value.im[i];
-  if (count >= kLanes<Real>)
-    __builtin_memcpy(to, both, sizeof(both));
-  else
-    __builtin_memcpy(to, both, 2 * count * sizeof(Real));
+  if (count >= kLanes<Real>) return store_interleaved<Real>(value.re, value.im, to);
+  Real some[2 * kLanes<Real>];
+  store_interleaved<Real>(value.re, value.im, some);
+  __builtin_memcpy(to, some, 2 * count * sizeof(Real));
 }
 
 // Calls function with the kind as a constant.

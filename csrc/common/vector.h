@@ -65,6 +65,30 @@ inline Vector<Real> swap_parts(Vector<Real> v) {
   return swap_lanes<Real>(v, std::make_integer_sequence<int, kLanes<Real>>());
 }
 
+template <typename Real, int... lane>
+inline void split_lanes(const Real* from, Vector<Real>& even, Vector<Real>& odd,
+                        std::integer_sequence<int, lane...>) {
+  const Vector<Real> a = load(from), b = load(from + kLanes<Real>);
+  even = __builtin_shufflevector(a, b, (2 * lane)...);
+  odd = __builtin_shufflevector(a, b, (2 * lane + 1)...);
+}
+template <typename Real, int... lane>
+inline void zip_lanes(Vector<Real> even, Vector<Real> odd, Real* to, std::integer_sequence<int, lane...>) {
+  constexpr int n = kLanes<Real>;
+  store<Real>(to, __builtin_shufflevector(even, odd, (lane / 2 + lane % 2 * n)...));
+  store<Real>(to + n, __builtin_shufflevector(even, odd, ((n + lane) / 2 + lane % 2 * n)...));
+}
+
+// Two vectors' worth of interleaved numbers: the even ones, and the odd ones.
+template <typename Real>
+inline void load_interleaved(const Real* from, Vector<Real>& even, Vector<Real>& odd) {
+  split_lanes<Real>(from, even, odd, std::make_integer_sequence<int, kLanes<Real>>());
+}
+template <typename Real>
+inline void store_interleaved(Vector<Real> even, Vector<Real> odd, Real* to) {
+  zip_lanes<Real>(even, odd, to, std::make_integer_sequence<int, kLanes<Real>>());
+}
+
 // The bits of a value as another type of the same size.
 template <typename To, typename From>
 inline To bits(From value) {

@@ -202,7 +202,7 @@ inline void solve(int64_t rank, Complex<Vector<Real>>* matrix, Complex<Vector<Re
 // Some numbers from memory, the first of them in the lanes past the last.
 template <typename Real>
 inline Vector<Real> load_some(const Real* from, int64_t count) {
-  if (count == kLanes<Real>) return load(from);
+  if (count >= kLanes<Real>) return load(from);
   Vector<Real> value = Vector<Real>{} + from[0];
   for (int64_t i = 0; i < count; ++i) value[i] = from[i];
   return value;
@@ -211,22 +211,22 @@ inline Vector<Real> load_some(const Real* from, int64_t count) {
 // Some complex numbers from memory, and 0 in the lanes past the last.
 template <typename Real>
 inline Complex<Vector<Real>> load_complex(const Real* from, int64_t count) {
-  Real re[kLanes<Real>] = {}, im[kLanes<Real>] = {};
-  if (count == kLanes<Real>)
-    for (int i = 0; i < kLanes<Real>; ++i) re[i] = from[2 * i], im[i] = from[2 * i + 1];
-  else
-    for (int64_t i = 0; i < count; ++i) re[i] = from[2 * i], im[i] = from[2 * i + 1];
-  return {load(re), load(im)};
+  Complex<Vector<Real>> value;
+  Real some[2 * kLanes<Real>] = {};
+  if (count < kLanes<Real>) {
+    __builtin_memcpy(some, from, 2 * count * sizeof(Real));
+    from = some;
+  }
+  load_interleaved<Real>(from, value.re, value.im);
+  return value;
 }
 
 template <typename Real>
 inline void store_complex(Complex<Vector<Real>> value, int64_t count, Real* to) {
-  Real both[2 * kLanes<Real>];
-  for (int i = 0; i < kLanes<Real>; ++i) both[2 * i] = value.re[i], both[2 * i + 1] = value.im[i];
-  if (count == kLanes<Real>)
-    __builtin_memcpy(to, both, sizeof(both));
-  else
-    __builtin_memcpy(to, both, 2 * count * sizeof(Real));
+  if (count >= kLanes<Real>) return store_interleaved<Real>(value.re, value.im, to);
+  Real some[2 * kLanes<Real>];
+  store_interleaved<Real>(value.re, value.im, some);
+  __builtin_memcpy(to, some, 2 * count * sizeof(Real));
 }
 
 // What both passes do at a vector of nodes, with the scratch memory for it.
@@ -356,7 +356,9 @@ struct Place {
         y(arguments.node),
         x(arguments.node + arguments.L),
         unit(true) {
-    for (int64_t l = first; l < last; ++l) unit &= y[l] == 1;
+    auto others = Vector<Real>{} != Vector<Real>{};
+    for (int64_t l = first; l < last; l += kLanes<Real>) others |= load_some(y + l, last - l) != 1;
+    for (int i = 0; i < kLanes<Real>; ++i) unit &= others[i] == 0;
   }
 
   // How many nodes a vector at l has, and the vectors of nodes from `first`.
