@@ -23,3 +23,17 @@ def parameter_groups(module: nn.Module, **defaults: Any) -> list[dict[str, Any]]
             group = groups.setdefault(tuple(sorted(own.items())), {"params": [], **defaults, **own})
             group["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
+
+
+class CarriesOptions(nn.Module):
+    """Base of modules whose parameters carry options for the optimizer, which copies of parameters would lose."""
+
+    def set_options(self, name: str, options: dict[str, float]) -> None:
+        """Give the parameter of that name, as in ``named_parameters``, its ``_optim``."""
+        self.__dict__.setdefault("_options", {})[name] = options
+        self.get_parameter(name)._optim = options  # type: ignore[attr-defined]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for name, options in self.__dict__.get("_options", {}).items():
+            self.set_options(name, options)

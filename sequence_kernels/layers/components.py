@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..optim import CarriesOptions
 from .norms import TransposedLN
 
 
@@ -73,7 +74,7 @@ def activation_module(name: str | None, dim: int = -1, size: int | None = None) 
     return _ACTIVATIONS[name](dim, size)
 
 
-class TransposedLinear(nn.Linear):
+class TransposedLinear(CarriesOptions, nn.Linear):
     """``nn.Linear`` along the second-to-last axis: ``(..., d_input, length) -> (..., d_output, length)``.
 
     Its bias asks optimizers for no weight decay, as in ESPnet (see ``sequence_kernels.parameter_groups``).
@@ -81,15 +82,8 @@ class TransposedLinear(nn.Linear):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._spare_bias()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._spare_bias()  # copying a parameter drops its attributes
-
-    def _spare_bias(self) -> None:
         if self.bias is not None:
-            self.bias._optim = {"weight_decay": 0.0}  # type: ignore[attr-defined]
+            self.set_options("bias", {"weight_decay": 0.0})
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.weight @ x

@@ -7,15 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..optim import CarriesOptions
 from ..stages import Norm, Pointwise, Stage
 
 
-class TransposedLN(nn.Module):
+class TransposedLN(CarriesOptions):
     """Layer norm over the channels of ``(batch, channels, length)``, or over the axis ``dim`` if it is another.
 
     With ``scalar=True`` one shift ``m`` and one scale ``s`` serve all channels:
     ``s * (x - mean(x) + m) / std(x)``, with ``std`` the biased standard deviation, at least ``sqrt(eps)``:
     a constant column gives ``s * m / sqrt(eps)``, 0 at the start, and not NaN.
+    The two ask optimizers for no weight decay.
     With ``scalar=False`` it is ``nn.LayerNorm``, a shift and a scale for each channel.
     """
 
@@ -27,6 +29,8 @@ class TransposedLN(nn.Module):
         if scalar:
             self.m = nn.Parameter(torch.zeros(1))
             self.s = nn.Parameter(torch.ones(1))
+            for name in ("m", "s"):
+                self.set_options(name, {"weight_decay": 0.0})
         else:
             self.ln = nn.LayerNorm(d, eps=eps)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ..optim import CarriesOptions
 
 
 class _RealType(NamedTuple):
@@ -32,7 +34,7 @@ def complex_parameter(p: Tensor) -> Tensor:
     return torch.view_as_complex(p if p.dtype == torch.float64 else p.float())
 
 
-class SSMParameters(nn.Module):
+class SSMParameters(CarriesOptions):
     """Base of the parameter modules: step sizes, the sign of the real part, the learning rates of groups."""
 
     log_dt: Tensor
@@ -56,7 +58,6 @@ class SSMParameters(nn.Module):
         self._least = least
         self._offset = relu_offset if real_type == "relu" else 0.0
         self.bandlimit = bandlimit
-        self._options: dict[str, dict[str, float]] = {}
 
     def register(
         self, name: str, value: Tensor, *, group: str | None, lr: float | dict[str, float] | None
@@ -73,16 +74,7 @@ class SSMParameters(nn.Module):
             return
         self.register_parameter(name, nn.Parameter(value))
         if group is not None:
-            self._options[name] = {"weight_decay": 0.0} | ({} if rate is None else {"lr": float(rate)})
-            self._attach_options()
-
-    def _attach_options(self) -> None:
-        for name, options in self._options.items():
-            self._parameters[name]._optim = options  # type: ignore[union-attr]
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._attach_options()  # copying a parameter drops its attributes
+            self.set_options(name, {"weight_decay": 0.0} | ({} if rate is None else {"lr": float(rate)}))
 
     def negative(self, stored: Tensor) -> Tensor:
         """The negative real parts that the stored numbers stand for."""

@@ -43,7 +43,10 @@ HIGHWAYS: list[Any] = ["H", {"_name_": "highway", "elemwise": True, "scaling_cor
 def parts(espnet: ModuleType) -> dict[str, ModuleType]:
     """ESPnet's modules by name; the S4 among them is put right."""
     names = ("attention", "components", "ff", "model", "pool")
-    return {name: importlib.import_module(f"espnet2.asr.state_spaces.{name}") for name in names}
+    try:
+        return {name: importlib.import_module(f"espnet2.asr.state_spaces.{name}") for name in names}
+    except ImportError as error:
+        pytest.skip(f"{error}; pip install --no-deps -r tests/parity/requirements.txt")
 
 
 def draw(seed: int) -> dict[str, Any]:
@@ -230,6 +233,34 @@ def test_batch_norm_learns_the_same_statistics(parts: dict[str, ModuleType]) -> 
     assert difference(ours(x)[0], theirs(x)[0]) < EXACT
     for name, value in theirs.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("pool", [None, "linear"])
+def test_optimizer_options(parts: dict[str, ModuleType], pool: Any, transposed: bool) -> None:
+    """Which parameters ask for no weight decay."""
+    config = {
+        "d_model": 4,
+        "layer": [{"_name_": "s4", "d_state": 4, "lr": 0.01}, {"_name_": "ff"}],
+        "transposed": transposed,
+        "norm": "layer",
+        "residual": "A",
+        "pool": pool and {"_name_": pool, "stride": 2},
+    }
+    models = parts["model"].SequenceModel(**copy.deepcopy(config)), SequenceModel(**config)
+    theirs, ours = ({n: getattr(p, "_optim", None) for n, p in m.named_parameters()} for m in models)
+    assert ours == theirs
+    scales = [
+        pools.DownPool(4, 6, stride=2, transposed=transposed),
+        pools.UpPool(4, 6, 2, transposed=transposed),
+    ]
+    known = [
+        parts["pool"].DownPool(4, 6, stride=2, transposed=transposed),
+        parts["pool"].UpPool(4, 6, 2, transposed),
+    ]
+    for mine, other in zip(scales, known, strict=True):
+        expected = {n: getattr(p, "_optim", None) for n, p in other.named_parameters()}
+        assert {n: getattr(p, "_optim", None) for n, p in mine.named_parameters()} == expected
 
 
 def test_metrics(parts: dict[str, ModuleType]) -> None:
