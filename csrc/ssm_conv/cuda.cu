@@ -144,22 +144,24 @@ struct Tile {
   static constexpr int32_t held_elements = 4;
 
   const void* data;
-  int32_t element, width, chunk_width;
+  int32_t element, width, bits;  // a chunk has 2^bits columns of each channel
   int64_t batch, channel, head, step;
   int32_t T;
   int64_t L;
   const Row* row;
   Operand held[held_elements];
 
+  // Element e, by channels, rows, columns.
   __device__ __forceinline__ Operand at(int32_t e, int64_t i) const {
-    const int32_t r = e / width, k = e % width, c = k / chunk_width, t = k % chunk_width;
+    const int32_t t = e & ((1 << bits) - 1), r = (e >> bits) % rows, c = e / rows >> bits;
     const int64_t l = (row[r].first + i) * T + t;
     if (row[r].b < 0 || t >= T || l >= L) return static_cast<Operand>(typename Math::Real(0));
     return static_cast<Operand>(
         load_element<typename Math::Real>(data, element, row[r].b * batch + c * channel + head + l * step));
   }
   __device__ __forceinline__ void put(int32_t e, Operand value, Operand* to) const {
-    to[e / width * stride_of(width, sizeof(Operand)) + e % width] = value;
+    const int32_t t = e & ((1 << bits) - 1), r = (e >> bits) % rows, c = e / rows >> bits;
+    to[r * stride_of(width, sizeof(Operand)) + (c << bits) + t] = value;
   }
   __device__ __forceinline__ void fetch(int64_t i) {
 #pragma unroll
@@ -280,8 +282,18 @@ __device__ __forceinline__ void forward_of_block(const SsmConvForwardParams& p) 
 
   States<Math, threads> states{place<Real>(shared, at.states), place<Operand>(shared, at.copies), p.S};
   states.load(p.starts, p, h, row);
-  Tile<Math, threads> tile{p.input,          p.element,    in,  Tp,  p.input_batch, p.input_channel,
-                           h * p.input_head, p.input_step, p.T, p.L, row,           {}};
+  Tile<Math, threads> tile{p.input,
+                           p.element,
+                           in,
+                           31 - __clz(Tp),
+                           p.input_batch,
+                           p.input_channel,
+                           h * p.input_head,
+                           p.input_step,
+                           p.T,
+                           p.L,
+                           row,
+                           {}};
   const auto order = [&](int32_t i) { return p.adjoint ? p.chunks - 1 - i : i; };
   tile.fetch(order(0));
   tile.store(order(0), input);
@@ -299,12 +311,16 @@ __device__ __forceinline__ void forward_of_block(const SsmConvForwardParams& p) 
         Math::multiply_add(sum, states.operand(), DepthContiguous<Operand>{e_out + n * by_state, by_state},
                            Sp);
 #pragma unroll
-        for (int32_t e = 0; e < 8; ++e) {
-          const Row& at_row = row[lane_row + e / 2 % 2 * 8];
-          const int32_t t = t0 + e / 4 * 8 + lane_column + e % 2;
-          const int64_t l = (at_row.first + order(i)) * p.T + t;
-          if (at_row.b >= 0 && t < p.T && l < p.L)
-            store_element(p.y, p.element, ((at_row.b * p.C + c) * p.H + h) * p.L + l, sum[e / 4][e % 4]);
+        for (int32_t half = 0; half < 2; ++half) {
+          const Row& at_row = row[lane_row + 8 * half];
+          const int64_t home = ((at_row.b * p.C + c) * p.H + h) * p.L, l0 = (at_row.first + order(i)) * p.T;
+          if (at_row.b < 0) continue;
+#pragma unroll
+          for (int32_t e = 0; e < 4; ++e) {
+            const int32_t t = t0 + e / 2 * 8 + lane_column + e % 2;
+            if (t < p.T && l0 + t < p.L)
+              store_element(p.y, p.element, home + l0 + t, sum[e / 2][2 * half + e % 2]);
+          }
         }
       } else {
         const int32_t s0 = n - out;
@@ -383,6 +399,21 @@ __device__ __forceinline__ void pack_backward(const SsmConvBackwardParams& p, in
   pack_transition(p, h, false, place<Real>(to, at.transition), share);
 }
 
+// Which rows of [X u]^T and columns of [P g] a fragment is the product of.
+__device__ __forceinline__ Factors factors_of(const Fragments& fragments, bool dense, int32_t f) {
+  if (f >= fragments.count) return {-1, -1};
+  const bool from_states = f < fragments.e_out;
+  const bool to_states = f < fragments.transition || (!from_states && f < fragments.e_in);
+  const int32_t first = f < fragments.transition ? 0
+                        : from_states            ? fragments.transition
+                        : to_states              ? fragments.e_out
+                                                 : fragments.e_in;
+  const int32_t across = to_states ? fragments.state_columns : fragments.output_columns;
+  const bool diagonal = !dense && f < fragments.transition;
+  const int32_t r = diagonal ? f / 2 : (f - first) / across, c = diagonal ? f : (f - first) % across;
+  return {2 * 16 * r + from_states, 2 * 8 * c + to_states};
+}
+
 template <class Math, bool RESIDENT>
 __device__ __forceinline__ void backward_of_block(const SsmConvBackwardParams& p) {
   using Real = typename Math::Real;
@@ -416,9 +447,16 @@ __device__ __forceinline__ void backward_of_block(const SsmConvBackwardParams& p
   Operand* const kept = place<Operand>(shared, at.kept);
 
   States<Math, threads> states{place<Real>(shared, at.states), place<Operand>(shared, at.copies), p.S};
-  Tile<Math, threads> u_tile{p.u, p.element, Tp, Tp, p.u_batch, 0, h * p.u_head, p.u_step, p.T, p.L, row, {}};
-  Tile<Math, threads> g_tile{p.g,          p.element, wide, Tp,  p.g_batch, p.g_channel,
-                             h * p.g_head, p.g_step,  p.T,  p.L, row,       {}};
+  const int32_t bits = 31 - __clz(Tp);
+  Tile<Math, threads> u_tile{p.u,          p.element, Tp,  bits, p.u_batch, 0,
+                             h * p.u_head, p.u_step,  p.T, p.L,  row,       {}};
+  Tile<Math, threads> g_tile{p.g,          p.element, wide, bits, p.g_batch, p.g_channel,
+                             h * p.g_head, p.g_step,  p.T,  p.L,  row,       {}};
+  Factors* const factors = place<Factors>(shared, at.factors);
+  if (threadIdx.x < block_held) {
+    const Factors own = factors_of(fragments, p.dense, part * block_held + threadIdx.x);
+    factors[threadIdx.x] = own;
+  }
   Real gradients[held][1][4] = {};
 
   for (int64_t group = split; group < over(p.B * p.segments, rows); group += p.splits) {
@@ -471,14 +509,18 @@ __device__ __forceinline__ void backward_of_block(const SsmConvBackwardParams& p
           Math::multiply_add(sum, g, DepthContiguous<Operand>{toeplitz + n * by_output, by_output}, wide);
           Math::multiply_add(sum, states.operand(), DepthStrided<Operand>{e_in + n, by_step}, Sp);
 #pragma unroll
-          for (int32_t e = 0; e < 8; ++e) {
-            const Row& at_row = row[lane_row + e / 2 % 2 * 8];
-            const int32_t t = n + e / 4 * 8 + lane_column + e % 2;
-            const int64_t m = at_row.first + i, home = at_row.b * p.H + h;
-            if (at_row.b < 0 || t >= p.T || m * p.T + t >= p.L) continue;
-            Real du = sum[e / 4][e % 4];
-            if (m == at_row.last) du += static_cast<const Real*>(p.tail_du)[home * p.T + t];
-            store_element(p.du, p.element, home * p.L + m * p.T + t, du);
+          for (int32_t half = 0; half < 2; ++half) {
+            const Row& at_row = row[lane_row + 8 * half];
+            const int64_t m = at_row.first + i, l0 = m * p.T, home = at_row.b * p.H + h;
+            if (at_row.b < 0) continue;
+#pragma unroll
+            for (int32_t e = 0; e < 4; ++e) {
+              const int32_t t = n + e / 2 * 8 + lane_column + e % 2;
+              if (t >= p.T || l0 + t >= p.L) continue;
+              Real du = sum[e / 2][2 * half + e % 2];
+              if (m == at_row.last) du += static_cast<const Real*>(p.tail_du)[home * p.T + t];
+              store_element(p.du, p.element, home * p.L + l0 + t, du);
+            }
           }
         } else {
           const int32_t s0 = n - Tp;
@@ -500,19 +542,12 @@ __device__ __forceinline__ void backward_of_block(const SsmConvBackwardParams& p
       }
 #pragma unroll
       for (int32_t q = 0; q < held; ++q) {
-        const int32_t f = part * block_held + q * (threads / 32) + warp;
-        if (f >= fragments.count) break;
-        const bool from_states = f < fragments.e_out;
-        const bool to_states = f < fragments.transition || (!from_states && f < fragments.e_in);
-        const int32_t within = f - (f < fragments.transition ? 0
-                                    : from_states            ? fragments.transition
-                                    : to_states              ? fragments.e_out
-                                                             : fragments.e_in);
-        const int32_t across = to_states ? fragments.state_columns : fragments.output_columns;
-        const bool diagonal = !p.dense && f < fragments.transition;
-        const int32_t r = diagonal ? f / 2 : within / across, c = diagonal ? f : within % across;
-        const DepthStrided<Operand> a{(from_states ? x : u) + 16 * r, from_states ? by_state : by_step};
-        const DepthStrided<Operand> b{(to_states ? states.operand().data : g.data) + 8 * c,
+        const Factors at_f = factors[q * (threads / 32) + warp];
+        if (at_f.left < 0) break;
+        const bool from_states = at_f.left % 2, to_states = at_f.right % 2;
+        const DepthStrided<Operand> a{(from_states ? x : u) + at_f.left / 2,
+                                      from_states ? by_state : by_step};
+        const DepthStrided<Operand> b{(to_states ? states.operand().data : g.data) + at_f.right / 2,
                                       to_states ? by_state : by_output};
         Math::multiply_add(gradients[q], a, b, rows);
       }

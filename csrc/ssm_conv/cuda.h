@@ -133,9 +133,9 @@ constexpr int32_t rows = 16;  // of a block, as the tensor cores take them
 constexpr int32_t forward_threads = 128, backward_threads = 256;
 constexpr int32_t strip = 16;  // columns that a warp computes at a time
 
-// Accumulators of gradients that a warp holds, and a block.
+// Accumulators of gradients that a warp holds in registers, and a block.
 HOST_DEVICE constexpr int32_t warp_fragments(int32_t real_bytes) {
-  return 32 / real_bytes;
+  return real_bytes == 4 ? 8 : 2;
 }
 HOST_DEVICE constexpr int32_t block_fragments(int32_t real_bytes) {
   return warp_fragments(real_bytes) * (backward_threads / 32);
@@ -163,6 +163,11 @@ struct Row {
   int64_t b, segment;   // which segment of which sequence, or b is negative
   int64_t first, last;  // its first chunk, the chunk where its sequence ends
 };
+// What a fragment of gradients is the product of: twice the first row of [X u]^T, plus 1 if it is one of X^T;
+// twice the first column of [P g], plus 1 if it is one of P. Negative: there is no such fragment.
+struct Factors {
+  int32_t left, right;
+};
 HOST_DEVICE constexpr int64_t transition_bytes(int32_t S, bool dense, int32_t bytes) {
   return dense ? matrix_bytes(padded(S), padded(S), bytes) : 2 * padded(S) * bytes;
 }
@@ -188,7 +193,7 @@ struct ForwardLayout {
 };
 struct BackwardLayout {
   int64_t toeplitz, e_out, e_in, transition, matrices;
-  int64_t row, u, g, kept, states, copies, bytes;
+  int64_t row, factors, u, g, kept, states, copies, bytes;
 
   HOST_DEVICE explicit BackwardLayout(const SsmConvBackwardParams& p) {
     const int32_t T = padded(p.T), S = padded(p.S), wide = p.C * T;
@@ -198,7 +203,8 @@ struct BackwardLayout {
     transition = e_in + matrix_bytes(S, T, p.operand_bytes);
     matrices = transition + transition_bytes(p.S, p.dense, p.real_bytes);
     row = p.resident ? matrices : 0;
-    u = row + rows * int64_t(sizeof(Row));
+    factors = row + rows * int64_t(sizeof(Row));
+    u = factors + block_fragments(p.real_bytes) * int64_t(sizeof(Factors));
     g = u + 2 * matrix_bytes(rows, T, p.operand_bytes);
     kept = g + 2 * matrix_bytes(rows, wide, p.operand_bytes);
     states = kept + p.chunks * matrix_bytes(rows, S, p.operand_bytes);
