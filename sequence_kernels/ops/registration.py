@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .dispatch import implementation
 
@@ -35,6 +36,7 @@ def register(
     mutated = [i for i, a in enumerate(op._schema.arguments) if a.alias_info is not None]
 
     def run(*args: Any) -> Any:
+        _refuse_tangents(name, args)
         return implementation(name, args[-1])(*args[:-1])
 
     _library.impl(name, run, "CompositeExplicitAutograd")
@@ -54,6 +56,14 @@ def register(
             name, _autocast_rule(op, device, frozenset(follows_autocast)), f"Autocast{device.upper()}"
         )
     return op
+
+
+def _refuse_tangents(name: str, args: Sequence[Any]) -> None:
+    """Forward-mode derivatives are not implemented, and torch would drop them without a word."""
+    if forward_ad._current_level < 0:
+        return
+    if any(isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in args):
+        raise NotImplementedError(f"{name} has no forward-mode derivative: use reverse mode")
 
 
 def _without_gradient(op: Any) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 from sequence_kernels import BackendUnavailableError, ops, use_backend
 from sequence_kernels.ops import dispatch
@@ -75,6 +75,18 @@ def test_gradients_come_from_the_forward_s_backend(sample: Sample, backend: str)
         inside = torch.autograd.grad(outputs(sample.function(*inputs)), inputs, weights)
     for a, b in zip(later, inside, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@every
+def test_forward_mode_is_refused_and_not_dropped(sample: Sample, backend: str) -> None:
+    function, tensors = sample.function, sample.tensors
+    with use_backend(backend):
+        for i, tensor in enumerate(tensors):
+            with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
+                dual = forward_ad.make_dual(tensor, torch.ones_like(tensor))
+                function(*tensors[:i], dual, *tensors[i + 1 :])
+        with pytest.raises(NotImplementedError, match="forward-mode"):
+            torch.func.jvp(function, tensors, tensors)
 
 
 @every
