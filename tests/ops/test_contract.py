@@ -82,9 +82,10 @@ def test_forward_mode_is_refused_and_not_dropped(sample: Sample, backend: str) -
     function, tensors = sample.function, sample.tensors
     with use_backend(backend):
         for i, tensor in enumerate(tensors):
-            with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
+            with forward_ad.dual_level():
                 dual = forward_ad.make_dual(tensor, torch.ones_like(tensor))
-                function(*tensors[:i], dual, *tensors[i + 1 :])
+                with pytest.raises(NotImplementedError, match="forward-mode"):
+                    function(*tensors[:i], dual, *tensors[i + 1 :])
         with pytest.raises(NotImplementedError, match="forward-mode"):
             torch.func.jvp(function, tensors, tensors)
 
