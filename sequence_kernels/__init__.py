@@ -1,7 +1,7 @@
 """State-space sequence layers on hand-written kernels. Importing this loads no compiled library and touches no GPU."""
 
 from . import compat, ops
-from .layers import DSS, GRU, LRU, LSTM, S4, S4D, S5, CausalConv, FeedForward
+from .layers import DSS, GRU, LRU, LSTM, S4, S4D, S5, CausalConv, FeedForward, MultiHeadedAttention
 from .models import (
     S4Decoder,
     SequenceDecoder,
@@ -28,6 +28,7 @@ __all__ = [
     "BackendUnavailableError",
     "CausalConv",
     "FeedForward",
+    "MultiHeadedAttention",
     "S4Decoder",
     "SequenceDecoder",
     "SequenceIdentity",
