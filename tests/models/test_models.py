@@ -326,6 +326,15 @@ def test_a_layer_of_the_users_own(layer: Any) -> None:
     torch.testing.assert_close(model(x)[0], 9 * x)
 
 
+def test_a_model_of_layers_that_exist() -> None:
+    modules = [S4D(D, 4, transposed=False), FeedForward(D), SequenceIdentity(D)]
+    model = SequenceModel(D, layer=[*modules, "ff"], residual="R", norm="layer").double().eval()
+    assert [block.layer for block in model.layers][:3] == modules
+    assert_law(model, sequence())
+    with pytest.raises(ValueError, match="a module cannot be used twice"):
+        SequenceModel(D, layer=[modules[1], modules[1]])
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
