@@ -212,7 +212,7 @@ def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match=r"disc must be one of .* got 'euler'"):
         DiagonalSSM(a, b, c, log_dt, disc="euler")
     with pytest.raises(ValueError, match="pass l_max"):
-        DiagonalSSM(a, b, c, log_dt, disc="dss")
+        DiagonalSSM(a, b, c, log_dt, disc="dss").system()
     with pytest.raises(ValueError, match=r"real_type must be one of .* got 'cube'"):
         DiagonalSSM(a, b, c, log_dt, real_type="cube")
     with pytest.raises(ValueError, match=r"real_type='sigmoid' cannot express .* up to 4"):
