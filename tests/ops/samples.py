@@ -70,17 +70,14 @@ def _generating(rank: int) -> Sample:
 
 
 def _chunk_matrices(rank: int, tail: bool) -> Sample:
-    def function(*tensors: Tensor) -> tuple[Tensor, ...]:
-        *rest, powers = ops.dplr_chunk(*tensors, 4, tail=tail)
-        return (*rest, powers.to(rest[0].dtype if powers.is_floating_point() else tensors[-1].dtype))
+    none = torch.empty(0, 3, 4, dtype=C128)
 
-    tensors = (
-        0.5 * complexes(3, 4),
-        0.5 * complexes(rank, 3, 4, seed=1),
-        0.5 * complexes(rank, 3, 4, seed=2),
-        complexes(3, 4, seed=3),
-        complexes(2, 3, 4, seed=4),
-    )
+    def function(a: Tensor, b: Tensor, c: Tensor, p: Tensor = none, q: Tensor = none) -> tuple[Tensor, ...]:
+        *rest, powers = ops.dplr_chunk(a, p, q, b, c, 4, tail=tail)
+        return (*rest, powers.to(rest[0].dtype if powers.is_floating_point() else c.dtype))
+
+    low_rank = (0.5 * complexes(rank, 3, 4, seed=1), 0.5 * complexes(rank, 3, 4, seed=2)) if rank else ()
+    tensors = (0.5 * complexes(3, 4), complexes(3, 4, seed=3), complexes(2, 3, 4, seed=4), *low_rank)
     return Sample("dplr_chunk", function, tensors)
 
 
