@@ -26,8 +26,10 @@ ROWS = 16
 GRADIENT_ROWS = 32
 #: Programs that fill a large GPU (about four a multiprocessor), and the fewest chunks that a segment is worth.
 PROGRAMS, SHORTEST = 512, 16
-#: States of a program: a diagonal A's are divided among programs; a larger dense A is left to plain torch.
-LARGEST = 128
+#: A program's share of a diagonal A's states, and of the elements of a chunk that it writes.
+STATES, COLUMNS = 64, 32
+#: Entries of a program's matrices beyond which they do not fit: those calls (dense states, long chunks) torch computes.
+LARGEST = 18 * 1024
 
 
 @triton.jit
@@ -78,12 +80,12 @@ def _advance(x, added, power, PRECISION: tl.constexpr, DENSE: tl.constexpr):
 
 
 @triton.jit
-def _meet(x, step, join, joined, kept, keeps, own, at_state):
+def _meet(x, step, join, joined, kept, keeps, own, at_state, written):
     """The states before a step, of which some rows are kept, and to some something is added."""
     if join is not None:
         x += tl.load(join + own, mask=at_state & (step == joined)[:, None], other=0.0)
     if kept is not None:
-        tl.store(kept + own, x, mask=at_state & (step == keeps)[:, None])
+        tl.store(kept + own, x, mask=written & (step == keeps)[:, None])
     return x
 
 
@@ -94,10 +96,12 @@ def ssm_conv_walk_kernel(
     sequence_batch, sequence_channel, sequence_head, sequence_step,
     in_channel, in_head, in_step, in_state, out_channel, out_head, out_state, out_step,
     a_head, a_row, a_column, start_channel, y_part, y_batch, y_channel, y_head,
-    ROWS: tl.constexpr, CHUNK: tl.constexpr, SIZE: tl.constexpr,
+    ROWS: tl.constexpr, CHUNK: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr,
     DENSE: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A program walks ``steps`` chunks of ROWS (sequence, segment) rows of a head and channel, for SIZE states.
+
+    Where there are outputs it writes COLUMNS elements of each chunk; the first of such programs writes the states.
 
     sequence (B, C, H, L); w_in (C, H, T, S), w_out (C, H, S, T), taps (C, H, T), d (C, H). States: ``start`` and
     ``end`` (C, B, segments, H, S) are those around a segment; ``join`` (B, H, S) is added to the first channel's
@@ -112,6 +116,7 @@ def ssm_conv_walk_kernel(
     part = tl.program_id(0) // tiles % parts
     h = (tl.program_id(0) // tiles // parts % heads).to(tl.int64)
     c = (tl.program_id(0) // tiles // parts // heads).to(tl.int64)
+    k = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     b = (row // segments).to(tl.int64)
     first = (row % segments).to(tl.int64) * steps
     chunks = tl.cdiv(length, chunk)
@@ -119,15 +124,17 @@ def ssm_conv_walk_kernel(
     s = part * SIZE + tl.arange(0, SIZE)
     live = row < rows
     at_state = live[:, None] & (s < size)[None, :]
+    written = at_state & (tl.program_id(1) == tl.zeros((1, 1), tl.int32))
 
-    columns = (t < chunk)[None, :]
-    from_state = w_out + c * out_channel + h * out_head + s[:, None] * out_state + t[None, :] * out_step
-    to_state = w_in + c * in_channel + h * in_head + t[:, None] * in_step + s[None, :] * in_state
+    wide_t, wide_s, wide_k = t.to(tl.int64), s.to(tl.int64), k.to(tl.int64)
+    to_state = w_in + c * in_channel + h * in_head + wide_t[:, None] * in_step + wide_s[None, :] * in_state
     to_state = tl.load(to_state, mask=(t < chunk)[:, None] & (s < size)[None, :], other=0.0)
     if out is not None:
-        from_state = tl.load(from_state, mask=(s < size)[:, None] & columns, other=0.0)
-        lag = t[:, None] - t[None, :] if REVERSE else t[None, :] - t[:, None]
-        used = (lag >= part * chunk) & (t < chunk)[:, None] & columns  # by the first part only
+        from_state = w_out + c * out_channel + h * out_head
+        from_state += wide_s[:, None] * out_state + wide_k[None, :] * out_step
+        from_state = tl.load(from_state, mask=(s < size)[:, None] & (k < chunk)[None, :], other=0.0)
+        lag = t[:, None] - k[None, :] if REVERSE else k[None, :] - t[:, None]
+        used = (lag >= part * chunk) & (t < chunk)[:, None] & (k < chunk)[None, :]  # by the first part only
         direct = tl.load(taps + (c * heads + h) * chunk + lag, mask=used, other=0.0)
         if d is not None:
             direct += tl.where(used & (lag == 0), tl.load(d + c * heads + h), 0.0)
@@ -150,28 +157,28 @@ def ssm_conv_walk_kernel(
 
     for j in range(steps):
         step = first + j
-        x = _meet(x, step, join, joined, kept, keeps, own, at_state)
+        x = _meet(x, step, join, joined, kept, keeps, own, at_state, written)
         m = chunks - 1 - step if REVERSE else step
         inside = live & (step < chunks)
         left = tl.where(inside, length - m * chunk, 0)
         if states is not None:
             place = states + (((c * heads + h) * batch + b) * chunks + m)[:, None] * size + s[None, :]
-            tl.store(place, x, mask=at_state & inside[:, None])
-        mask = (t[None, :] < left[:, None]) & columns
+            tl.store(place, x, mask=written & inside[:, None])
+        mask = (t[None, :] < left[:, None]) & (t < chunk)[None, :]
         place = read[:, None] + ((m * chunk)[:, None] + t[None, :]) * sequence_step
         u = tl.load(place, mask=mask, other=0.0).to(dtype)
         if out is not None:
-            y = _product(u, direct, tl.zeros((ROWS, CHUNK), dtype), PRECISION)
+            y = _product(u, direct, tl.zeros((ROWS, COLUMNS), dtype), PRECISION)
             y = _product(x, from_state, y, PRECISION)
             place = out + part * y_part + c * y_channel + h * y_head + b * y_batch + m * chunk
-            tl.store(place[:, None] + t[None, :], y.to(out.dtype.element_ty), mask=mask)
-        x = _advance(
-            x, _product(u, to_state, tl.zeros((ROWS, SIZE), dtype), PRECISION), power, PRECISION, DENSE
-        )
+            mask = (k[None, :] < left[:, None]) & (k < chunk)[None, :]
+            tl.store(place[:, None] + k[None, :], y.to(out.dtype.element_ty), mask=mask)
+        added = _product(u, to_state, tl.zeros((ROWS, SIZE), dtype), PRECISION)
+        x = _advance(x, added, power, PRECISION, DENSE)
     if end is not None:
         tl.store(end + around, x, mask=at_state)
     last = tl.where(first + steps == chunks, chunks, -2)
-    _meet(x, last, join, joined, kept, keeps, own, at_state)
+    _meet(x, last, join, joined, kept, keeps, own, at_state, written)
 
 
 @triton.jit
@@ -197,9 +204,8 @@ def ssm_conv_carry_kernel(
     if start is not None:
         x += tl.load(start + (b * heads + h)[:, None] * size + s[None, :], mask=at_state, other=0.0)
     for segment in range(segments):
-        place = (
-            ((b * segments + segment) * heads + h)[:, None] * size + s[None, :] + c * start_channel + states
-        )
+        row = (b * segments + segment) * heads + h
+        place = states + c * start_channel + row[:, None] * size + s[None, :]
         added = tl.load(place, mask=at_state, other=0.0)
         tl.store(place, x, mask=at_state)
         x = _advance(x, added, power, PRECISION, DENSE)
@@ -250,13 +256,14 @@ def ssm_conv_gradient_kernel(
     u, g, states, adjoint_states, d_direct, d_out, d_in, d_pairs,
     batch, channels, heads, length, chunk, size, parts, splits, tiles,
     u_batch, u_head, u_step, g_batch, g_channel, g_head, g_step,
-    ROWS: tl.constexpr, CHUNK: tl.constexpr, SIZE: tl.constexpr, DENSE: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, CHUNK: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr,
+    DENSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Sums over all chunks of U^T G, X^T G, U^T P and (diagonal A) of x p and x times the other of p's pair.
 
     From u (B, H, L), g (B, C, H, L), states (H, B, M, S) and adjoint_states (C, H, B, M, S); to d_direct (.., T, T),
     d_out (.., S, T), d_in (.., T, S) and d_pairs (.., 2, S), all with (splits, C, H) in front. A program sums over
-    ``tiles`` times ROWS chunks.
+    ``tiles`` times ROWS chunks, for COLUMNS elements of g and as many of u.
     """
     dtype: tl.constexpr = states.dtype.element_ty
     split = (tl.program_id(0) % splits).to(tl.int64)
@@ -267,40 +274,43 @@ def ssm_conv_gradient_kernel(
     rows = batch.to(tl.int64) * chunks
     t = tl.arange(0, CHUNK)
     s = part * SIZE + tl.arange(0, SIZE)
-    in_chunk = t < chunk
+    k = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     in_state = s < size
-    direct = tl.zeros((CHUNK, CHUNK), dtype)
-    from_state = tl.zeros((SIZE, CHUNK), dtype)
-    to_state = tl.zeros((CHUNK, SIZE), dtype)
+    direct = tl.zeros((CHUNK, COLUMNS), dtype)
+    from_state = tl.zeros((SIZE, COLUMNS), dtype)
+    to_state = tl.zeros((COLUMNS, SIZE), dtype)
     same = tl.zeros((SIZE,), dtype)
     other = tl.zeros((SIZE,), dtype)
     for tile in range(tiles):
         row = (split * tiles + tile) * ROWS + tl.arange(0, ROWS)
         b = row // chunks
-        position = (row % chunks * chunk)[:, None] + t[None, :]
-        mask = (row < rows)[:, None] & in_chunk[None, :] & (position < length)
-        place = u + (b * u_batch + h * u_head)[:, None] + position * u_step
-        inputs = tl.load(place, mask=mask, other=0.0).to(dtype)
-        place = g + (b * g_batch + c * g_channel + h * g_head)[:, None] + position * g_step
-        outputs = tl.load(place, mask=mask, other=0.0).to(dtype)
+        first = row % chunks * chunk
+        left = tl.where(row < rows, tl.minimum(length - first, chunk), 0)
+        place = u + (b * u_batch + h * u_head + first * u_step)[:, None]
+        inputs = tl.load(place + t[None, :] * u_step, mask=t[None, :] < left[:, None], other=0.0).to(dtype)
+        mask = k[None, :] < left[:, None]
+        some_inputs = tl.load(place + k[None, :] * u_step, mask=mask, other=0.0).to(dtype)
+        place = g + (b * g_batch + c * g_channel + h * g_head + first * g_step)[:, None]
+        outputs = tl.load(place + k[None, :] * g_step, mask=mask, other=0.0).to(dtype)
         mask = (row < rows)[:, None] & in_state[None, :]
         place = ((h * rows + row) * size)[:, None] + s[None, :]
         x = tl.load(states + place, mask=mask, other=0.0)
         p = tl.load(adjoint_states + c * heads * rows * size + place, mask=mask, other=0.0)
         direct = _product(tl.trans(inputs), outputs, direct, PRECISION)
         from_state = _product(tl.trans(x), outputs, from_state, PRECISION)
-        to_state = _product(tl.trans(inputs), p, to_state, PRECISION)
+        to_state = _product(tl.trans(some_inputs), p, to_state, PRECISION)
         if not DENSE:
             same += tl.sum(x * p, 0)
             other += tl.sum(x * _swapped(p), 0)
     one = (split * channels + c) * heads + h
-    place = d_direct + (one * chunk + t[:, None]) * chunk + t[None, :]
-    tl.store(place, direct, mask=(t < chunk * (part == 0))[:, None] & in_chunk[None, :])
-    place = d_out + (one * size + s[:, None]) * chunk + t[None, :]
-    tl.store(place, from_state, mask=in_state[:, None] & in_chunk[None, :])
-    place = d_in + (one * chunk + t[:, None]) * size + s[None, :]
-    tl.store(place, to_state, mask=in_chunk[:, None] & in_state[None, :])
+    place = d_direct + (one * chunk + t[:, None]) * chunk + k[None, :]
+    tl.store(place, direct, mask=(t < chunk * (part == 0))[:, None] & (k < chunk)[None, :])
+    place = d_out + (one * size + s[:, None]) * chunk + k[None, :]
+    tl.store(place, from_state, mask=in_state[:, None] & (k < chunk)[None, :])
+    place = d_in + (one * chunk + k[:, None]) * size + s[None, :]
+    tl.store(place, to_state, mask=(k < chunk)[:, None] & in_state[None, :])
     if not DENSE:
+        in_state = in_state & (tl.program_id(1) == tl.zeros((1,), tl.int32))
         tl.store(d_pairs + one * 2 * size + s, same, mask=in_state)
         tl.store(d_pairs + (one * 2 + 1) * size + s, other, mask=in_state)
 
@@ -339,17 +349,24 @@ class _Layout(NamedTuple):
     segments: int
     parts: int
     block: int
+    columns: int
     dense: bool
     precision: str
 
     @property
     def too_large(self) -> bool:
-        return self.block > LARGEST
+        entries = self.chunk * (self.block + self.columns) + self.block * self.columns
+        return entries + self.dense * self.block**2 > LARGEST
+
+    @property
+    def column_programs(self) -> int:
+        return triton.cdiv(self.chunk, self.columns)
 
     def constants(self, *names: str, **more: Any) -> dict[str, Any]:
         every = {
             "ROWS": ROWS,
             "CHUNK": max(16, self.chunk),
+            "COLUMNS": self.columns,
             "SIZE": self.block,
             "DENSE": self.dense,
             "PRECISION": self.precision,
@@ -361,12 +378,15 @@ def _layout(u: Tensor, e_in: Tensor, dense: bool) -> _Layout:
     batch, heads, length = u.shape
     chunk, size = e_in.shape[1:]
     block = max(16, triton.next_power_of_2(size))
-    block = block if dense else min(block, LARGEST)
+    block = block if dense else min(block, STATES)
     parts, chunks = max(1, triton.cdiv(size, block)), triton.cdiv(length, chunk)
-    steps = segment_steps(batch, heads * parts, chunks)
+    columns = min(max(16, chunk), COLUMNS)
+    steps = segment_steps(batch, heads * parts * triton.cdiv(chunk, columns), chunks)
     segments = triton.cdiv(chunks, steps) if steps else 1
     precision = _precision(u, e_in.dtype)
-    return _Layout(batch, heads, length, chunk, size, chunks, steps, segments, parts, block, dense, precision)
+    return _Layout(
+        batch, heads, length, chunk, size, chunks, steps, segments, parts, block, columns, dense, precision
+    )
 
 
 def _tuned(warps: int, stages: int) -> dict[str, int]:
@@ -413,7 +433,7 @@ def _walk(
     around = (
         end if start is None else start.expand(channels, -1, -1, -1, -1)
     )  # the same states for all channels
-    grid = (tiles * layout.parts * layout.heads * channels,)
+    grid = (tiles * layout.parts * layout.heads * channels, 1 if out is None else layout.column_programs)
     stages = 3 if not layout.dense else 2 if out is None else 1
     if grid[0]:
         ssm_conv_walk_kernel[grid](
@@ -488,7 +508,7 @@ def _finish(layout: _Layout, way: _Way, u: Tensor, e_in: Tensor, powers: Tensor,
             layout.batch, layout.heads, layout.length, layout.chunk, layout.size, layout.parts,
             powers.shape[1] - 1, int(powers.shape[1] == layout.chunk.bit_length()), *u.stride(),
             powers.stride(0), powers.stride(1), row, column,
-            **layout.constants(), **_tuned(8 if layout.dense else 4, 1),
+            **layout.constants("ROWS", "CHUNK", "SIZE", "DENSE", "PRECISION"), **_tuned(8 if layout.dense else 4, 1),
         )  # fmt: skip
 
 
@@ -556,7 +576,7 @@ def _tail_gradients(
 
     last = states[:, torch.arange(batch, device=u.device), (ends // chunk).clamp(max=chunks - 1)]
     met = reference._tail_states(last, rest, a_powers)
-    d_powers = torch.zeros_like(a_powers)
+    d_powers = a_powers.new_zeros(a_powers.shape)
     for bit in reversed(range(a_powers.shape[1] - 1)):
         a, taken_bit = a_powers[:, bit], (rest >> bit & 1).bool().view(1, -1, 1)
         d_powers[:, bit] = reference._outer(met[bit], torch.where(taken_bit, p, 0), a)
@@ -618,7 +638,7 @@ def ssm_conv_backward(
     )
     du = _sum_of_parts(du.flatten(0, 1), u.dtype)
     d_taps, d_e_out, d_e_in, d_chunk = _gradients(layout, g, u, states[0], adjoint_states)
-    d_powers = torch.zeros_like(a_powers)
+    d_powers = a_powers.new_zeros(a_powers.shape)
     if tail is not None:
         du.scatter_add_(-1, tail.positions, torch.where(tail.taken, tail.u, 0).to(du.dtype))
         d_powers, d_e_in = tail.powers, d_e_in + tail.e_in
@@ -639,11 +659,11 @@ def _gradients(
         for shape in ((chunk, chunk), (size, chunk), (chunk, size), (2, size))
     )
     if rows and columns:
-        ssm_conv_gradient_kernel[(splits * columns,)](
+        ssm_conv_gradient_kernel[(splits * columns, layout.column_programs)](
             u, g, states, adjoint_states, d_direct, d_out, d_in, d_pairs,
             layout.batch, channels, heads, layout.length, chunk, size, layout.parts, splits,
             triton.cdiv(tiles, splits), *u.stride(), *g.stride(),
-            **layout.constants(ROWS=GRADIENT_ROWS), **_tuned(8, 2 if layout.dense else 3),
+            **layout.constants(ROWS=GRADIENT_ROWS), **_tuned(8, 2),
         )  # fmt: skip
     if layout.dense:
         p = adjoint_states.sum(0) if channels > 1 else adjoint_states[0]
@@ -651,4 +671,5 @@ def _gradients(
     else:
         same, other = d_pairs.sum((0, 1)).unflatten(-1, (-1, 2)).unbind(1)
         d_chunk = torch.complex(same.sum(-1), other[..., 0] - other[..., 1])
-    return reference._diagonal_sums(d_direct.sum(0)), d_out.sum(0), d_in.sum((0, 1)), d_chunk
+    d_taps = reference._diagonal_sums(d_direct.sum(0)).contiguous()
+    return d_taps, d_out.sum(0), d_in.sum((0, 1)), d_chunk
