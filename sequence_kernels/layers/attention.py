@@ -71,6 +71,10 @@ class MultiHeadedAttention(SequenceModule):
             mask: what may be seen: not 0, ``(..., 1 or length, elements)``, where elements are those of the memory, or
                 those of the state and of x. An element that sees nothing gets 0 before the last linear map.
         """
+        if state is not None and memory is None and kwargs.get("lengths") is not None:
+            raise ValueError(
+                "lengths cannot be given together with a state: the cache would hold elements that are not real"
+            )
         x = x.mT if self.transposed else x
         y, keys_values = self._attend(x, state, memory, mask)
         return (y.mT if self.transposed else y), (None if state is None else keys_values)

@@ -74,6 +74,13 @@ def activation_module(name: str | None, dim: int = -1, size: int | None = None) 
     return _ACTIVATIONS[name](dim, size)
 
 
+def inner_activation(name: str | None, dim: int, size: int) -> nn.Module:
+    """``activation_module`` inside a layer, where the width must stay: ValueError for "glu"."""
+    if name == "glu":
+        raise ValueError("activation cannot be 'glu', which would halve the width")
+    return activation_module(name, dim, size)
+
+
 class TransposedLinear(CarriesOptions, nn.Linear):
     """``nn.Linear`` along the second-to-last axis: ``(..., d_input, length) -> (..., d_output, length)``.
 

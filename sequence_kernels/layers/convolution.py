@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..module import SequenceModule
-from .components import activation_module, dropout_module
+from .components import dropout_module, inner_activation
 from .s4 import _lengths as sequence_lengths
 
 
@@ -49,7 +49,7 @@ class CausalConv(SequenceModule):
         bound = kernel_size**-0.5
         self.weight = nn.Parameter(torch.empty(d_model, 1, kernel_size).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(d_model).uniform_(-bound, bound)) if bias else None
-        self.activation = activation_module(activation, dim=-2)
+        self.activation = inner_activation(activation, -2, d_model)
         self.dropout = dropout_module(dropout, tied=tie_dropout, transposed=True)
 
     def forward(
@@ -64,6 +64,8 @@ class CausalConv(SequenceModule):
         if u.dim() < 2 or u.shape[-2] != self.d_model:
             form = "(..., d_model, length)" if self.transposed else "(..., length, d_model)"
             raise ValueError(f"x must have shape {form} with d_model={self.d_model}, got {tuple(x.shape)}")
+        if state is not None:
+            self._check_state(state, u.shape[:-2])
         kept = self.kernel_size - 1
         known = F.pad(u, (kept, 0)) if state is None else torch.cat((state.to(u.dtype), u), -1)
         if u.shape[-1] == 0:
@@ -83,6 +85,9 @@ class CausalConv(SequenceModule):
     def step(self, x: Tensor, state: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Map one time step ``(..., d_model)``; without a state, from zeros."""
         state = self.default_state(*x.shape[:-1], device=x.device) if state is None else state
+        if x.dim() < 1 or x.shape[-1] != self.d_model:
+            raise ValueError(f"x must have shape (..., d_model={self.d_model}), got {tuple(x.shape)}")
+        self._check_state(state, x.shape[:-1])
         known = torch.cat((state, x.unsqueeze(-1).to(state.dtype)), -1)
         y = (known * self.weight.squeeze(1)).sum(-1, keepdim=True)
         y = y if self.bias is None else y + self.bias.unsqueeze(-1)
@@ -102,3 +107,10 @@ class CausalConv(SequenceModule):
     @property
     def d_state(self) -> int:
         return self.d_model * (self.kernel_size - 1)
+
+    def _check_state(self, state: Tensor, batch_shape: torch.Size) -> None:
+        expected = (*batch_shape, self.d_model, self.kernel_size - 1)
+        if not isinstance(state, Tensor):
+            raise TypeError(f"state must be a tensor of shape {expected}, got {type(state).__name__}")
+        if state.shape != expected:
+            raise ValueError(f"state must have shape {expected}, got {tuple(state.shape)}")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..ssm import DiagonalSystem, diagonal_init, discretize
-from ..ssm.parameters import initial_log_dt
+from ..ssm.parameters import complex_parameter, initial_log_dt
 from ..ssm.system import interleaved, paired
 from .mixed import _MixedLayer
 
@@ -73,7 +73,7 @@ class DSS(_MixedLayer):
 
     def system(self, rate: float = 1.0) -> DiagonalSystem:
         """The discrete system for inputs sampled at ``rate`` times the step that the model was made for."""
-        modes, w = self.Lambda.double(), torch.view_as_complex(self.W)
+        modes, w = self.Lambda.double(), complex_parameter(self.W)
         real = -modes[:, 0].exp() if self.version == "exp" else modes[:, 0]
         a = torch.complex(real, modes[:, 1]).expand(self.d_model, -1)
         dt = self.log_dt.double().exp() * rate
@@ -93,9 +93,15 @@ class DSS(_MixedLayer):
     ) -> tuple[Tensor, Tensor | None]:
         matrices = self.system(rate).chunk_matrices(_CHUNK, tail=state is not None)
         start = None if state is None else interleaved(state)
-        y, final = ops.ssm_conv(u.mT, *matrices, d=self.D.unsqueeze(0), initial_state=start, lengths=lengths)
+        y, final = ops.ssm_conv(
+            u.mT,
+            *matrices,
+            d=self.D.to(matrices.taps.dtype).unsqueeze(0),
+            initial_state=start,
+            lengths=lengths,
+        )
         return y.squeeze(1).mT, None if state is None else paired(final)
 
     def _element(self, u: Tensor, state: Tensor, rate: float = 1.0, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        y, next_state = self.system(rate).step(state, u, self.D.unsqueeze(0))
+        y, next_state = self.system(rate).step(state, u, self.D.to(state.real.dtype).unsqueeze(0))
         return y.squeeze(-2), next_state

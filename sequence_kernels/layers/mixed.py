@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..module import SequenceModule
 from ..ssm.scan import diagonal_scan
 from ..ssm.system import interleaved
-from .components import activation_module, dropout_module, linear_activation
+from .components import dropout_module, inner_activation, linear_activation
 from .s4 import _lengths as sequence_lengths
 
 
@@ -46,7 +46,7 @@ class _MixedLayer(SequenceModule):
         self.d_model = self.d_output = d_model
         self.state_shape = state_shape
         self.transposed = transposed
-        self.activation = activation_module(activation, dim=-1)
+        self.activation = inner_activation(activation, -1, d_model)
         self.dropout = dropout_module(dropout, tied=tie_dropout, transposed=False)
         self.output_linear = linear_activation(d_model, d_model, postact)
 

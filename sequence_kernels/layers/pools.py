@@ -48,7 +48,7 @@ class Pool(SequenceModule):
         if state is None:
             y, rest = self._windows(x, 0)
         else:
-            y, rest = self._windows(torch.cat((state.to(x.dtype), x), -2), state.shape[-2])
+            y, rest = self._windows(torch.cat((state.to(x), x), -2), state.shape[-2])
         return (y.mT if self.transposed else y), (None if state is None else rest)
 
     def _windows(self, x: Tensor, seen: int) -> tuple[Tensor, Tensor]:
@@ -62,7 +62,7 @@ class Pool(SequenceModule):
     ) -> tuple[Tensor | None, Tensor]:
         """Map one element ``(..., d_input)``, to None while its window is not complete."""
         state = self.default_state(*x.shape[:-1], device=x.device) if state is None else state
-        y, rest = self._windows(torch.cat((state.to(x.dtype), x.unsqueeze(-2)), -2), state.shape[-2])
+        y, rest = self._windows(torch.cat((state.to(x), x.unsqueeze(-2)), -2), state.shape[-2])
         return (y.squeeze(-2) if y.shape[-2] else None), rest
 
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:
@@ -214,7 +214,7 @@ class Unpool(SequenceModule):
         """``skip``: in the shape of the output, is added to it."""
         x = x.mT if self.transposed else x
         waiting = self.default_state(*x.shape[:-2], device=x.device) if state is None else state
-        outputs = torch.cat((waiting.to(x.dtype), self._unpool(x)), -2)
+        outputs = torch.cat((waiting.to(x), self._unpool(x)), -2)
         end = outputs.shape[-2] - self._delay
         y = outputs[..., :end, :]
         y = y.mT if self.transposed else y
@@ -231,7 +231,7 @@ class Unpool(SequenceModule):
                 f"x must {'be given' if x is None else 'be None'}: {state.shape[-2]} outputs are waiting"
             )
         if x is not None:
-            state = torch.cat((state.to(x.dtype), self._unpool(x.unsqueeze(-2))), -2)
+            state = torch.cat((state.to(x), self._unpool(x.unsqueeze(-2))), -2)
         return state[..., 0, :], state[..., 1:, :]
 
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:

@@ -53,7 +53,7 @@ class _Recurrent(SequenceModule):
         y, next_state = u.new_zeros(*batch_shape, 0, self.d_output), state
         if length:  # torch refuses an empty sequence
             batch = math.prod(batch_shape)
-            given = None if state is None else self._flat(state, batch)
+            given = None if state is None else self._flat(state, batch_shape)
             rows = u.reshape(batch, length, self.d_model)
             y, after = self.rnn(rows, given)
             if lengths is not None and state is not None:
@@ -76,10 +76,15 @@ class _Recurrent(SequenceModule):
     def _shape(self) -> tuple[int, int]:
         return self.n_layers, self.d_output
 
-    def _flat(self, state: Any, batch: int) -> Any:
+    def _flat(self, state: Any, batch_shape: torch.Size) -> Any:
         """The state in torch's own layout."""
         if not isinstance(state, tuple) or len(state) != self._tensors:
             raise TypeError(f"state must be a tuple of {self._tensors} tensors, as default_state() gives")
+        expected = (*batch_shape, *self._shape)
+        for part in state:
+            if part.shape != expected:
+                raise ValueError(f"state must have shape {expected}, got {tuple(part.shape)}")
+        batch = math.prod(batch_shape)
         parts = [part.reshape(batch, *self._shape).transpose(0, 1).contiguous() for part in state]
         return parts[0] if self._tensors == 1 else tuple(parts)
 

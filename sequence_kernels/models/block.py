@@ -110,6 +110,10 @@ class SequenceResidualBlock(SequenceModule):
             raise ValueError(
                 f"state cannot be carried: norm={self.norm.name!r} takes statistics over the whole sequence"
             )
+        if self.pool is not None and state is not None and kwargs.get("lengths") is not None:
+            raise ValueError(
+                "lengths cannot be given together with a state: a pool would keep elements that are not real"
+            )
         layer_state, pool_state = self._split(state)
         y = self.norm(x) if self.norm is not None and self.prenorm else x
         y, layer_state = self.layer(y, state=layer_state, **kwargs)

@@ -27,7 +27,8 @@ class SequenceDecoder(SequenceModule):
             n elements ``(batch, n, d_output)``, 0 for the last one alone, ``(batch, d_output)``.
         mode: "last", "pool" or "sum".
 
-    The state is ``(sum so far (*batch_shape, d_model), elements so far (*batch_shape, 1))``; there is none for "last".
+    The state is ``(sum so far (*batch_shape, d_model), elements so far (*batch_shape, 1))``, at least in float32;
+    there is none for "last".
     """
 
     def __init__(
@@ -59,6 +60,11 @@ class SequenceDecoder(SequenceModule):
         if x.dim() < 2 or x.shape[-1] != self.d_model:
             raise ValueError(f"x must have shape (..., length, d_model={self.d_model}), got {tuple(x.shape)}")
         if lengths is not None:
+            checks.tensors(x=x, lengths=lengths)
+            if x.dim() != 3:
+                raise ValueError(
+                    f"x must have shape (batch, length, d_model) with lengths, got {tuple(x.shape)}"
+                )
             checks.shape("lengths", lengths, (("batch", x.shape[0]),))
             checks.lengths("lengths", lengths, x.shape[-2])
         readout, next_state = self._readouts(x, state, lengths)
@@ -79,7 +85,7 @@ class SequenceDecoder(SequenceModule):
             rows = torch.arange(x.shape[0], device=x.device)
             final = sums[rows, lengths], count + lengths.unsqueeze(-1)
         sums = sums[..., 1:, :]
-        return (sums / counts if self.mode == "pool" else sums), final
+        return (sums / counts if self.mode == "pool" else sums).to(x.dtype), final
 
     def _chosen(self, readout: Tensor, lengths: Tensor | None) -> Tensor:
         if self.l_output is None:
@@ -105,7 +111,10 @@ class SequenceDecoder(SequenceModule):
         if self.mode == "last":
             return None
         like = next(self.parameters(), torch.empty(0))
-        target: dict[str, Any] = {"dtype": like.dtype, "device": device or like.device}
+        target: dict[str, Any] = {
+            "dtype": torch.promote_types(like.dtype, torch.float32),
+            "device": device or like.device,
+        }
         return torch.zeros(*batch_shape, self.d_model, **target), torch.zeros(*batch_shape, 1, **target)
 
     @property

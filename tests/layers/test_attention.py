@@ -160,3 +160,13 @@ def test_a_stepper_with_a_memory() -> None:
         torch.testing.assert_close(stepper.forward(x[:, 4:]), expected[:, 4:])
         stepper.state = middle
         torch.testing.assert_close(stepper.forward(x[:, 4:]), expected[:, 4:])
+
+
+def test_lengths_with_a_state_are_refused() -> None:
+    """The cache would hold elements that are not real."""
+    layer = MultiHeadedAttention(WIDTH, HEADS)
+    x, lengths = torch.randn(BATCH, LENGTH, WIDTH), torch.tensor([LENGTH, 2])
+    with pytest.raises(ValueError, match="lengths cannot be given together with a state"):
+        layer(x, layer.default_state(BATCH), lengths=lengths)
+    memory = torch.randn(BATCH, MEMORY, WIDTH)
+    layer(x, layer.default_state(BATCH), memory=memory, lengths=lengths)

@@ -191,3 +191,18 @@ def test_weight_norm_has_the_names_of_torch_s_first_one() -> None:
     with torch.no_grad():
         pool.linear.weight_v.mul_(3.0)
     torch.testing.assert_close(pool(x)[0], before)
+
+
+def test_lengths_with_a_state_are_refused() -> None:
+    """What waits in a window would be elements that are not real."""
+    model = SequenceModel(WIDTH, layer={"_name_": "s4d", "d_state": 4}, pool={"_name_": "pool", "stride": 2})
+    x, lengths = torch.randn(2, 5, WIDTH), torch.tensor([5, 2])
+    with pytest.raises(ValueError, match="lengths cannot be given together with a state"):
+        model(x, model.default_state(2), lengths=lengths)
+
+
+def test_a_state_made_on_another_device_follows() -> None:
+    """A pool without parameters does not know where it is."""
+    for pool in (DownAvgPool(WIDTH, 2), UpSample(WIDTH, 2)):
+        x = torch.randn(2, WIDTH, 4, device="meta")
+        assert pool(x, pool.default_state(2))[0].device == x.device

@@ -250,3 +250,41 @@ def test_float32_keeps_its_digits_over_a_long_sequence(cls: Any) -> None:
     expected = layer.double()(x.double())[0]
     assert float(((y - expected).norm() / expected.norm()).detach()) < 2e-5
     assert math.isfinite(float(y.abs().max().detach()))
+
+
+def test_half_precision() -> None:
+    torch.manual_seed(0)
+    for layer in (DSS(H, N), DSS(H, N, version="softmax", l_max=LENGTH), S5(H, N), LRU(H, N)):
+        x = torch.randn(2, LENGTH, H)
+        y = layer(x)[0]
+        half = layer.bfloat16()
+        assert (half(x.bfloat16())[0] - y).abs().max() < 0.05 * y.abs().max()
+        assert half.step(x[:, 0].bfloat16())[0].dtype == torch.bfloat16
+
+
+def test_an_activation_with_a_bias_has_one_for_each_channel() -> None:
+    torch.manual_seed(0)
+    for cls in (DSS, S5, LRU, CausalConv):
+        layer = cls(H, activation="modrelu").eval()
+        x = torch.randn(2, 3, H)
+        state, steps = layer.default_state(2), []
+        for u in x.unbind(1):
+            y, state = layer.step(u, state)
+            steps.append(y)
+        torch.testing.assert_close(torch.stack(steps, 1), layer(x)[0])
+
+
+@pytest.mark.parametrize("cls", [DSS, S5, LRU, CausalConv])
+def test_an_activation_that_halves_the_width_is_refused(cls: Any) -> None:
+    with pytest.raises(ValueError, match="activation cannot be 'glu'"):
+        cls(H, activation="glu")
+
+
+@pytest.mark.parametrize("make", [GRU, LSTM, CausalConv])
+def test_a_state_of_another_batch_is_refused(make: Callable[[int], SequenceModule]) -> None:
+    layer = make(H)
+    for state in (layer.default_state(3), layer.default_state(2, 2)):
+        with pytest.raises(ValueError, match="state must have shape"):
+            layer(torch.randn(2, 4, H), state)
+        with pytest.raises(ValueError, match="state must have shape"):
+            layer.step(torch.randn(2, H), state)

@@ -112,3 +112,23 @@ def test_a_state_decoder_beside_its_module() -> None:
     both = torch.nn.ModuleDict({"layer": layer, "decoder": StateDecoder(layer, 2)})
     again = copy.deepcopy(both)
     assert again["decoder"]._module[0] is again["layer"]
+
+
+@pytest.mark.parametrize("mode", ["pool", "sum"])
+def test_half_precision_counts_beyond_its_digits(mode: str) -> None:
+    """In bfloat16 256 + 1 is 256."""
+    decoder, state = SequenceDecoder(1, 1, mode=mode).bfloat16(), None
+    x = torch.cat((torch.zeros(1, 300, 1), torch.ones(1, 300, 1)), 1).bfloat16()
+    for element in x.unbind(1):
+        y, state = decoder.step(element, state)
+    assert y.dtype == torch.bfloat16
+    assert state is not None
+    assert [part.item() for part in state] == [300.0, 600.0]
+    torch.testing.assert_close(y, decoder(x)[0][:, -1])
+
+
+def test_lengths_of_a_wrong_kind_are_named() -> None:
+    with pytest.raises(TypeError, match=r"lengths must be a torch\.Tensor"):
+        SequenceDecoder(4)(torch.randn(2, 5, 4), lengths=[3, 4])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="x must have shape"):
+        SequenceDecoder(4)(torch.randn(5, 4), lengths=torch.tensor([3, 4, 5, 1, 1]))
