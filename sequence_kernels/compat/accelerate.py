@@ -48,6 +48,9 @@ class Acceleration:
         """Put the replaced layers back, with the values that their parameters have by now."""
         for name, (original, kind) in self._originals.items():
             ours = self.model.get_submodule(name)
+            for value in (*original.parameters(), *original.buffers()):
+                if value.is_floating_point():
+                    value.data = value.data.to(next(ours.parameters()))
             own = original.state_dict()
             values = kind.state_back(ours)
             original.load_state_dict({key: values[key].reshape(own[key].shape) for key in own})
@@ -84,17 +87,22 @@ def accelerate(model: nn.Module) -> Acceleration:
             "model is itself an S4 layer, and cannot be replaced in place: see load_espnet, load_s4"
         )
     done = Acceleration(model)
-    for name, module in list(model.named_modules()):
+    made: dict[nn.Module, S4] = {}  # a layer in several places stays one
+    for name, module in list(model.named_modules(remove_duplicate=False)):
         kind = _kind(module)
         if kind is None:
             continue
         try:
-            ours = kind.converted(module).train(module.training)
-        except (NotImplementedError, TypeError, ValueError) as error:
+            ours = made[module] if module in made else kind.converted(module).train(module.training)
+        except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
             done.skipped[name] = str(error)
             continue
-        known = {id(parameter) for parameter in module.parameters()}
-        done.new_parameters += [f"{name}.{own}" for own, p in ours.named_parameters() if id(p) not in known]
+        if module not in made:
+            known = {id(parameter) for parameter in module.parameters()}
+            done.new_parameters += [
+                f"{name}.{own}" for own, p in ours.named_parameters() if id(p) not in known
+            ]
+        made[module] = ours
         done.replaced[name] = type(module).__name__
         done._originals[name] = module, kind
         _set(model, name, ours)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -138,6 +139,9 @@ def s4_arguments(
     state: StateDict, given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The arguments of ``S4`` for a layer's state dict with ESPnet's names."""
+    for name in ("D", "kernel.kernel.C"):
+        if name not in state:
+            raise ValueError(f"the layer has no parameter {name!r}")
     readouts, heads = state["D"].shape
     c = state["kernel.kernel.C"]
     nplr = "kernel.kernel.P" in state
@@ -205,7 +209,7 @@ def _layer_config(
         found: dict[str, Any] = {
             "_name_": "ff",
             "d_model": width[1],
-            "expand": inner // width[1],
+            "expand": Fraction(inner, width[1]),  # exact
             "d_output": outer,
         }
         if width[0] == 2 * inner:

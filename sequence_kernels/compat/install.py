@@ -66,6 +66,7 @@ def install(*modules: ModuleType) -> ExitStack:
             raise TypeError(f"modules must be modules, got {type(module).__name__}: {module!r}")
     if _installed is None:
         _installed = ExitStack()
+        _installed.callback(_forget)
         for name, functions in _EXTENSIONS.items():
             module = importlib.util.module_from_spec(ModuleSpec(name, None, origin=__name__))
             vars(module).update({function: getattr(extensions, function) for function in functions})
@@ -73,9 +74,8 @@ def install(*modules: ModuleType) -> ExitStack:
         finder = _Finder()
         sys.meta_path.insert(0, finder)
         _installed.callback(sys.meta_path.remove, finder)
-        for name in [name for name in sys.modules if _is_user(name)]:
+        for name in [name for name, module in sys.modules.items() if module and _is_user(name)]:
             _adopt(sys.modules[name], asked=False)
-        _installed.callback(_forget)
     for module in modules:
         _adopt(module, asked=True)
     return _installed

@@ -139,3 +139,35 @@ def test_what_was_left_is_reported() -> None:
     assert str(compat.accelerate(nn.Linear(2, 2))) == "found no S4 layer"
     with pytest.raises(ValueError, match="itself an S4 layer"):
         compat.accelerate(S4Block())
+
+
+def test_a_layer_in_two_places_stays_one() -> None:
+    torch.manual_seed(0)
+    model = Model(S4D(False))
+    model.again = model.layers[0].layer
+    original, x = model.again, inputs()
+    y = model(x)
+    done = compat.accelerate(model)
+    assert isinstance(model.again, S4)
+    assert model.again is model.layers[0].layer
+    assert list(done.replaced) == ["layers.0.layer", "again"]
+    assert difference(model(x), y) < EXACT
+    done.revert()
+    assert model.again is original
+    assert model.layers[0].layer is original
+
+
+def test_reverting_keeps_the_dtype() -> None:
+    model = s4_model()
+    done = compat.accelerate(model)
+    model.float()
+    done.revert()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_a_layer_that_lacks_a_part_is_left_alone() -> None:
+    model = s4_model()
+    del model.layers[1].layer.layer.bidirectional, model.layers[1].layer.layer.activation
+    done = compat.accelerate(model)
+    assert "activation" in done.skipped["layers.1.layer"]
+    assert len(done.replaced) == 3

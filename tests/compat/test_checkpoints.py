@@ -190,3 +190,18 @@ def test_transforms(transform: str, diagonal: bool) -> None:
     ours = compat.load_s4(state, dt_transform=transform, real_transform=transform, imag_transform=transform)
     x = torch.randn(2, H, LENGTH, dtype=torch.float64)
     assert difference(ours(x)[0], theirs(x)[0]) < EXACT
+
+
+@pytest.mark.parametrize("expand", [1.5, 4 / 3, 0.51])
+def test_a_feed_forward_of_any_width(expand: float) -> None:
+    ours = SequenceModel(100, layer=["s4", {"_name_": "ff", "expand": expand}], residual="R", norm="layer")
+    again = compat.load_espnet(compat.export_espnet(ours))
+    assert again.layers[1].layer.ff[2].weight.shape == ours.layers[1].layer.ff[2].weight.shape
+
+
+@pytest.mark.parametrize("name", ["D", "kernel.kernel.C"])
+def test_a_missing_parameter_is_named(name: str) -> None:
+    state = dict(S4(H).state_dict())
+    del state[name]
+    with pytest.raises(ValueError, match=f"no parameter '{name}'"):
+        compat.load_espnet(state)

@@ -232,3 +232,11 @@ def test_on_a_gpu() -> None:
         extensions.cauchy_mult_sym_fwd(v, z, w).cpu(),
         extensions.cauchy_mult_sym_fwd(v.cpu(), z.cpu(), w.cpu()),
     )
+
+
+def test_a_blocked_import_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "somewhere.s4", None)
+    for _ in range(2):
+        with compat.install():
+            assert sys.modules["structured_kernels"].__spec__.origin == "sequence_kernels.compat.install"
+        assert "structured_kernels" not in sys.modules or sys.modules["structured_kernels"] is None
