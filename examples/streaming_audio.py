@@ -91,8 +91,9 @@ def speak(sentences: tuple[str, ...]) -> list[Sound]:
             heard.append(ctypes.string_at(samples, 2 * count))
         return 0
 
-    retrieve, utf8 = 1, 1  # AUDIO_OUTPUT_RETRIEVAL, espeakCHARS_UTF8
-    rate = library.espeak_Initialize(retrieve, 0, espeakng_loader.get_data_path().encode(), 0)
+    # AUDIO_OUTPUT_SYNCHRONOUS: no thread of espeak's that would call `listen` when it is gone; espeakCHARS_UTF8
+    synchronous, utf8 = 2, 1
+    rate = library.espeak_Initialize(synchronous, 0, espeakng_loader.get_data_path().encode(), 0)
     if rate <= 0 or library.espeak_SetVoiceByName(b"en") != 0:
         raise SystemExit("espeak-ng does not start; pass a recording of speech with --audio FILE.wav")
     library.espeak_SetSynthCallback(listen)
@@ -101,8 +102,8 @@ def speak(sentences: tuple[str, ...]) -> list[Sound]:
         heard.clear()
         text = sentence.encode() + b"\0"
         library.espeak_Synth(text, ctypes.c_size_t(len(text)), 0, 0, 0, utf8, None, None)
-        library.espeak_Synchronize()
         sounds.append(Sound(normalised(pcm(b"".join(heard), 1)), rate))
+    library.espeak_SetSynthCallback(None)
     return sounds
 
 
