@@ -33,7 +33,7 @@ def _cauchy(name: str, real: torch.dtype) -> Launches:
         v, g = (torch.zeros(sets, 4, size, dtype=real.to_complex()) for size in (32, 2049))
         found[f"{sets} sets, pairs {name}"] = (module, "cauchy", (v, z, w, True, 1))
         found[f"{sets} sets, plain {name}"] = (module, "cauchy", (v, z, w, False, 1))
-        found[f"{sets} sets {name}"] = (module, "cauchy_transpose", (g, z, w, 1))
+        found[f"{sets} sets {name}"] = (module, "cauchy_transpose", (g, z, w, False, 1))
     return found
 
 
