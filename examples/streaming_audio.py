@@ -103,7 +103,7 @@ def speak(sentences: tuple[str, ...]) -> list[Sound]:
         text = sentence.encode() + b"\0"
         library.espeak_Synth(text, ctypes.c_size_t(len(text)), 0, 0, 0, utf8, None, None)
         sounds.append(Sound(normalised(pcm(b"".join(heard), 1)), rate))
-    library.espeak_SetSynthCallback(None)
+    library.espeak_Terminate()  # or the next start would read what this one has freed
     return sounds
 
 
