@@ -1,5 +1,6 @@
-// Included before every C++ file: names the oldest version of each libc function that newer ones have replaced, so that
-// the library loads on glibc 2.28 (manylinux_2_28) wherever it is built. Their behaviour is the same for what we call.
+// Included before every C++ file: names the oldest version of each libc function that newer ones have
+// replaced, so that the library loads on glibc 2.28 (manylinux_2_28) wherever it is built. Their behaviour is
+// the same for what we call.
 
 #pragma once
 

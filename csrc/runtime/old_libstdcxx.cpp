@@ -4,6 +4,8 @@
 
 namespace std {
 
-[[noreturn]] void __throw_bad_array_new_length() { throw bad_array_new_length(); }
+[[noreturn]] void __throw_bad_array_new_length() {
+  throw bad_array_new_length();
+}
 
 }  // namespace std
