@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..module import SequenceModule
 from .components import dropout_module, inner_activation
-from .s4 import _lengths as sequence_lengths
+from .s4 import sequence_lengths
 
 
 class CausalConv(SequenceModule):

@@ -69,7 +69,7 @@ class DSS(_MixedLayer):
         self.log_dt = nn.Parameter(initial_log_dt(d_model, dt_min, dt_max, dtype))
         self.W = nn.Parameter(torch.randn(d_model, d_state, 2))
         self.D = nn.Parameter(torch.randn(d_model))
-        self._attach_options()
+        self._spare_dynamics()
 
     def system(self, rate: float = 1.0) -> DiagonalSystem:
         """The discrete system for inputs sampled at ``rate`` times the step that the model was made for."""

@@ -55,7 +55,7 @@ class LRU(_DiagonalLayer):
         self.B = nn.Parameter(torch.randn(d_state, d_model, 2) / math.sqrt(2 * d_model))
         self.C = nn.Parameter(torch.randn(d_model, d_state, 2) / math.sqrt(d_state))
         self.D = nn.Parameter(torch.randn(d_model))
-        self._attach_options()
+        self._spare_dynamics()
 
     def _discrete(self, rate: float) -> tuple[Tensor, Tensor]:
         if rate != 1:

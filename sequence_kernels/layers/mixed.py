@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ..module import SequenceModule
+from ..optim import CarriesOptions
 from ..ssm.scan import diagonal_scan
 from ..ssm.system import interleaved
 from .components import dropout_module, inner_activation, linear_activation
-from .s4 import _lengths as sequence_lengths
+from .s4 import sequence_lengths
 
 
-class _MixedLayer(SequenceModule):
+class _MixedLayer(CarriesOptions, SequenceModule):
     """``output_linear(dropout(activation(recurrence(x))))`` with a complex state ``(*batch_shape, *state_shape)``.
 
     A subclass gives ``_sequence`` and ``_element``, the recurrence over a batch of sequences and over one element.
@@ -50,13 +51,9 @@ class _MixedLayer(SequenceModule):
         self.dropout = dropout_module(dropout, tied=tie_dropout, transposed=False)
         self.output_linear = linear_activation(d_model, d_model, postact)
 
-    def _attach_options(self) -> None:
+    def _spare_dynamics(self) -> None:
         for name in self.dynamics:
-            self.get_parameter(name)._optim = {"weight_decay": 0.0}  # type: ignore[attr-defined]
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._attach_options()  # copying a parameter drops its attributes
+            self.set_options(name, {"weight_decay": 0.0})
 
     def _sequence(
         self, u: Tensor, state: Tensor | None, lengths: Tensor | None, **kwargs: Any

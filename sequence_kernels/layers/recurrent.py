@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from ..module import SequenceModule
-from .s4 import _lengths as sequence_lengths
+from .s4 import sequence_lengths
 
 
 class _Recurrent(SequenceModule):

@@ -256,7 +256,7 @@ class S4(SequenceModule):
         u = u.reshape(batch, *u.shape[-2:])
         flat_state = None if state is None else state.reshape(batch, *state.shape[-2:])
         if lengths is not None:
-            lengths = _lengths(lengths, u)
+            lengths = sequence_lengths(lengths, u)
             u = _masked(u, lengths)
         gate = None
         if self.input_gate is not None:
@@ -405,7 +405,7 @@ def _kind(value: Any) -> str:
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
-def _lengths(lengths: Tensor | int | Sequence[int], u: Tensor) -> Tensor:
+def sequence_lengths(lengths: Tensor | int | Sequence[int], u: Tensor) -> Tensor:
     """Lengths as integers (B,) on the device of u."""
     lengths = torch.as_tensor(lengths, device=u.device)
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:

@@ -62,7 +62,7 @@ class S5(_DiagonalLayer):
         self.B = nn.Parameter(torch.randn(n, d_model, 2) / math.sqrt(2 * d_model))
         self.C = nn.Parameter(torch.randn(d_model, n, 2) / math.sqrt(n))
         self.D = nn.Parameter(torch.randn(d_model))
-        self._attach_options()
+        self._spare_dynamics()
 
     def _discrete(self, rate: float) -> tuple[Tensor, Tensor]:
         a = torch.complex(-self.Lambda_log_decay.double().exp(), self.Lambda_imag.double())
