@@ -1,4 +1,5 @@
 #include "cauchy/cauchy.h"
+#include "common/groups.h"
 #include "common/vector.h"
 
 namespace sequence_kernels {
@@ -239,26 +240,6 @@ inline void with_kind(bool pairs, bool on_axis, int64_t order, const Function& f
     function(Constant<Kind::powers>());
 }
 
-template <int value>
-struct Count {
-  static constexpr int sets = value;
-};
-
-// Call function(first, Count<...>()) for groups of at most kMostSets sets.
-template <typename Function>
-inline void in_groups(int64_t sets, const Function& function) {
-  int64_t first = 0;
-  for (; first + kMostSets <= sets; first += kMostSets) function(first, Count<kMostSets>());
-  switch (sets - first) {
-    case 3:
-      return function(first, Count<3>());
-    case 2:
-      return function(first, Count<2>());
-    case 1:
-      return function(first, Count<1>());
-  }
-}
-
 // The poles and weights of a channel, as sums over the poles need them.
 template <typename Real>
 class Channel {
@@ -283,11 +264,11 @@ class Channel {
       poles[n] = {w[2 * n], w[2 * n + 1], w[2 * n] * w[2 * n]};
       huge_pole |= huge(Complex<Real>{poles[n].re, poles[n].im}, kLargest<Real>);
     }
-    in_groups(arguments_.sets, [&](int64_t first, auto count) {
-      for (int set = 0; set < count.sets; ++set) {
+    in_groups<kMostSets>(arguments_.sets, [&](int64_t first, auto count) {
+      for (int set = 0; set < count.count; ++set) {
         const Real* v = arguments_.weight + ((first + set) * arguments_.channels + channel) * N * 2;
         Real* to = coefficients_ + (first * N + set) * kCoefficients<kind>;
-        for (int64_t n = 0; n < N; ++n, to += count.sets * kCoefficients<kind>)
+        for (int64_t n = 0; n < N; ++n, to += count.count * kCoefficients<kind>)
           coefficients_of<kind>(v + 2 * n, w + 2 * n, to);
       }
     });
@@ -315,8 +296,8 @@ void block_of_nodes(const CauchyArguments<Real>& arguments, const Place& at, con
     const int64_t count = at.length - l;
     const Complex<Vector<Real>> nodes = load_complex(z + 2 * l, count, Real(0));
     huge_nodes |= huge(nodes, kLargest<Real>);
-    in_groups(arguments.sets, [&](int64_t first, auto group) {
-      constexpr int sets = group.sets;
+    in_groups<kMostSets>(arguments.sets, [&](int64_t first, auto group) {
+      constexpr int sets = group.count;
       const Real* coefficients = channel.template coefficients<kind>(first);
       Complex<Vector<Real>> sums[sets];
       if constexpr (kind == Kind::pairs_on_axis)
@@ -518,11 +499,11 @@ void cauchy_transpose(const CauchyArguments<Real>& arguments, int64_t begin, int
     block.load_nodes(at);
     const bool halves = arguments.conjugate && (block.huge_nodes || has_huge_pole(arguments, at.channel));
     with_kind(arguments.conjugate && !halves, block.on_axis, arguments.order, [&](auto constant) {
-      in_groups(arguments.sets, [&](int64_t first, auto group) {
+      in_groups<kMostSets>(arguments.sets, [&](int64_t first, auto group) {
         if (halves)
-          block.template sums_of_halves<constant.kind, group.sets>(first);
+          block.template sums_of_halves<constant.kind, group.count>(first);
         else
-          block.template sums<constant.kind, group.sets>(first);
+          block.template sums<constant.kind, group.count>(first);
       });
     });
   }

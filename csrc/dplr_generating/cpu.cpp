@@ -1,3 +1,4 @@
+#include "common/groups.h"
 #include "common/vector.h"
 #include "dplr_generating/dplr_generating.h"
 
@@ -86,25 +87,6 @@ struct Nodes {
   }
 };
 
-// Calls function(first, count) for groups of products, count a constant of at most kMostProducts.
-template <int value>
-struct Count {
-  static constexpr int count = value;
-};
-template <typename Function>
-inline void in_groups(int64_t products, const Function& function) {
-  int64_t first = 0;
-  for (; first + kMostProducts <= products; first += kMostProducts) function(first, Count<kMostProducts>());
-  switch (products - first) {
-    case 3:
-      return function(first, Count<3>());
-    case 2:
-      return function(first, Count<2>());
-    case 1:
-      return function(first, Count<1>());
-  }
-}
-
 // Where the numbers of a product and pole are: groups of products, in each the products of a pole side by
 // side.
 inline int64_t place_of(int64_t N, int64_t products, int64_t product, int64_t n) {
@@ -154,7 +136,7 @@ template <typename Real>
 inline void sum_products(int64_t N, int64_t products, const Nodes<Real>& nodes, const Real* coefficients,
                          const Inverse<Real>* inverses, Complex<Vector<Real>>* out) {
   const Vector<Real> y = nodes.y, x = nodes.x;
-  in_groups(products, [&](int64_t first, auto group) {
+  in_groups<kMostProducts>(products, [&](int64_t first, auto group) {
     constexpr int count = group.count;
     Vector<Real> sums[count][4] = {};
     for (int64_t n = 0; n < N; ++n) {
@@ -429,7 +411,7 @@ class Backward {
                              gradients_ + 4 * i * products);
       for (int64_t n = 0; n < N; ++n) {
         for (int64_t i = 0; i < vectors; ++i) powers_of<unit>(nodes[i], pass.poles[n], powers_ + 2 * i);
-        in_groups(products, [&](int64_t group, auto size) {
+        in_groups<kMostProducts>(products, [&](int64_t group, auto size) {
           add_sums<size.count, Real>(vectors, products, powers_, gradients_ + 4 * group,
                                      sums_ + 4 * place_of(N, products, group, n));
         });
