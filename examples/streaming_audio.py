@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sequence_kernels import SequenceModel, SequenceModule, Stepper, parameter_groups
-from sequence_kernels.stages import Residual, Save, Stage, pointwise
+from sequence_kernels.stepping.stages import Residual, Save, Stage, pointwise
 
 SENTENCES = (
     "A state space model remembers the past in a state of fixed size.",

@@ -13,7 +13,7 @@ from .models import (
 from .module import SequenceIdentity, SequenceModule, TransposedModule
 from .ops import BackendUnavailableError, use_backend
 from .optim import parameter_groups
-from .stepper import Stepper
+from .stepping.stepper import Stepper
 
 __version__ = "0.1.0"
 

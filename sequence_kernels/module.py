@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .stages import Stage, Whole
-from .stepper import Stepper
+from .stepping.stages import Stage, Whole
+from .stepping.stepper import Stepper
 
 
 class SequenceModule(nn.Module):

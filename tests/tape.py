@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sequence_kernels.graphs import CAPTURES
 from sequence_kernels.ops.dispatch import implementation, use_backend
 from sequence_kernels.ops.registration import NAMESPACE
+from sequence_kernels.stepping.graphs import CAPTURES
 
 WAITS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero")  # for the device: a capture refuses them
 
@@ -53,7 +53,7 @@ def _memory(tensor: Tensor) -> int:
 
 
 def capture(function: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
-    """What ``sequence_kernels.graphs.cuda_graph`` does, on a tape."""
+    """What ``sequence_kernels.stepping.graphs.cuda_graph`` does, on a tape."""
     for _ in range(3):
         function()
     with Tape() as tape:

@@ -19,9 +19,9 @@ from sequence_kernels import (
     Stepper,
     use_backend,
 )
-from sequence_kernels.graphs import cuda_graph
 from sequence_kernels.ops import dispatch
-from sequence_kernels.stages import Pointwise, Stage
+from sequence_kernels.stepping.graphs import cuda_graph
+from sequence_kernels.stepping.stages import Pointwise, Stage
 
 from .ops.devices import gpu_backends
 from .tape import taped
@@ -604,7 +604,7 @@ class TestNative:
     @pytest.mark.parametrize("name", ["gelu", "relu", "tanh", "silu", "sigmoid"])
     def test_activations(self, limited: int, name: str) -> None:
         """Within 3e-7 of the function itself, everywhere and also where they are small; NaN stays."""
-        from sequence_kernels.ops.step_program import Program
+        from sequence_kernels.stepping.program import Program
 
         x = torch.cat(
             (torch.linspace(-100, 100, 20001), torch.logspace(-30, 2, 500), -torch.logspace(-30, 2, 500))

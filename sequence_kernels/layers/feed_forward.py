@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..module import SequenceModule
-from ..stages import Stage, pointwise
+from ..stepping.stages import Stage, pointwise
 from .components import dropout_module, linear_activation
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..optim import CarriesOptions
-from ..stages import Norm, Pointwise, Stage
+from ..stepping.stages import Norm, Pointwise, Stage
 
 
 class TransposedLN(CarriesOptions):

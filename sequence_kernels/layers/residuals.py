@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import stages
-from ..stages import Stage
+from ..stepping import stages
+from ..stepping.stages import Stage
 
 
 class Residual(nn.Module):

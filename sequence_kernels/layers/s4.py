@@ -17,7 +17,7 @@ from ..ops.ssm_conv import choose_convolution
 from ..ssm import DPLRSSM, DiagonalSSM, System, diagonal_init, dplr_init
 from ..ssm.parameters import initial_log_dt
 from ..ssm.system import interleaved, paired
-from ..stages import Join, Pointwise, Recurrence, Save, Stage, pointwise
+from ..stepping.stages import Join, Pointwise, Recurrence, Save, Stage, pointwise
 from .components import activation_module, dropout_module, linear_activation
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..layers.components import dropout_module
 from ..module import SequenceModule
-from ..stages import Stage
+from ..stepping.stages import Stage
 from .block import PartConfig, SequenceResidualBlock, make_norm
 from .registry import LayerConfig, layer_config
 

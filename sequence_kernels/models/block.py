@@ -13,7 +13,7 @@ from ..layers.norms import Normalization
 from ..layers.pools import Pool, make_pool
 from ..layers.residuals import Residual, make_residual
 from ..module import SequenceModule
-from ..stages import Stage
+from ..stepping.stages import Stage
 from .registry import LayerConfig, make_layer
 
 #: A name, or ``{"_name_": name, **arguments}``; None for none.

@@ -2,10 +2,10 @@
 
 from .cauchy import cauchy, cauchy_transpose
 from .dispatch import BACKENDS, BackendUnavailableError, explain, operations, use_backend
-from .dplr_chunk import dplr_chunk
 from .dplr_generating import dplr_generating
 from .dplr_step import dplr_step, dplr_step_
 from .fft_conv import fft_conv
+from .ssm_chunk import ssm_chunk
 from .ssm_conv import ssm_conv
 from .ssm_step import ssm_step, ssm_step_
 from .vandermonde import vandermonde, vandermonde_transpose
@@ -15,13 +15,13 @@ __all__ = [
     "BackendUnavailableError",
     "cauchy",
     "cauchy_transpose",
-    "dplr_chunk",
     "dplr_generating",
     "dplr_step",
     "dplr_step_",
     "explain",
     "fft_conv",
     "operations",
+    "ssm_chunk",
     "ssm_conv",
     "ssm_step",
     "ssm_step_",

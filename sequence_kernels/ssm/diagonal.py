@@ -37,7 +37,7 @@ class DiagonalSystem:
 
     def chunk_matrices(self, chunk: int, *, tail: bool = True) -> ChunkMatrices:
         none = self.x.new_empty(0, *self.x.shape)
-        return ChunkMatrices(*ops.dplr_chunk(torch.exp(self.x), none, none, self.b, self.c, chunk, tail=tail))
+        return ChunkMatrices(*ops.ssm_chunk(torch.exp(self.x), none, none, self.b, self.c, chunk, tail=tail))
 
     def step_parameters(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.a, self.b, self.c

@@ -52,7 +52,7 @@ class DPLRSystem:
         return self.chunk_matrices(1).a_powers.squeeze(1)
 
     def chunk_matrices(self, chunk: int, *, tail: bool = True) -> ChunkMatrices:
-        return ChunkMatrices(*ops.dplr_chunk(*self.discrete(), self.c, chunk, tail=tail))
+        return ChunkMatrices(*ops.ssm_chunk(*self.discrete(), self.c, chunk, tail=tail))
 
     def truncated_readout(self, length: int) -> Tensor:
         """``C (I - A_bar^length)``, which S4 calls C tilde: the kernel cut off after ``length`` taps. complex128."""

@@ -73,12 +73,12 @@ def _chunk_matrices(rank: int, tail: bool) -> Sample:
     none = torch.empty(0, 3, 4, dtype=C128)
 
     def function(a: Tensor, b: Tensor, c: Tensor, p: Tensor = none, q: Tensor = none) -> tuple[Tensor, ...]:
-        *rest, powers = ops.dplr_chunk(a, p, q, b, c, 4, tail=tail)
+        *rest, powers = ops.ssm_chunk(a, p, q, b, c, 4, tail=tail)
         return (*rest, powers.to(rest[0].dtype if powers.is_floating_point() else c.dtype))
 
     low_rank = (0.5 * complexes(rank, 3, 4, seed=1), 0.5 * complexes(rank, 3, 4, seed=2)) if rank else ()
     tensors = (0.5 * complexes(3, 4), complexes(3, 4, seed=3), complexes(2, 3, 4, seed=4), *low_rank)
-    return Sample("dplr_chunk", function, tensors)
+    return Sample("ssm_chunk", function, tensors)
 
 
 SAMPLES: dict[str, Sample] = {
@@ -155,9 +155,9 @@ SAMPLES: dict[str, Sample] = {
             real(2, 3, seed=4),
         ),
     ),
-    "dplr_chunk": _chunk_matrices(rank=1, tail=False),
-    "dplr_chunk-diagonal": _chunk_matrices(rank=0, tail=True),
-    "dplr_chunk-rank-2-tail": _chunk_matrices(rank=2, tail=True),
+    "ssm_chunk": _chunk_matrices(rank=1, tail=False),
+    "ssm_chunk-diagonal": _chunk_matrices(rank=0, tail=True),
+    "ssm_chunk-rank-2-tail": _chunk_matrices(rank=2, tail=True),
     "dplr_generating": _generating(rank=1),
     "dplr_generating-rank-2": _generating(rank=2),
     "dplr_step": Sample(

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from .module import SequenceModule
-    from .ssm import System
+    from ..module import SequenceModule
+    from ..ssm import System
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from . import ops
+from .. import ops
+from ..ops import checks
+from ..ops.dispatch import choose
+from ..ops.ssm_step.reference import in_place
+from ..ssm.system import ChunkMatrices, interleaved, paired
 from .graphs import CAPTURES, Capture, StepGraph
-from .ops import checks
-from .ops.dispatch import choose
-from .ops.ssm_step.reference import in_place
-from .ops.step_program import Program
-from .ssm.system import ChunkMatrices, interleaved, paired
+from .program import Program
 from .stages import Join, Norm, Pointwise, Recurrence, Residual, Save, Stage, Whole
 
 if TYPE_CHECKING:
-    from .module import SequenceModule
+    from ..module import SequenceModule
 
 #: Elements that one chunk of a block holds.
 _CHUNK = 32
@@ -41,7 +41,7 @@ class Stepper:
         graph: False takes steps on CUDA without a CUDA graph.
         **arguments: what the module's ``step`` takes besides, such as ``rate``.
 
-    On CPU, in float32 and float64, a stack whose parts the C++ interpreter knows (``ops.step_program``) takes a step in
+    On CPU, in float32 and float64, a stack whose parts the C++ interpreter knows (``stepping.program``) takes a step in
     one call. On CUDA the first step, and the first with each power of two of rows in ``state_indices``, is captured in
     a CUDA graph, which later ones replay; it keeps the ops' backend of that moment. A module that does not say its
     stages, and blocks, go through their stages one by one.

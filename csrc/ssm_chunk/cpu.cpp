@@ -18,7 +18,7 @@
 
 #include "common/matmul.h"
 #include "common/vector.h"
-#include "dplr_chunk/dplr_chunk.h"
+#include "ssm_chunk/ssm_chunk.h"
 
 namespace sequence_kernels {
 namespace {
@@ -62,7 +62,7 @@ void copy(const From* from, int64_t count, To* to) {
 
 // One head at a time.
 struct Head {
-  const DplrChunkSizes sizes;
+  const SsmChunkSizes sizes;
   const int64_t S, Sp, T, R, C;  // Sp: padded
   const int64_t low_rank_rows;   // T R vectors, and room for a whole tile of the matrix products
   double* next;
@@ -76,7 +76,7 @@ struct Head {
   double* square;
   double *gx, *gf, *g_pulls, *g_lifts, *g_turns, *dp, *dq, *straight, *crossed, *transposed, *product;
 
-  Head(const DplrChunkSizes& given, bool backward, double* scratch)
+  Head(const SsmChunkSizes& given, bool backward, double* scratch)
       : sizes(given),
         S(given.states()),
         Sp(round_up(S, 8)),
@@ -263,12 +263,12 @@ struct Head {
 }  // namespace
 
 template <Isa isa>
-int64_t dplr_chunk_scratch(const DplrChunkSizes& sizes, bool backward) {
+int64_t ssm_chunk_scratch(const SsmChunkSizes& sizes, bool backward) {
   return Head(sizes, backward, nullptr).used;
 }
 
 template <typename Real, Isa isa>
-void dplr_chunk(const DplrChunkArguments<Real>& arguments, int64_t begin, int64_t end, double* scratch) {
+void ssm_chunk(const SsmChunkArguments<Real>& arguments, int64_t begin, int64_t end, double* scratch) {
   const Head head(arguments.sizes, false, scratch);
   const auto [S, Sp, T, C, H] = std::tuple(head.S, head.Sp, head.T, head.C, arguments.sizes.heads);
   const int64_t powers = arguments.sizes.powers(), first = arguments.sizes.doublings() + 1 - powers;
@@ -289,7 +289,7 @@ void dplr_chunk(const DplrChunkArguments<Real>& arguments, int64_t begin, int64_
 }
 
 template <typename Real, Isa isa>
-void dplr_chunk_backward(const DplrChunkBackwardArguments<Real>& arguments, int64_t begin, int64_t end,
+void ssm_chunk_backward(const SsmChunkBackwardArguments<Real>& arguments, int64_t begin, int64_t end,
                          double* scratch) {
   const Head head(arguments.sizes, true, scratch);
   const auto [S, Sp, T, R, C, H] = std::tuple(head.S, head.Sp, head.T, head.R, head.C, arguments.sizes.heads);
@@ -337,12 +337,12 @@ void dplr_chunk_backward(const DplrChunkBackwardArguments<Real>& arguments, int6
   }
 }
 
-template int64_t dplr_chunk_scratch<kIsa>(const DplrChunkSizes&, bool);
-template void dplr_chunk<float, kIsa>(const DplrChunkArguments<float>&, int64_t, int64_t, double*);
-template void dplr_chunk<double, kIsa>(const DplrChunkArguments<double>&, int64_t, int64_t, double*);
-template void dplr_chunk_backward<float, kIsa>(const DplrChunkBackwardArguments<float>&, int64_t, int64_t,
+template int64_t ssm_chunk_scratch<kIsa>(const SsmChunkSizes&, bool);
+template void ssm_chunk<float, kIsa>(const SsmChunkArguments<float>&, int64_t, int64_t, double*);
+template void ssm_chunk<double, kIsa>(const SsmChunkArguments<double>&, int64_t, int64_t, double*);
+template void ssm_chunk_backward<float, kIsa>(const SsmChunkBackwardArguments<float>&, int64_t, int64_t,
                                                double*);
-template void dplr_chunk_backward<double, kIsa>(const DplrChunkBackwardArguments<double>&, int64_t, int64_t,
+template void ssm_chunk_backward<double, kIsa>(const SsmChunkBackwardArguments<double>&, int64_t, int64_t,
                                                 double*);
 
 }  // namespace sequence_kernels

@@ -10,7 +10,7 @@ from sequence_kernels import ops
 
 from ..test_contract import backends
 
-every_backend = pytest.mark.parametrize("backend", backends("dplr_chunk"))
+every_backend = pytest.mark.parametrize("backend", backends("ssm_chunk"))
 C128 = torch.complex128
 
 
@@ -40,7 +40,7 @@ def states_of(rows: Tensor) -> Tensor:
 @pytest.mark.parametrize("chunk", [1, 2, 8])
 def test_against_dense_powers(backend: str, chunk: int, rank: int, tail: bool) -> None:
     a, p, q, b, c = system(rank)
-    taps, e_out, e_in, a_powers = ops.dplr_chunk(a, p, q, b, c, chunk, tail=tail, backend=backend)
+    taps, e_out, e_in, a_powers = ops.ssm_chunk(a, p, q, b, c, chunk, tail=tail, backend=backend)
     matrix = torch.diag_embed(whole(a)) + torch.einsum("rhm,rhn->hmn", whole(p), whole(q))
     powers = [torch.linalg.matrix_power(matrix, j) for j in range(chunk + 1)]
     x = torch.randn(3, 4, 10, dtype=torch.float64)  # some real states of each head
@@ -61,7 +61,7 @@ def test_against_dense_powers(backend: str, chunk: int, rank: int, tail: bool) -
             torch.testing.assert_close(states_of(x) * whole(a_powers[:, i]).unsqueeze(1), moved)
 
 
-@pytest.mark.parametrize("backend", [b for b in backends("dplr_chunk") if b != "torch"])
+@pytest.mark.parametrize("backend", [b for b in backends("ssm_chunk") if b != "torch"])
 @pytest.mark.parametrize(
     ("pairs", "chunk", "rank"), [(3, 32, 1), (32, 16, 1), (7, 4, 3), (1, 1, 1), (5, 8, 0)]
 )
@@ -72,7 +72,7 @@ def test_gradients_agree_with_the_reference(
     inputs = [t.requires_grad_() for t in system(rank, heads=5, pairs=pairs)]
     results = []
     for name in (backend, "torch"):
-        outputs = ops.dplr_chunk(*inputs, chunk, tail=tail, backend=name)
+        outputs = ops.ssm_chunk(*inputs, chunk, tail=tail, backend=name)
         weights = [
             torch.cos(torch.arange(t.numel(), dtype=torch.float64)).view(t.shape).to(t.dtype) for t in outputs
         ]
@@ -82,13 +82,13 @@ def test_gradients_agree_with_the_reference(
         assert float((got - want).norm().detach()) <= 1e-11 * float(want.norm().detach())
 
 
-@pytest.mark.skipif("cpu" not in backends("dplr_chunk"), reason="needs the native library")
+@pytest.mark.skipif("cpu" not in backends("ssm_chunk"), reason="needs the native library")
 def test_every_instruction_set_and_number_of_threads() -> None:
     a, p, q, b, c = system(1, heads=7, pairs=13)
     inputs = [t.requires_grad_() for t in (a, p, q, b, c.to(torch.complex64))]
 
     def run(backend: str) -> tuple[Tensor, ...]:
-        outputs = ops.dplr_chunk(*inputs, 8, backend=backend)
+        outputs = ops.ssm_chunk(*inputs, 8, backend=backend)
         return (*outputs, *torch.autograd.grad(outputs, inputs, [o.detach() for o in outputs]))
 
     want = run("torch")
@@ -113,8 +113,8 @@ def test_every_instruction_set_and_number_of_threads() -> None:
 def test_only_c_is_rounded(backend: str) -> None:
     """complex64 parameters are taken as they are, and results follow the dtype of c."""
     inputs = [t.to(torch.complex64) for t in system(1)]
-    single = ops.dplr_chunk(*inputs, 4, backend=backend)
-    double = ops.dplr_chunk(*(t.to(C128) for t in inputs), 4, backend=backend)
+    single = ops.ssm_chunk(*inputs, 4, backend=backend)
+    double = ops.ssm_chunk(*(t.to(C128) for t in inputs), 4, backend=backend)
     assert [t.dtype for t in single] == 3 * [torch.float32] + [torch.float64]
     for got, want in zip(single, double, strict=True):
         torch.testing.assert_close(got, want.to(got.dtype), rtol=1e-7, atol=0)
@@ -123,8 +123,8 @@ def test_only_c_is_rounded(backend: str) -> None:
 def test_bad_arguments() -> None:
     a, p, q, b, c = system(2)
     with pytest.raises(ValueError, match="chunk must be a power of two, got 12"):
-        ops.dplr_chunk(a, p, q, b, c, 12)
+        ops.ssm_chunk(a, p, q, b, c, 12)
     with pytest.raises(ValueError, match="chunk must be at least 1, got 0"):
-        ops.dplr_chunk(a, p, q, b, c, 0)
+        ops.ssm_chunk(a, p, q, b, c, 0)
     with pytest.raises(ValueError, match=r"q must have shape \(R=2, H=3, N=5\), got \(1, 3, 5\)"):
-        ops.dplr_chunk(a, p, q[:1], b, c, 4)
+        ops.ssm_chunk(a, p, q[:1], b, c, 4)

@@ -9,7 +9,7 @@ namespace sequence_kernels {
 
 // Complex values are interleaved; all arrays contiguous but where strides say otherwise. With `tail`, all
 // powers A^(2^i), i <= log2(chunk), else A^chunk alone.
-struct DplrChunkSizes {
+struct SsmChunkSizes {
   int64_t channels, heads, pairs, rank, chunk;
   bool tail;
 
@@ -21,8 +21,8 @@ struct DplrChunkSizes {
 
 // a, b (heads, pairs), p, q (rank, heads, pairs), c (channels, heads, pairs).
 template <typename Real>
-struct DplrChunkArguments {
-  DplrChunkSizes sizes;
+struct SsmChunkArguments {
+  SsmChunkSizes sizes;
   const double *a, *p, *q, *b;
   const Real* c;
   Real *taps, *reads, *e_in;  // (channels, heads, chunk), (.., chunk, states), (heads, chunk, states)
@@ -30,8 +30,8 @@ struct DplrChunkArguments {
 };
 
 template <typename Real>
-struct DplrChunkBackwardArguments {
-  DplrChunkSizes sizes;
+struct SsmChunkBackwardArguments {
+  SsmChunkSizes sizes;
   const double *a, *p, *q, *b;
   const Real* c;
   const Real *g_taps, *g_reads, *g_e_in;
@@ -43,13 +43,13 @@ struct DplrChunkBackwardArguments {
 
 // Doubles of scratch memory that a thread needs.
 template <Isa isa>
-int64_t dplr_chunk_scratch(const DplrChunkSizes& sizes, bool backward);
+int64_t ssm_chunk_scratch(const SsmChunkSizes& sizes, bool backward);
 
 // Heads [begin, end).
 template <typename Real, Isa isa>
-void dplr_chunk(const DplrChunkArguments<Real>& arguments, int64_t begin, int64_t end, double* scratch);
+void ssm_chunk(const SsmChunkArguments<Real>& arguments, int64_t begin, int64_t end, double* scratch);
 template <typename Real, Isa isa>
-void dplr_chunk_backward(const DplrChunkBackwardArguments<Real>& arguments, int64_t begin, int64_t end,
+void ssm_chunk_backward(const SsmChunkBackwardArguments<Real>& arguments, int64_t begin, int64_t end,
                          double* scratch);
 
 }  // namespace sequence_kernels

@@ -13,7 +13,7 @@ from ..registration import register
 from . import cpu, reference  # noqa: F401 (register the implementations)
 
 
-def dplr_chunk(
+def ssm_chunk(
     a: Tensor,
     p: Tensor,
     q: Tensor,
@@ -56,7 +56,7 @@ def dplr_chunk(
     if chunk & (chunk - 1):
         raise ValueError(f"chunk must be a power of two, got {chunk}")
     wide = (t.to(torch.complex128) for t in (a, p, q, b))
-    taps, reads, e_in, a_powers = _dplr_chunk(*wide, c, chunk, tail, choose("dplr_chunk", backend, c))
+    taps, reads, e_in, a_powers = _ssm_chunk(*wide, c, chunk, tail, choose("ssm_chunk", backend, c))
     return taps, reads.mT, e_in, a_powers
 
 
@@ -83,9 +83,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _backward(ctx: Any, *g: Any) -> tuple[Tensor | None, ...]:
     inputs: tuple[Any, ...] = (*ctx.saved_tensors, ctx.chunk, ctx.tail)
     if torch.is_grad_enabled():  # a derivative of this derivative is wanted: leave a graph
-        gradients = reference.dplr_chunk_backward(*g, *inputs)
+        gradients = reference.ssm_chunk_backward(*g, *inputs)
     else:
-        gradients = _dplr_chunk_backward(*g, *inputs, ctx.backend)
+        gradients = _ssm_chunk_backward(*g, *inputs, ctx.backend)
     return (*gradients, None, None, None)
 
 
@@ -96,15 +96,15 @@ def _backward_fake(
 
 
 _ARGUMENTS = "Tensor a, Tensor p, Tensor q, Tensor b, Tensor c, int chunk, bool tail, str backend"
-_dplr_chunk = register(
-    "dplr_chunk",
+_ssm_chunk = register(
+    "ssm_chunk",
     f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)",
     fake=_fake,
     setup_context=_save,
     backward=_backward,
 )
-_dplr_chunk_backward = register(
-    "dplr_chunk_backward",
+_ssm_chunk_backward = register(
+    "ssm_chunk_backward",
     f"(Tensor g_taps, Tensor g_reads, Tensor g_e_in, Tensor g_powers, {_ARGUMENTS}) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     fake=_backward_fake,

@@ -49,8 +49,8 @@ def _lifts(p: Tensor, powers: Tensor, size: int) -> Tensor:
     return p.unsqueeze(-2) * powers[:, :size].flip(-2)  # (R, H, size, N)
 
 
-@implement("dplr_chunk", "torch")
-def dplr_chunk(
+@implement("ssm_chunk", "torch")
+def ssm_chunk(
     a: Tensor, p: Tensor, q: Tensor, b: Tensor, c: Tensor, chunk: int, tail: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     states, functionals, powers = _sequences(a, p, q, b, c, chunk)
@@ -83,8 +83,8 @@ def _block_diagonal(blocks: Tensor) -> Tensor:
     return square.reshape(heads, 2 * pairs, 2 * pairs)
 
 
-@implement("dplr_chunk_backward", "torch")
-def dplr_chunk_backward(
+@implement("ssm_chunk_backward", "torch")
+def ssm_chunk_backward(
     g_taps: Tensor,
     g_reads: Tensor,
     g_e_in: Tensor,

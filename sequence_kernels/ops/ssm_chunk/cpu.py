@@ -1,4 +1,4 @@
-"""The chunk matrices of diagonal-plus-low-rank models by the C++ kernels (csrc/dplr_chunk)."""
+"""The chunk matrices of diagonal-plus-low-rank models by the C++ kernels (csrc/ssm_chunk)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ def _plain(*tensors: Tensor) -> list[Tensor]:
     return [t.resolve_conj().contiguous() for t in tensors]
 
 
-@implement("dplr_chunk", "cpu", needs=native.needs("cpu"))
-def dplr_chunk(
+@implement("ssm_chunk", "cpu", needs=native.needs("cpu"))
+def ssm_chunk(
     a: Tensor, p: Tensor, q: Tensor, b: Tensor, c: Tensor, chunk: int, tail: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return ops.sequence_kernels_native.dplr_chunk(*_plain(a, p, q, b, c), chunk, tail)
+    return ops.sequence_kernels_native.ssm_chunk(*_plain(a, p, q, b, c), chunk, tail)
 
 
-@implement("dplr_chunk_backward", "cpu", needs=native.needs("cpu"))
-def dplr_chunk_backward(
+@implement("ssm_chunk_backward", "cpu", needs=native.needs("cpu"))
+def ssm_chunk_backward(
     g_taps: Tensor,
     g_reads: Tensor,
     g_e_in: Tensor,
@@ -33,7 +33,7 @@ def dplr_chunk_backward(
     chunk: int,
     tail: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return ops.sequence_kernels_native.dplr_chunk_backward(
+    return ops.sequence_kernels_native.ssm_chunk_backward(
         g_taps.contiguous(),
         g_reads,  # read at any strides: ssm_conv's gradient is its transpose
         *_plain(g_e_in, g_powers, a, p, q, b, c),
