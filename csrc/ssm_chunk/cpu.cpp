@@ -290,7 +290,7 @@ void ssm_chunk(const SsmChunkArguments<Real>& arguments, int64_t begin, int64_t 
 
 template <typename Real, Isa isa>
 void ssm_chunk_backward(const SsmChunkBackwardArguments<Real>& arguments, int64_t begin, int64_t end,
-                         double* scratch) {
+                        double* scratch) {
   const Head head(arguments.sizes, true, scratch);
   const auto [S, Sp, T, R, C, H] = std::tuple(head.S, head.Sp, head.T, head.R, head.C, arguments.sizes.heads);
   const int64_t doublings = arguments.sizes.doublings(), powers = arguments.sizes.powers();
@@ -341,8 +341,8 @@ template int64_t ssm_chunk_scratch<kIsa>(const SsmChunkSizes&, bool);
 template void ssm_chunk<float, kIsa>(const SsmChunkArguments<float>&, int64_t, int64_t, double*);
 template void ssm_chunk<double, kIsa>(const SsmChunkArguments<double>&, int64_t, int64_t, double*);
 template void ssm_chunk_backward<float, kIsa>(const SsmChunkBackwardArguments<float>&, int64_t, int64_t,
-                                               double*);
+                                              double*);
 template void ssm_chunk_backward<double, kIsa>(const SsmChunkBackwardArguments<double>&, int64_t, int64_t,
-                                                double*);
+                                               double*);
 
 }  // namespace sequence_kernels

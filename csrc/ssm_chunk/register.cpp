@@ -3,16 +3,16 @@
 
 #include <algorithm>
 
-#include "ssm_chunk/ssm_chunk.h"
 #include "runtime/cpu_isa.h"
 #include "runtime/huge_pages.h"
 #include "runtime/library.h"
+#include "ssm_chunk/ssm_chunk.h"
 
 namespace sequence_kernels {
 namespace {
 
 SsmChunkSizes sizes_of(const Tensor& a, const Tensor& p, const Tensor& q, const Tensor& b, const Tensor& c,
-                        int64_t chunk, bool tail) {
+                       int64_t chunk, bool tail) {
   const auto head = a.sizes(), low_rank = p.sizes(), readouts = c.sizes();
   check(head.size() == 2 && low_rank.size() == 3 && readouts.size() == 3 && low_rank[1] == head[0] &&
             low_rank[2] == head[1] && readouts[1] == head[0] && readouts[2] == head[1] &&
@@ -46,15 +46,15 @@ std::vector<Tensor> run(const SsmChunkSizes& sizes, const Tensor& a, const Tenso
   results.push_back(Tensor::empty({H, T, S}, real));
   results.push_back(Tensor::empty(powers_of(sizes), power_dtype(sizes)));
   SsmChunkArguments<Real> arguments{sizes,
-                                     a.data<double>(),
-                                     p.data<double>(),
-                                     q.data<double>(),
-                                     b.data<double>(),
-                                     c.data<Real>(),
-                                     results[0].mutable_data<Real>(),
-                                     results[1].mutable_data<Real>(),
-                                     results[2].mutable_data<Real>(),
-                                     results[3].mutable_data<double>()};
+                                    a.data<double>(),
+                                    p.data<double>(),
+                                    q.data<double>(),
+                                    b.data<double>(),
+                                    c.data<Real>(),
+                                    results[0].mutable_data<Real>(),
+                                    results[1].mutable_data<Real>(),
+                                    results[2].mutable_data<Real>(),
+                                    results[3].mutable_data<double>()};
   prefer_huge_pages(arguments.powers, H * sizes.powers() * sizes.power_size() * 8);
   with_instruction_set([&](auto isa) {
     parallel_for<double>(H, ssm_chunk_scratch<isa()>(sizes, false),
@@ -66,7 +66,7 @@ std::vector<Tensor> run(const SsmChunkSizes& sizes, const Tensor& a, const Tenso
 }
 
 std::vector<Tensor> ssm_chunk_op(const Tensor& a, const Tensor& p, const Tensor& q, const Tensor& b,
-                                  const Tensor& c, int64_t chunk, bool tail) {
+                                 const Tensor& c, int64_t chunk, bool tail) {
   const SsmChunkSizes sizes = sizes_of(a, p, q, b, c, chunk, tail);
   return is_double(c.dtype()) ? run<double>(sizes, a, p, q, b, c) : run<float>(sizes, a, p, q, b, c);
 }
@@ -81,11 +81,10 @@ std::vector<Tensor> run_backward(const SsmChunkSizes& sizes, const Tensor& g_tap
   check(g_taps.sizes() == Sizes{C, H, T} && g_reads.sizes() == Sizes{C, H, T, S} &&
             g_e_in.sizes() == Sizes{H, T, S} && g_powers.sizes() == powers_of(sizes),
         "ssm_chunk_backward expects gradients of the shapes of ssm_chunk's results");
-  check(
-      g_taps.dtype() == real && g_reads.dtype() == real && g_e_in.dtype() == real &&
-          g_powers.dtype() == power_dtype(sizes) && g_taps.is_contiguous() && g_e_in.is_contiguous() &&
-          g_powers.is_contiguous(),
-      "ssm_chunk_backward expects gradients of the dtypes of ssm_chunk's results, contiguous but g_reads");
+  check(g_taps.dtype() == real && g_reads.dtype() == real && g_e_in.dtype() == real &&
+            g_powers.dtype() == power_dtype(sizes) && g_taps.is_contiguous() && g_e_in.is_contiguous() &&
+            g_powers.is_contiguous(),
+        "ssm_chunk_backward expects gradients of the dtypes of ssm_chunk's results, contiguous but g_reads");
   std::vector<Tensor> results;
   for (const Tensor* each : {&a, &p, &q, &b, &c})
     results.push_back(Tensor::empty(each->sizes(), each->dtype()));
@@ -109,9 +108,9 @@ std::vector<Tensor> run_backward(const SsmChunkSizes& sizes, const Tensor& g_tap
 }
 
 std::vector<Tensor> ssm_chunk_backward_op(const Tensor& g_taps, const Tensor& g_reads, const Tensor& g_e_in,
-                                           const Tensor& g_powers, const Tensor& a, const Tensor& p,
-                                           const Tensor& q, const Tensor& b, const Tensor& c, int64_t chunk,
-                                           bool tail) {
+                                          const Tensor& g_powers, const Tensor& a, const Tensor& p,
+                                          const Tensor& q, const Tensor& b, const Tensor& c, int64_t chunk,
+                                          bool tail) {
   const SsmChunkSizes sizes = sizes_of(a, p, q, b, c, chunk, tail);
   return is_double(c.dtype()) ? run_backward<double>(sizes, g_taps, g_reads, g_e_in, g_powers, a, p, q, b, c)
                               : run_backward<float>(sizes, g_taps, g_reads, g_e_in, g_powers, a, p, q, b, c);

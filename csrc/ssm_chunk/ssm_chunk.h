@@ -50,6 +50,6 @@ template <typename Real, Isa isa>
 void ssm_chunk(const SsmChunkArguments<Real>& arguments, int64_t begin, int64_t end, double* scratch);
 template <typename Real, Isa isa>
 void ssm_chunk_backward(const SsmChunkBackwardArguments<Real>& arguments, int64_t begin, int64_t end,
-                         double* scratch);
+                        double* scratch);
 
 }  // namespace sequence_kernels
