@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sequence_kernels import SequenceModel, SequenceModule, Stepper, parameter_groups
-from sequence_kernels.stepping.stages import Residual, Save, Stage, pointwise
+from sequence_kernels.layers.pointwise import pointwise
+from sequence_kernels.stepping.stages import Residual, Save, Stage, stages_of
 
 SENTENCES = (
     "A state space model remembers the past in a state of fixed size.",
@@ -68,7 +69,7 @@ class Denoiser(SequenceModule):
 
     def stages(self, **kwargs: Any) -> list[Stage]:
         """What a step is made of, so that a stepper can run all of it in one call."""
-        inside = [*pointwise(self.encoder), *self.backbone.stages(**kwargs), *pointwise(self.decoder)]
+        inside = [*pointwise(self.encoder), *stages_of(self.backbone, **kwargs), *pointwise(self.decoder)]
         return [Save(), *inside, Residual(1.0, 1.0)]
 
 

@@ -102,6 +102,8 @@ def TransposedModule(module: type[SequenceModule]) -> type[SequenceModule]:  # n
 
     @functools.wraps(module, updated=())
     class Transposed(module):  # type: ignore[misc, valid-type]
+        only_turns = True  # what its class says of its step, see ``stepping.stages.holds``, holds
+
         def __init__(self, *args: Any, transposed: bool = False, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.transposed = transposed

@@ -1,4 +1,4 @@
-"""The small parts that layers share: activations, linear maps along the channels, and dropout kinds."""
+"""The small parts that layers share: linear maps along the channels, and dropout kinds."""
 
 from __future__ import annotations
 
@@ -10,75 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..optim import CarriesOptions
-from .norms import TransposedLN
-
-
-class SquaredReLU(nn.Module):
-    """``max(x, 0)^2`` (So et al. 2021, "Primer")."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x).square()
-
-
-class ModReLU(nn.Module):
-    """``sign(x) * max(|x| + b, 0)`` with a bias ``b`` for each of ``size`` channels along the axis ``dim``.
-
-    The real form of the unitary recurrent networks' activation (Arjovsky et al. 2016). b starts uniform in
-    (-0.01, 0.01).
-    """
-
-    def __init__(self, size: int, dim: int = -1) -> None:
-        super().__init__()
-        self.dim = dim
-        self.b = nn.Parameter(torch.empty(size).uniform_(-0.01, 0.01))
-
-    def forward(self, x: Tensor) -> Tensor:
-        b = self.b.reshape(-1, *(1 for _ in range(-1 - self.dim)))
-        return x.sign() * F.relu(x.abs() + b)
-
-
-_ACTIVATIONS: dict[str, Callable[[int, int | None], nn.Module]] = {
-    "id": lambda dim, size: nn.Identity(),
-    "identity": lambda dim, size: nn.Identity(),
-    "linear": lambda dim, size: nn.Identity(),
-    "tanh": lambda dim, size: nn.Tanh(),
-    "relu": lambda dim, size: nn.ReLU(),
-    "gelu": lambda dim, size: nn.GELU(),
-    "swish": lambda dim, size: nn.SiLU(),
-    "silu": lambda dim, size: nn.SiLU(),
-    "sigmoid": lambda dim, size: nn.Sigmoid(),
-    "softplus": lambda dim, size: nn.Softplus(),
-    "sqrelu": lambda dim, size: SquaredReLU(),
-    "modrelu": lambda dim, size: ModReLU(_needed(size), dim),
-    "glu": lambda dim, size: nn.GLU(dim=dim),
-    "ln": lambda dim, size: TransposedLN(1, dim=dim),
-}
-
-
-def _needed(size: int | None) -> int:
-    if size is None:
-        raise ValueError("activation='modrelu' has a bias for each channel: its size must be given, got None")
-    return size
-
-
-def activation_module(name: str | None, dim: int = -1, size: int | None = None) -> nn.Module:
-    """The activation of that name over channels along ``dim``, -1 or -2, ``size`` of them ("modrelu" needs it).
-
-    "glu" halves the channels, "ln" normalises over them. None is the identity. Raises ValueError for a name that is
-    not known.
-    """
-    if name is None:
-        return nn.Identity()
-    if name not in _ACTIVATIONS:
-        raise ValueError(f"activation must be None or one of {', '.join(sorted(_ACTIVATIONS))}; got {name!r}")
-    return _ACTIVATIONS[name](dim, size)
-
-
-def inner_activation(name: str | None, dim: int, size: int) -> nn.Module:
-    """``activation_module`` inside a layer, where the width must stay: ValueError for "glu"."""
-    if name == "glu":
-        raise ValueError("activation cannot be 'glu', which would halve the width")
-    return activation_module(name, dim, size)
+from .activations import ACTIVATIONS, activation_module
 
 
 class TransposedLinear(CarriesOptions, nn.Linear):
@@ -124,10 +56,6 @@ _INITIALIZERS: dict[str, Callable[[Tensor, Any], Any]] = {
     "zero": lambda weight, gain: nn.init.zeros_(weight),
     "one": lambda weight, gain: nn.init.ones_(weight),
 }
-_GAINS = dict.fromkeys(("relu", "gelu", "swish", "silu", "sqrelu"), "relu") | {
-    "tanh": "tanh",
-    "sigmoid": "sigmoid",
-}
 
 
 def initialize(weight: Tensor, initializer: str, activation: str | None = None) -> None:
@@ -140,7 +68,9 @@ def initialize(weight: Tensor, initializer: str, activation: str | None = None) 
             f"initializer must be None or one of {', '.join(_INITIALIZERS)}; got {initializer!r}"
         )
     with torch.no_grad():
-        _INITIALIZERS[initializer](weight, _GAINS.get(activation or "", "linear"))
+        _INITIALIZERS[initializer](
+            weight, ACTIVATIONS[activation].gain if activation in ACTIVATIONS else "linear"
+        )
 
 
 def linear_activation(

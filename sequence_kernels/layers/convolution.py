@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..module import SequenceModule
-from .components import dropout_module, inner_activation
+from .activations import inner_activation
+from .components import dropout_module
 from .s4 import sequence_lengths
 
 

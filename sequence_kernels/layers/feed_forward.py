@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..module import SequenceModule
-from ..stepping.stages import Stage, pointwise
+from ..stepping.stages import Stage
 from .components import dropout_module, linear_activation
+from .pointwise import pointwise
 
 
 class FeedForward(SequenceModule):

@@ -13,7 +13,8 @@ from ..module import SequenceModule
 from ..optim import CarriesOptions
 from ..ssm.scan import diagonal_scan
 from ..ssm.system import interleaved
-from .components import dropout_module, inner_activation, linear_activation
+from .activations import inner_activation
+from .components import dropout_module, linear_activation
 from .s4 import sequence_lengths
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..optim import CarriesOptions
-from ..stepping.stages import Norm, Pointwise, Stage
+from ..stepping.stages import Norm, Pointwise, Stage, holds, is_plain
 
 
 class TransposedLN(CarriesOptions):
@@ -88,15 +88,29 @@ class Normalization(nn.Module):
 
     def stages(self) -> list[Stage]:
         """What ``step`` does in eval mode."""
-        norm = self.norm
-        if isinstance(norm, nn.Identity):
+        norm, kind = self.norm, type(self.norm)
+        if kind is nn.Identity and is_plain(norm):
             return []
-        if isinstance(norm, TransposedLN) and norm.scalar:
-            gamma = norm.s.expand(self.d)
-            return [Norm(gamma, torch.zeros_like(gamma), least=norm.eps, shift=float(norm.m))]
-        if isinstance(norm, TransposedLN):
+        if isinstance(norm, TransposedLN) and kind is TransposedLN and is_plain(norm):
+            if norm.scalar:
+                gamma = norm.s.expand(self.d)
+                return [Norm(gamma, torch.zeros_like(gamma), least=norm.eps, shift=float(norm.m))]
             norm = norm.ln
-        if isinstance(norm, nn.LayerNorm) and norm.weight is not None:
-            beta = torch.zeros_like(norm.weight) if norm.bias is None else norm.bias
-            return [Norm(norm.weight, beta, eps=norm.eps)]
-        return [Pointwise(self.step)]
+        return layer_norm(norm) or [Pointwise(self.step)]
+
+
+def layer_norm(norm: nn.Module) -> list[Stage] | None:
+    """Stages of an ``nn.LayerNorm`` over the last axis; None where it is another module, or not plain."""
+    if type(norm) is not nn.LayerNorm or not is_plain(norm):
+        return None
+    if not isinstance(norm.weight, Tensor) or len(norm.normalized_shape) != 1:
+        return None
+    beta = torch.zeros_like(norm.weight) if norm.bias is None else norm.bias
+    return [Norm(norm.weight, beta, eps=norm.eps)]
+
+
+def norm_stages(norm: Normalization | None) -> list[Stage]:
+    """What ``norm.step`` does in eval mode; None is no norm."""
+    if norm is None:
+        return []
+    return norm.stages() if holds(norm, "stages") else [Pointwise(norm.step)]

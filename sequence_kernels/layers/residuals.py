@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..stepping import stages
-from ..stepping.stages import Stage
+from ..stepping.stages import Stage, holds
 
 
 class Residual(nn.Module):
@@ -47,7 +47,7 @@ class Residual(nn.Module):
         return y if self.alpha == 0.0 else self.alpha * x + y
 
     def around(self, inside: list[Stage]) -> list[Stage]:
-        """The stages ``inside`` joined with their input."""
+        """The stages ``inside`` joined with their input: see ``joined``."""
         if self.alpha == 0.0 and self.beta == 1.0:
             return inside
         return [stages.Save(), *inside, stages.Residual(self.alpha, self.beta)]
@@ -98,9 +98,6 @@ class Affine(Residual):
         scale = self.affine.unsqueeze(-1) if transposed else self.affine
         return self.alpha * x + scale * y
 
-    def around(self, inside: list[Stage]) -> list[Stage]:
-        return [stages.Save(), *inside, stages.Join(self)]
-
 
 class Highway(Residual):
     """``c * (1 - r) * x + r * w`` with ``w = Wy y`` and ``r = sigmoid(Wx x + w)`` (Srivastava et al. 2015).
@@ -128,8 +125,12 @@ class Highway(Residual):
         r = torch.sigmoid(self.Wx(x) + w)
         return self.scale * (1.0 - r) * x + r * w
 
-    def around(self, inside: list[Stage]) -> list[Stage]:
-        return [stages.Save(), *inside, stages.Join(self)]
+
+def joined(residual: Residual, inside: list[Stage]) -> list[Stage]:
+    """The stages ``inside``, and the residual of their input and output."""
+    if holds(residual, "around"):
+        return residual.around(inside)
+    return [stages.Save(), *inside, stages.Join(residual)]
 
 
 RESIDUALS: dict[str, type[Residual]] = {

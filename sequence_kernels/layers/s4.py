@@ -17,8 +17,10 @@ from ..ops.ssm_conv import choose_convolution
 from ..ssm import DPLRSSM, DiagonalSSM, System, diagonal_init, dplr_init
 from ..ssm.parameters import initial_log_dt
 from ..ssm.system import interleaved, paired
-from ..stepping.stages import Join, Pointwise, Recurrence, Save, Stage, pointwise
-from .components import activation_module, dropout_module, linear_activation
+from ..stepping.stages import Join, Pointwise, Recurrence, Save, Stage
+from .activations import activation_module
+from .components import dropout_module, linear_activation
+from .pointwise import pointwise
 
 
 class SSKernel(nn.Module):
@@ -352,7 +354,9 @@ class S4(SequenceModule):
         ]
         if self.hyper_activation is not None:
             inside.append(Pointwise(self._hyper_stage))
-        inside += pointwise(self.activation, transposed=True) + pointwise(self.output_linear, self.transposed)
+        for part in (self.activation, self.dropout):
+            inside += pointwise(part, transposed=True)
+        inside += pointwise(self.output_linear, self.transposed)
         if self.input_gate is None or self.output_gate is None:
             return inside
         input_gate, output_gate = self.input_gate, self.output_gate

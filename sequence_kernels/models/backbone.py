@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.components import dropout_module
+from ..layers.norms import norm_stages
 from ..module import SequenceModule
-from ..stepping.stages import Stage
+from ..stepping.stages import Stage, stages_of
 from .block import PartConfig, SequenceResidualBlock, make_norm
 from .registry import LayerConfig, layer_config
 
@@ -153,8 +154,8 @@ class SequenceModel(SequenceModule):
         return x if self.norm is None else self.norm.step(x), next_states
 
     def stages(self, **kwargs: Any) -> list[Stage]:
-        through = [stage for block in self._blocks for stage in block.stages(**kwargs)]
-        return through if self.norm is None else [*through, *self.norm.stages()]
+        through = [stage for block in self._blocks for stage in stages_of(block, **kwargs)]
+        return through + norm_stages(self.norm)
 
     def _checked(self, state: list[Any]) -> list[Any]:
         if not self.causal:

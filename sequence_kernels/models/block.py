@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.components import StochasticDepth, dropout_module
-from ..layers.norms import Normalization
+from ..layers.norms import Normalization, norm_stages
+from ..layers.pointwise import pointwise
 from ..layers.pools import Pool, make_pool
-from ..layers.residuals import Residual, make_residual
+from ..layers.residuals import Residual, joined, make_residual
 from ..module import SequenceModule
-from ..stepping.stages import Stage
+from ..stepping.stages import Stage, stages_of
 from .registry import LayerConfig, make_layer
 
 #: A name, or ``{"_name_": name, **arguments}``; None for none.
@@ -144,11 +145,14 @@ class SequenceResidualBlock(SequenceModule):
         return lengths if self.pool is None else self.pool.lengths(lengths)
 
     def stages(self, **kwargs: Any) -> list[Stage]:
-        norm = [] if self.norm is None else self.norm.stages()
-        inside = [*(norm if self.prenorm else []), *self.layer.stages(**kwargs)]
-        joined = inside if self.residual is None else self.residual.around(inside)
-        normed = joined if self.prenorm else [*joined, *norm]
-        return normed if self.pool is None else [*normed, *self.pool.stages()]
+        norm = norm_stages(self.norm)
+        stages = [*(norm if self.prenorm else []), *stages_of(self.layer, **kwargs)]
+        if self.residual is not None:
+            for part in (self.drop, self.drop_path):
+                stages += pointwise(part, self.transposed)
+            stages = joined(self.residual, stages)
+        stages += [] if self.prenorm else norm
+        return stages if self.pool is None else [*stages, *stages_of(self.pool)]
 
     def _join(self, x: Tensor, y: Tensor, transposed: bool) -> Tensor:
         if self.residual is None:

@@ -10,7 +10,6 @@ _CODES = {
     name: code
     for code, name in enumerate(("save", "residual", "norm", "linear", "glu", "activation", "recurrence"))
 }
-ACTIVATIONS = ("gelu", "relu", "tanh", "silu", "sigmoid")
 
 
 class Program:
@@ -59,16 +58,18 @@ class Program:
         self.width //= 2
         self._add("glu", (self.width,))
 
-    def activation(self, name: str) -> None:
-        self._add("activation", (ACTIVATIONS.index(name),))
+    def activation(self, code: int) -> None:
+        """``code``: an Activation of csrc/step_program/step_program.h."""
+        self._add("activation", (code,))
 
-    def recurrence(self, a: Tensor, p: Tensor, q: Tensor, b: Tensor, c: Tensor, d: Tensor) -> None:
-        """Parameters as in ``ops.dplr_step``. The states of all recurrences follow each other in that of a sequence."""
+    def recurrence(self, a: Tensor, p: Tensor, q: Tensor, b: Tensor, c: Tensor, d: Tensor) -> int:
+        """Parameters as in ``ops.dplr_step``. Returns where its numbers begin among those of a sequence's state."""
         heads, pairs = a.shape
-        channels = c.shape[0]
-        self._add("recurrence", (heads, pairs, channels, p.shape[0]), a, b, p, q, c, d, state=self.state_size)
+        channels, place = c.shape[0], self.state_size
+        self._add("recurrence", (heads, pairs, channels, p.shape[0]), a, b, p, q, c, d, state=place)
         self.state_size += 2 * heads * pairs
         self.width = channels * heads
+        return place
 
     def finish(self) -> None:
         """Copy the numbers and make it ready to run."""

@@ -1,53 +1,188 @@
 """What one time step of a module does, as a list of stages that a ``Stepper`` runs one after another.
 
-A stage works on channels in the last dimension and on every position by itself, so that it serves one time step
-``(..., channels)`` and a block ``(..., length, channels)`` alike. Only ``Recurrence`` and ``Whole`` carry a state.
+A stage works on channels in the last dimension, and on every position by itself unless it carries a state, so that it
+serves one time step ``(rows, channels)`` and a block ``(rows, length, channels)`` alike. Each says how it runs, whether
+it can be part of a program of the C++ interpreter, and what state it has. A stage belongs to one stepper.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules import module as torch_module
+
+from .. import ops
+from ..ops.ssm_step.reference import in_place
+from ..ssm.system import ChunkMatrices, System, interleaved, paired
 
 if TYPE_CHECKING:
-    from ..module import SequenceModule
-    from ..ssm import System
+    from .program import Program
+
+#: Elements that one chunk of a block holds.
+_CHUNK = 32
 
 
-@dataclass(frozen=True)
-class Save:
+class Passage(NamedTuple):
+    """What stages share while a step or a block goes through them."""
+
+    kept: list[Tensor]  # a stack
+    slots: Tensor | None  # the state of each row, -1 for none; None: in the order of the rows
+
+
+class Stage:
+    """A part of a time step."""
+
+    #: Whether it depends on nothing but its own tensors: not on a module, which must then be in eval mode.
+    fixed: ClassVar[bool] = True
+
+    def run(self, x: Tensor, passage: Passage) -> Tensor | None:
+        """Map a step or a block; None where a module gives no output yet."""
+        raise NotImplementedError
+
+    def translate(self, program: Program) -> bool:
+        """Add instructions that do the same; False if there are none."""
+        return False
+
+
+class Carrier(Stage):
+    """A stage with a state, which it keeps in ``state`` once it is allocated."""
+
+    #: Whether the state keeps its shape.
+    shaped: ClassVar[bool]
+
+    state: Any
+
+    def allocate(self, batch_shape: tuple[int, ...], device: torch.device, room: Tensor | None) -> None:
+        """Make the state before the first element; in ``room`` (rows, any), if a program holds the stage."""
+        raise NotImplementedError
+
+    def leaves(self) -> list[Tensor]:
+        """The tensors of the state, in the order and shapes of the module."""
+        raise NotImplementedError
+
+    def assign(self, values: Iterator[Tensor]) -> None:
+        """Take as many values as there are leaves for the state."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Save(Stage):
     """Keep the channels, on a stack, for the ``Residual`` or ``Join`` to come."""
 
+    def run(self, x: Tensor, passage: Passage) -> Tensor:
+        passage.kept.append(x)
+        return x
 
-@dataclass(frozen=True)
-class Residual:
+    def translate(self, program: Program) -> bool:
+        program.save()
+        return True
+
+
+@dataclass(frozen=True, eq=False)
+class Residual(Stage):
     """``alpha`` times the kept channels plus ``beta`` times the present ones."""
 
     alpha: float
     beta: float
 
+    def run(self, x: Tensor, passage: Passage) -> Tensor:
+        return self.alpha * passage.kept.pop() + self.beta * x
 
-@dataclass(frozen=True)
-class Join:
+    def translate(self, program: Program) -> bool:
+        program.residual(self.alpha, self.beta)
+        return True
+
+
+@dataclass(frozen=True, eq=False)
+class Join(Stage):
     """``function(kept, present)``."""
 
     function: Callable[[Tensor, Tensor], Tensor]
+    fixed = False
+
+    def run(self, x: Tensor, passage: Passage) -> Tensor:
+        return self.function(passage.kept.pop(), x)
 
 
-@dataclass(frozen=True)
-class Pointwise:
-    """``function(x)``; ``module``: that it stands for, if it computes the same in training and eval mode."""
+@dataclass(frozen=True, eq=False)
+class Pointwise(Stage):
+    """``function(x)``."""
 
     function: Callable[[Tensor], Tensor]
-    module: nn.Module | None = None
+    fixed = False
+
+    def run(self, x: Tensor, passage: Passage) -> Tensor:
+        return self.function(x)
 
 
-@dataclass(frozen=True)
-class Norm:
+@dataclass(frozen=True, eq=False)
+class Called(Stage):
+    """A module, called as for sequences of one element: ``(rows, 1, channels)``, or transposed."""
+
+    module: nn.Module
+    transposed: bool = False
+    fixed = False
+
+    def run(self, x: Tensor, passage: Passage) -> Tensor:
+        length = -1 if self.transposed else -2
+        y = self.module(x.reshape(-1, x.shape[-1]).unsqueeze(length)).squeeze(length)
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+@dataclass(frozen=True, eq=False)
+class Linear(Stage):
+    """``weight x + bias`` with ``weight`` (outputs, inputs)."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def run(self, x: Tensor, passage: Passage) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+    def translate(self, program: Program) -> bool:
+        program.linear(self.weight, self.bias)
+        return True
+
+
+@dataclass(frozen=True, eq=False)
+class Gate(Stage):
+    """The first half of the channels times the sigmoid of the second."""
+
+    def run(self, x: Tensor, passage: Passage) -> Tensor:
+        return F.glu(x, -1)
+
+    def translate(self, program: Program) -> bool:
+        program.glu()
+        return True
+
+
+@dataclass(frozen=True, eq=False)
+class Elementwise(Stage):
+    """A function of each number; ``code``: the Activation of csrc/step_program that it is, None if it is none."""
+
+    function: Callable[[Tensor], Tensor]
+    code: int | None = None
+
+    def run(self, x: Tensor, passage: Passage) -> Tensor:
+        return self.function(x)
+
+    def translate(self, program: Program) -> bool:
+        if self.code is None:
+            return False
+        program.activation(self.code)
+        return True
+
+
+@dataclass(frozen=True, eq=False)
+class Norm(Stage):
     """``(x - mean + shift) / sqrt(max(variance, least) + eps) * gamma + beta`` over the channels."""
 
     gamma: Tensor
@@ -56,49 +191,176 @@ class Norm:
     least: float = 0.0
     shift: float = 0.0
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def run(self, x: Tensor, passage: Passage) -> Tensor:
         if self.least == self.shift == 0.0:
             return F.layer_norm(x, self.gamma.shape, self.gamma, self.beta, self.eps)
         centred = x - x.mean(-1, keepdim=True)
         scale = (centred.square().mean(-1, keepdim=True).clamp(min=self.least) + self.eps).rsqrt()
         return (centred + self.shift) * scale * self.gamma + self.beta
 
-
-@dataclass(frozen=True)
-class Recurrence:
-    """A state-space model with its skip ``d``: ``(..., H)`` to ``(..., C H)``."""
-
-    system: System
-    d: Tensor
+    def translate(self, program: Program) -> bool:
+        program.norm(self.gamma, self.beta, self.eps, self.least, self.shift)
+        return True
 
 
-@dataclass(frozen=True)
-class Whole:
+class Recurrence(Carrier):
+    """A state-space model with its skip ``d``: ``(..., H)`` to ``(..., C H)``. Its state is ``(rows, H, N)``."""
+
+    shaped = True
+
+    def __init__(self, system: System, d: Tensor) -> None:
+        self._system = system
+        self._d = d
+        self._place = 0  # in a row of a program's states
+
+    @functools.cached_property
+    def _parameters(self) -> tuple[Tensor, ...]:
+        """Of one step, the skip last."""
+        parameters = self._system.step_parameters()
+        return *parameters, self._d.to(parameters[0].dtype.to_real())
+
+    @functools.cached_property
+    def _matrices(self) -> ChunkMatrices:
+        with torch.inference_mode(False):  # they serve later calls too
+            return self._system.chunk_matrices(_CHUNK)
+
+    def run(self, x: Tensor, passage: Passage) -> Tensor:
+        if x.dim() == 3:
+            return in_place(self._convolved, self.state, x, passage.slots)
+        op: Any = ops.ssm_step_ if len(self._parameters) == 4 else ops.dplr_step_
+        return op(self.state, x, *self._parameters, state_indices=passage.slots).flatten(-2)
+
+    def _convolved(self, state: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        skip = self._parameters[-1]
+        y, final = ops.ssm_conv(x.mT, *self._matrices, d=skip, initial_state=interleaved(state))
+        return y.flatten(1, 2).mT, paired(final)
+
+    def translate(self, program: Program) -> bool:
+        a, *pq, b, c, d = self._parameters
+        p, q = pq or 2 * [a.new_empty(0, *a.shape)]  # rank 0
+        self._place = program.recurrence(a, p, q, b, c, d)
+        return True
+
+    def allocate(self, batch_shape: tuple[int, ...], device: torch.device, room: Tensor | None) -> None:
+        a, rows = self._parameters[0], math.prod(batch_shape)
+        self._batch_shape = batch_shape
+        if room is None:
+            self.state = torch.zeros(rows, *a.shape, dtype=a.dtype, device=device)
+        else:
+            mine = room[:, self._place : self._place + 2 * a.numel()]
+            self.state = paired(mine).unflatten(-1, a.shape)
+
+    def leaves(self) -> list[Tensor]:
+        return [self.state.reshape(*self._batch_shape, *self.state.shape[1:])]
+
+    def assign(self, values: Iterator[Tensor]) -> None:
+        self.state.copy_(next(values).reshape(self.state.shape))
+
+
+class Steppable(Protocol):
+    """What a stepper and its stages ask of an ``nn.Module``: see ``SequenceModule``, which is one."""
+
+    @property
+    def causal(self) -> bool: ...
+    @property
+    def d_model(self) -> int: ...
+    @property
+    def d_output(self) -> int: ...
+    def step(self, x: Any, state: Any = None, **kwargs: Any) -> tuple[Any, Any]: ...
+    def stages(self, **kwargs: Any) -> list[Stage]: ...
+    def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Any: ...
+
+
+class Whole(Carrier):
     """The step of a module that does not say what it is made of."""
 
-    module: SequenceModule
-    arguments: dict[str, Any]
+    fixed = False
+    shaped = False
+
+    def __init__(self, module: Steppable, arguments: dict[str, Any]) -> None:
+        self._module = module
+        self._arguments = arguments
+
+    def run(self, x: Tensor, passage: Passage) -> Tensor | None:
+        """One step or a block by the module's own steps, of which some may give None."""
+        outputs = []
+        with torch.inference_mode(False):  # the state serves later calls too
+            for one in [x] if x.dim() == 2 else x.unbind(1):
+                y, self.state = self._module.step(
+                    one.reshape(*self._batch_shape, one.shape[-1]), self.state, **self._arguments
+                )
+                if y is not None:
+                    outputs.append(y.reshape(len(x), y.shape[-1]))
+        if x.dim() == 2:
+            return outputs[0] if outputs else None
+        return torch.stack(outputs, 1) if outputs else x.new_empty(len(x), 0, self._module.d_output)
+
+    def allocate(self, batch_shape: tuple[int, ...], device: torch.device, room: Tensor | None) -> None:
+        self._batch_shape = batch_shape
+        self.state = self._module.default_state(*batch_shape, device=device)
+
+    def leaves(self) -> list[Tensor]:
+        return list(tensors_of(self.state))
+
+    def assign(self, values: Iterator[Tensor]) -> None:
+        self.state = with_tensors(self.state, (next(values).to(old, copy=True) for old in self.leaves()))
 
 
-Stage = Save | Residual | Join | Pointwise | Norm | Recurrence | Whole
+def is_plain(module: nn.Module) -> bool:
+    """Whether a call of the module is its class's ``forward`` and nothing else: no hooks, no ``forward`` of its own."""
+    return not (
+        "forward" in vars(module)
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or torch_module._has_any_global_hook()
+    )
 
-_SKIPPED = (nn.Identity, nn.modules.dropout._DropoutNd)
-_ANY_AXIS = (nn.GELU, nn.ReLU, nn.Tanh, nn.SiLU, nn.Sigmoid)
 
+def holds(module: nn.Module, description: str) -> bool:
+    """Whether what the method named ``description`` says of the module is what the module does.
 
-def pointwise(module: nn.Module, transposed: bool = False) -> list[Stage]:
-    """Stages of an ordinary module in eval mode that maps every position by itself.
-
-    ``transposed``: the module takes ``(..., channels, length)``, else ``(..., channels)``.
+    It is not where the module is not ``is_plain``, has a step of its own, or is of a class that overrides a function of
+    the class that wrote the method.
     """
-    if isinstance(module, _SKIPPED):
-        return []
-    if isinstance(module, nn.Sequential):
-        return [stage for part in module for stage in pointwise(part, transposed)]
-    if isinstance(module, nn.Linear):
-        return [Pointwise(lambda x: F.linear(x, module.weight, module.bias), module)]
-    if isinstance(module, nn.GLU):
-        return [Pointwise(lambda x: F.glu(x, -1), module)]
-    if isinstance(module, _ANY_AXIS):
-        return [Pointwise(module, module)]
-    return [Pointwise((lambda x: module(x.unsqueeze(-1)).squeeze(-1)) if transposed else module)]
+    if not is_plain(module) or "step" in vars(module):
+        return False
+    classes = type(module).__mro__
+    author = next(i for i, cls in enumerate(classes) if description in vars(cls))
+    below = [vars(cls) for cls in classes[:author] if not vars(cls).get("only_turns", False)]
+    return not any(
+        isinstance(getattr(classes[author], name, None), (FunctionType, property))
+        for names in below
+        for name in names
+        if not name.startswith("__")
+    )
+
+
+def stages_of(module: Steppable, **arguments: Any) -> list[Stage]:
+    """What ``module.step(..., **arguments)`` does in eval mode: the stages that it says, or its step as it is."""
+    if holds(cast("nn.Module", module), "stages"):
+        return module.stages(**arguments)
+    return [Whole(module, arguments)]
+
+
+def tensors_of(tree: Any) -> Iterator[Tensor]:
+    """The tensors of a state, in order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (list, tuple)):
+        for part in tree:
+            yield from tensors_of(part)
+    elif isinstance(tree, dict):
+        yield from tensors_of(list(tree.values()))
+
+
+def with_tensors(tree: Any, values: Iterator[Tensor]) -> Any:
+    """A state of the structure of this one, with other tensors."""
+    if isinstance(tree, Tensor):
+        return next(values)
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(with_tensors(part, values) for part in tree)
+    if isinstance(tree, dict):
+        return {name: with_tensors(part, values) for name, part in tree.items()}
+    return tree

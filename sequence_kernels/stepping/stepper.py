@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from operator import getitem, is_
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
-from .. import ops
 from ..ops import checks
 from ..ops.dispatch import choose
-from ..ops.ssm_step.reference import in_place
-from ..ssm.system import ChunkMatrices, interleaved, paired
 from .graphs import CAPTURES, Capture, StepGraph
 from .program import Program
-from .stages import Join, Norm, Pointwise, Recurrence, Residual, Save, Stage, Whole
-
-if TYPE_CHECKING:
-    from ..module import SequenceModule
-
-#: Elements that one chunk of a block holds.
-_CHUNK = 32
+from .stages import Carrier, Passage, Steppable, Whole, stages_of, tensors_of, with_tensors
 
 
 class Stepper:
@@ -49,7 +41,7 @@ class Stepper:
 
     def __init__(
         self,
-        module: SequenceModule,
+        module: Steppable,
         batch_shape: Sequence[int] = (),
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -69,16 +61,18 @@ class Stepper:
 
     @torch.no_grad()
     def _prepare(self) -> None:
-        self._watched = _Watched(self.module)
-        first = next(self.module.parameters(), torch.empty(0, **self._target))
+        module = cast("nn.Module", self.module)
+        self._watched = _Watched(module)
+        first = next(module.parameters(), torch.empty(0, **self._target))
         moved = first.to(**self._target)
         self.device, self.dtype = moved.device, moved.dtype
+        as_it_is = moved is first and not _computes_parameters(module)
         self._source = self.module
-        self._stages = self._source.stages(**self._arguments)
-        if moved is not first or not all(map(_reads_parameters_only, self._stages)):
-            self._source = copy.deepcopy(self.module).to(**self._target).eval()
-            self._stages = self._source.stages(**self._arguments)
-        self._systems = [_Prepared(stage) for stage in self._stages if isinstance(stage, Recurrence)]
+        self._stages = stages_of(self.module, **self._arguments) if as_it_is else []
+        if not as_it_is or not all(stage.fixed for stage in self._stages):
+            self._source = cast("Steppable", _copied(module).to(**self._target).eval())
+            self._stages = stages_of(self._source, **self._arguments)
+        self._carriers = [stage for stage in self._stages if isinstance(stage, Carrier)]
         self._program = self._translated()
 
     def _translated(self) -> Program | None:
@@ -87,37 +81,20 @@ class Stepper:
         if self.dtype not in checks.REAL or choose("ssm_step_", None, example) != "cpu":
             return None
         program = Program(self.module.d_model, self.dtype)
-        systems = iter(self._systems)
-        for stage in self._stages:
-            if isinstance(stage, Save):
-                program.save()
-            elif isinstance(stage, Residual):
-                program.residual(stage.alpha, stage.beta)
-            elif isinstance(stage, Norm):
-                program.norm(stage.gamma, stage.beta, stage.eps, stage.least, stage.shift)
-            elif isinstance(stage, Recurrence):
-                program.recurrence(*next(systems).low_rank())
-            elif not isinstance(stage, Pointwise) or not _translate(stage.module, program):
-                return None
+        if not all(stage.translate(program) for stage in self._stages):
+            return None
         program.finish()
         return program
 
     @torch.no_grad()
     def _allocate(self) -> None:
         """Make the state before the first element."""
-        rows = math.prod(self.batch_shape)
         self._empty = self._source.default_state(*self.batch_shape, device=self.device)
-        if self._program is None:
-            self._states = [system.state(rows) for system in self._systems]
-        else:
-            self._flat = torch.zeros(rows, self._program.state_size, dtype=self.dtype)
-            self._states, at = [], 0
-            for system in self._systems:
-                size = math.prod(system.shape) * 2
-                self._states.append(paired(self._flat[:, at : at + size]).unflatten(-1, system.shape))
-                at += size
-        wholes = [stage.module for stage in self._stages if isinstance(stage, Whole)]
-        self._carried = [m.default_state(*self.batch_shape, device=self.device) for m in wholes]
+        self._flat: Tensor | None = None
+        if self._program is not None:
+            self._flat = torch.zeros(math.prod(self.batch_shape), self._program.state_size, dtype=self.dtype)
+        for carrier in self._carriers:
+            carrier.allocate(self.batch_shape, self.device, self._flat)
         self._graphs: dict[tuple[int, bool, str], StepGraph] = {}
 
     @property
@@ -145,16 +122,6 @@ class Stepper:
         """Go back to the state before the first element."""
         self.state = self._empty
 
-    def _leaves(self) -> Iterator[tuple[Tensor, bool]]:
-        """The tensors that hold the state, in the order and shapes of the modules, and whether their shape is fixed."""
-        states, carried = iter(self._states), iter(self._carried)
-        for stage in self._stages:
-            if isinstance(stage, Recurrence):
-                state = next(states)
-                yield state.reshape(*self.batch_shape, *state.shape[1:]), True
-            elif isinstance(stage, Whole):
-                yield from ((part, False) for part in _tensors(next(carried)))
-
     @property
     def state(self) -> Any:
         """A copy of the state, as the module's ``step`` and ``forward`` take it. Assign one to go on from it.
@@ -162,31 +129,31 @@ class Stepper:
         Raises ValueError for one of another structure or shape than the module's ``default_state(*batch_shape)``. A
         module that does not say its stages may have a state that grows; of that only the batch is compared.
         """
-        return _filled(self._empty, iter([part.clone() for part, _ in self._leaves()]))
+        leaves = (leaf.clone() for carrier in self._carriers for leaf in carrier.leaves())
+        return with_tensors(self._empty, leaves)
 
     @state.setter
     @torch.no_grad()
     def state(self, state: Any) -> None:
-        given, leaves = list(_tensors(state)), list(self._leaves())
-        compared = [None if fixed else len(self.batch_shape) for _, fixed in leaves]  # leading sizes
-        if [t.dim() for t in given] != [t.dim() for t, _ in leaves] or any(
-            value.shape[:count] != leaf.shape[:count]
-            for value, (leaf, _), count in zip(given, leaves, compared, strict=True)
+        given = list(tensors_of(state))
+        batch = len(self.batch_shape)
+        wanted = [
+            (leaf.dim(), leaf.shape if carrier.shaped else leaf.shape[:batch])
+            for carrier in self._carriers
+            for leaf in carrier.leaves()
+        ]
+        if len(given) != len(wanted) or any(
+            value.dim() != dims or value.shape[: len(shape)] != shape
+            for value, (dims, shape) in zip(given, wanted, strict=True)
         ):
-            shapes = [tuple(t.shape) for t in _tensors(self._empty)]
+            shapes = [tuple(t.shape) for t in tensors_of(self._empty)]
             raise ValueError(
                 f"state must hold tensors of shapes {shapes}, as default_state{self.batch_shape} does, "
                 f"got {[tuple(t.shape) for t in given]}"
             )
-        values, states, carried = iter(given), iter(self._states), 0
-        for stage in self._stages:
-            if isinstance(stage, Recurrence):
-                part = next(states)
-                part.copy_(next(values).reshape(part.shape))
-            elif isinstance(stage, Whole):
-                old = self._carried[carried]
-                self._carried[carried] = _filled(old, (next(values).to(t, copy=True) for t in _tensors(old)))
-                carried += 1
+        values = iter(given)
+        for carrier in self._carriers:
+            carrier.assign(values)
 
     def step(self, x: Tensor, *, state_indices: Tensor | None = None) -> Any:
         """Map one time step ``(*batch_shape, d_model)`` to ``(*batch_shape, d_output)``, or None as the module does.
@@ -199,7 +166,7 @@ class Stepper:
         self._check_input(x, (), state_indices)
         rows = x.detach().reshape(-1, x.shape[-1])
         slots = None if state_indices is None else state_indices.to(torch.int64)
-        if self._program is not None:
+        if self._program is not None and self._flat is not None:
             y = self._program.run(self._flat, rows, slots)
         elif (capture := self._capture()) is not None and len(rows) > 0:
             y = self._step_graph(capture, rows, slots)(rows, slots)
@@ -220,9 +187,13 @@ class Stepper:
         y = self._by_stages(rows, slots)
         return y.view(*x.shape[:-2], *y.shape[-2:])
 
+    def _wholes(self) -> bool:
+        """Whether a part is stepped as it is, whatever that does."""
+        return any(isinstance(carrier, Whole) for carrier in self._carriers)
+
     def _capture(self) -> Capture | None:
         """What captures a step; None where steps are taken as they come."""
-        return CAPTURES.get(self.device.type) if self._graph and not self._carried else None
+        return CAPTURES.get(self.device.type) if self._graph and not self._wholes() else None
 
     @torch.no_grad()
     def _step_graph(self, capture: Capture, x: Tensor, slots: Tensor | None) -> StepGraph:
@@ -237,7 +208,7 @@ class Stepper:
                 self.dtype,
                 self.device,
                 slots is not None,
-                self._states,
+                [carrier.state for carrier in self._carriers],
                 capture,
             )
         return self._graphs[key]
@@ -246,7 +217,7 @@ class Stepper:
         checks.tensors(x=x)
         batch: list[tuple[str, Any]] = [(str(size), size) for size in self.batch_shape]
         if state_indices is not None:
-            if len(batch) != 1 or self._carried:
+            if len(batch) != 1 or self._wholes():
                 raise ValueError(
                     "state_indices needs a batch_shape (slots,) and a module that says its stages, got batch_shape="
                     f"{self.batch_shape} and {type(self.module).__name__}"
@@ -264,78 +235,28 @@ class Stepper:
     @torch.no_grad()
     def _by_stages(self, x: Any, slots: Tensor | None) -> Any:
         """Run one step (rows, channels) or a block (rows, length, channels) through the stages."""
-        kept: list[Tensor] = []
-        recurrences = iter(zip(self._systems, self._states, strict=True))
-        carried = 0
+        passage = Passage([], slots)
         for stage in self._stages:
-            if isinstance(stage, Save):
-                kept.append(x)
-            elif isinstance(stage, Residual):
-                x = stage.alpha * kept.pop() + stage.beta * x
-            elif isinstance(stage, Join):
-                x = stage.function(kept.pop(), x)
-            elif isinstance(stage, Recurrence):
-                system, state = next(recurrences)
-                x = (system.step if x.dim() == 2 else system.block)(state, x, slots)
-            elif isinstance(stage, Whole):
-                x, self._carried[carried] = self._whole(stage, x, self._carried[carried])
-                if x is None:
-                    return None
-                carried += 1
-            else:
-                x = stage.function(x) if isinstance(stage, Pointwise) else stage(x)
+            x = stage.run(x, passage)
+            if x is None:
+                return None
         return x if slots is None else x.masked_fill(slots.view(-1, *(1,) * (x.dim() - 1)) < 0, 0)
 
-    def _whole(self, stage: Whole, x: Tensor, state: Any) -> tuple[Any, Any]:
-        """One step or a block by the module's own steps, of which some may give None."""
-        outputs = []
-        for one in [x] if x.dim() == 2 else x.unbind(1):
-            y, state = stage.module.step(one.reshape(*self.batch_shape, -1), state, **stage.arguments)
-            if y is not None:
-                outputs.append(y.reshape(len(x), -1))
-        if x.dim() == 2:
-            return (outputs[0] if outputs else None), state
-        return torch.stack(outputs, 1) if outputs else x.new_empty(len(x), 0, stage.module.d_output), state
+
+def _computes_parameters(module: nn.Module) -> bool:
+    """Whether reading a parameter calls a module of torch's, which may change its buffers in training mode."""
+    return any(isinstance(part, ParametrizationList) for part in module.modules())
 
 
-def _reads_parameters_only(stage: Stage) -> bool:
-    """Whether what the stage does cannot depend on anything else of the module, such as its training mode."""
-    return not isinstance(stage, (Whole, Join)) and not (
-        isinstance(stage, Pointwise) and stage.module is None
-    )
-
-
-class _Prepared:
-    """The tensors of one recurrence."""
-
-    def __init__(self, stage: Recurrence) -> None:
-        self.system = stage.system
-        self.parameters = stage.system.step_parameters()
-        self.shape = self.parameters[0].shape  # of the state of a sequence
-        self.d = stage.d.to(self.parameters[0].dtype.to_real())
-        self._matrices: ChunkMatrices | None = None
-
-    def low_rank(self) -> tuple[Tensor, ...]:
-        """Parameters of ``ops.dplr_step``, of rank 0 for a diagonal system."""
-        a, *pq, b, c = self.parameters
-        return (a, *(pq or 2 * [a.new_empty(0, *a.shape)]), b, c, self.d)
-
-    def state(self, rows: int) -> Tensor:
-        a = self.parameters[0]
-        return torch.zeros(rows, *self.shape, dtype=a.dtype, device=a.device)
-
-    def step(self, state: Tensor, x: Tensor, slots: Tensor | None) -> Tensor:
-        op: Any = ops.ssm_step_ if len(self.parameters) == 3 else ops.dplr_step_
-        return op(state, x, *self.parameters, self.d, state_indices=slots).flatten(-2)
-
-    def block(self, state: Tensor, x: Tensor, slots: Tensor | None) -> Tensor:
-        return in_place(self._convolved, state, x, slots)
-
-    def _convolved(self, state: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self._matrices is None:
-            self._matrices = self.system.chunk_matrices(_CHUNK)
-        y, final = ops.ssm_conv(x.mT, *self._matrices, d=self.d, initial_state=interleaved(state))
-        return y.flatten(1, 2).mT, paired(final)
+def _copied(module: nn.Module) -> nn.Module:
+    """A deep copy, also of modules that keep a tensor with its graph, as pruning does."""
+    kept = [
+        value
+        for part in module.modules()
+        for value in vars(part).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    return copy.deepcopy(module, {id(value): value.detach() for value in kept})
 
 
 class _Watched:
@@ -358,51 +279,3 @@ class _Watched:
     def changed(self) -> bool:
         same = all(map(is_, map(dict.get, self._held, self._names), self._tensors))
         return not same or [tensor._version for tensor in self._counted] != self._versions
-
-
-_ACTIVATIONS: dict[type[nn.Module], str] = {
-    nn.GELU: "gelu",
-    nn.ReLU: "relu",
-    nn.Tanh: "tanh",
-    nn.SiLU: "silu",
-    nn.Sigmoid: "sigmoid",
-}
-
-
-def _translate(module: nn.Module | None, program: Program) -> bool:
-    """Add what an ordinary module does to the program; whether it could."""
-    if isinstance(module, nn.Linear):
-        program.linear(module.weight, module.bias)
-    elif isinstance(module, nn.GLU):
-        program.glu()
-    elif (
-        module is not None
-        and type(module) in _ACTIVATIONS
-        and getattr(module, "approximate", "none") == "none"
-    ):
-        program.activation(_ACTIVATIONS[type(module)])
-    else:
-        return False
-    return True
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    """The tensors of a state, in order."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (list, tuple)):
-        for part in tree:
-            yield from _tensors(part)
-    elif isinstance(tree, dict):
-        yield from _tensors(list(tree.values()))
-
-
-def _filled(tree: Any, values: Iterator[Tensor]) -> Any:
-    """A state of the structure of this one, with other tensors."""
-    if isinstance(tree, Tensor):
-        return next(values)
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(_filled(part, values) for part in tree)
-    if isinstance(tree, dict):
-        return {name: _filled(part, values) for name, part in tree.items()}
-    return tree

@@ -11,13 +11,12 @@ import pytest
 import torch
 
 from sequence_kernels import FeedForward, parameter_groups
+from sequence_kernels.layers.activations import ACTIVATIONS, ModReLU, activation_module
 from sequence_kernels.layers.components import (
     DropoutNd,
-    ModReLU,
     StochasticDepth,
     TransposedLinear,
     WeightNormLinear,
-    activation_module,
     linear_activation,
 )
 from sequence_kernels.layers.norms import Normalization, TransposedLN
@@ -28,10 +27,7 @@ from sequence_kernels.layers.series_norms import (
     TSNormalization,
 )
 
-NAMES = (
-    *("id", "identity", "linear", "tanh", "relu", "gelu", "swish", "silu", "sigmoid", "softplus"),
-    *("sqrelu", "modrelu", "glu", "ln", None),
-)
+NAMES = (*ACTIVATIONS, None)
 
 
 @pytest.fixture(autouse=True)

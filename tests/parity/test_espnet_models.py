@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sequence_kernels import SequenceModel
 from sequence_kernels.layers import attention, feed_forward, norms, pools, series_norms
-from sequence_kernels.layers.components import activation_module
+from sequence_kernels.layers.activations import activation_module
 
 from .test_espnet_s4 import DEAD, EXACT, difference
 

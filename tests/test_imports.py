@@ -1,0 +1,76 @@
+"""Arrows go one way: no module of the package imports itself, however far around."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import sequence_kernels
+
+ROOT = Path(sequence_kernels.__file__).parent
+
+
+def modules(root: Path) -> dict[str, ast.Module]:
+    """Every module below ``root`` by its full name, a package by its own."""
+    found = {}
+    for path in root.rglob("*.py"):
+        parts = path.relative_to(root.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = ast.parse(path.read_text())
+    return found
+
+
+def imports(trees: dict[str, ast.Module], packages: set[str]) -> dict[str, set[str]]:
+    """What each module imports of the others, wherever it does so: in functions and for type checkers too."""
+    found: dict[str, set[str]] = {}
+    for name, tree in trees.items():
+        package = name if name in packages else name.rpartition(".")[0]
+        found[name] = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found[name] |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                base = package.rsplit(".", node.level - 1)[0] if node.level else ""
+                source = ".".join(filter(None, (base, node.module)))
+                found[name] |= {
+                    full if (full := f"{source}.{alias.name}") in trees else source for alias in node.names
+                }
+        found[name] &= trees.keys()
+    return found
+
+
+def circle(root: Path) -> list[str] | None:
+    packages = {".".join(path.parent.relative_to(root.parent).parts) for path in root.rglob("__init__.py")}
+    try:
+        TopologicalSorter(imports(modules(root), packages)).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return None
+
+
+def test_no_circle() -> None:
+    assert circle(ROOT) is None
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from ..module import SequenceModule",
+        "from .. import module",
+        "import sequence_kernels.module",
+        "def f():\n    from ..module import SequenceModule",
+        "if TYPE_CHECKING:\n    from ..module import SequenceModule",
+    ],
+)
+def test_a_circle_is_seen(tmp_path: Path, statement: str) -> None:
+    for path in ROOT.rglob("*.py"):
+        copy = tmp_path / ROOT.name / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(path.read_text())
+    stages = tmp_path / ROOT.name / "stepping" / "stages.py"
+    stages.write_text(stages.read_text() + statement + "\n")
+    seen = circle(tmp_path / ROOT.name)
+    assert seen is not None
+    assert {"sequence_kernels.module", "sequence_kernels.stepping.stages"} <= set(seen)
