@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from .arguments import keywords
 from .stepping.stages import Stage, Whole
 from .stepping.stepper import Stepper
 
@@ -24,6 +25,10 @@ class SequenceModule(nn.Module):
     The law: for a causal module ``forward(x, state)`` over a sequence equals ``forward`` over any split of it,
     carrying the state, and equals ``step`` over every element. A module that cannot obey it has ``causal = False``
     and raises when it is stepped or given a state.
+
+    ``forward`` and ``step`` say in their signatures which keywords they take. Others raise TypeError, except those of
+    ``arguments.keywords.SHARED``, which a layer without a use for them does not get to see. A method with ``**kwargs``
+    gets all.
     """
 
     _d_model: int
@@ -31,6 +36,16 @@ class SequenceModule(nn.Module):
 
     #: Whether an output depends on inputs up to its own time only, so that the module can be stepped.
     causal: bool = True
+
+    _taken: ClassVar[dict[str, frozenset[str] | None]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._taken = keywords.guard(cls)
+
+    def takes(self, method: str = "forward") -> frozenset[str] | None:
+        """The names of the arguments that ``forward``, ``step`` or ``stages`` takes; None: any keyword."""
+        return self._taken[method]
 
     @property
     def d_model(self) -> int:
@@ -56,13 +71,16 @@ class SequenceModule(nn.Module):
             raise NotImplementedError(f"{type(self).__name__} must set self.{name} in its constructor")
         return width
 
-    def forward(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """Map a whole sequence; return the output and the state after it."""
         return x, None
 
-    def step(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
+    def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """Map one time step ``(..., d_model) -> (..., d_output)``; return the output and the next state."""
         raise NotImplementedError(f"{type(self).__name__} has no step")
+
+    def setup_step(self, mode: str | None = None) -> None:
+        """Nothing: a step needs no preparation. ESPnet and s4 call it on every part of a model before they step it."""
 
     def stages(self, **kwargs: Any) -> list[Stage]:
         """What ``step(..., **kwargs)`` does in eval mode, for a stepper; by default one stage, the step itself."""
@@ -93,6 +111,9 @@ class SequenceModule(nn.Module):
         return None
 
 
+SequenceModule._taken = keywords.guard(SequenceModule)
+
+
 def TransposedModule(module: type[SequenceModule]) -> type[SequenceModule]:  # noqa: N802 (ESPnet's name)
     """Class decorator: add the keyword ``transposed=False`` to a module written for ``(batch, length, d_model)``.
 
@@ -112,22 +133,25 @@ def TransposedModule(module: type[SequenceModule]) -> type[SequenceModule]:  # n
             y, next_state = super().forward(x.mT if self.transposed else x, state, **kwargs)
             return (y.mT if self.transposed else y), (None if state is None else next_state)
 
+    Transposed._taken = module._taken
     return Transposed
 
 
 class SequenceIdentity(SequenceModule):
     """The map that returns its input (the same tensor object) and passes the state through."""
 
-    def __init__(self, d_model: int, dropout: float = 0.0, **kwargs: Any) -> None:
+    def __init__(
+        self, d_model: int, dropout: float = 0.0, tie_dropout: bool = False, transposed: bool = False
+    ) -> None:
         super().__init__()
         self.d_model = d_model
         self.d_output = d_model
 
-    def forward(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         return x, state
 
-    def step(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
+    def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         return x, state
 
-    def stages(self, **kwargs: Any) -> list[Stage]:
+    def stages(self) -> list[Stage]:  # type: ignore[override]
         return []

@@ -86,7 +86,7 @@ def test_transposed_keeps_the_class_s_identity() -> None:
 
 
 def test_identity_returns_the_same_objects() -> None:
-    module, x, state = SequenceIdentity(4, dropout=0.5, anything=1), torch.randn(2, 3, 4), object()
+    module, x, state = SequenceIdentity(4, dropout=0.5), torch.randn(2, 3, 4), object()
     assert (module.d_model, module.d_output) == (4, 4)
     assert module(x)[0] is x
     assert module(x)[1] is None

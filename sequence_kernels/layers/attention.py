@@ -60,7 +60,7 @@ class MultiHeadedAttention(SequenceModule):
         state: KeysValues | None = None,
         memory: Tensor | None = None,
         mask: Tensor | None = None,
-        **kwargs: Any,
+        lengths: Tensor | int | None = None,
     ) -> tuple[Tensor, KeysValues | None]:
         """Map a batch of sequences.
 
@@ -71,7 +71,7 @@ class MultiHeadedAttention(SequenceModule):
             mask: what may be seen: not 0, ``(..., 1 or length, elements)``, where elements are those of the memory, or
                 those of the state and of x. An element that sees nothing gets 0 before the last linear map.
         """
-        if state is not None and memory is None and kwargs.get("lengths") is not None:
+        if state is not None and memory is None and lengths is not None:
             raise ValueError(
                 "lengths cannot be given together with a state: the cache would hold elements that are not real"
             )
@@ -85,7 +85,6 @@ class MultiHeadedAttention(SequenceModule):
         state: KeysValues | None = None,
         memory: Tensor | None = None,
         mask: Tensor | None = None,
-        **kwargs: Any,
     ) -> tuple[Tensor, KeysValues]:
         """Map one time step ``(..., n_feat)``; from an empty state by default. ``mask``: ``(..., 1, elements)``."""
         state = self.default_state(*x.shape[:-1], device=x.device) if state is None else state

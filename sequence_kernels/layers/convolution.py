@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..arguments import values
 from ..module import SequenceModule
 from .activations import inner_activation
 from .components import dropout_module
@@ -58,9 +58,10 @@ class CausalConv(SequenceModule):
         x: Tensor,
         state: Tensor | None = None,
         lengths: Tensor | int | None = None,
-        **kwargs: Any,
+        rate: float = 1.0,
     ) -> tuple[Tensor, Tensor | None]:
         """Map a batch of sequences; ``lengths`` as in ``S4``: the next state is the one after the real elements."""
+        values.unit_rate(self, rate)
         u = x if self.transposed else x.mT
         if u.dim() < 2 or u.shape[-2] != self.d_model:
             form = "(..., d_model, length)" if self.transposed else "(..., length, d_model)"
@@ -83,8 +84,9 @@ class CausalConv(SequenceModule):
         index = real.view(-1, 1, 1) + torch.arange(kept, device=u.device)
         return y, rows.gather(-1, index.expand(-1, self.d_model, -1)).reshape(*u.shape[:-1], kept)
 
-    def step(self, x: Tensor, state: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, state: Tensor | None = None, rate: float = 1.0) -> tuple[Tensor, Tensor]:
         """Map one time step ``(..., d_model)``; without a state, from zeros."""
+        values.unit_rate(self, rate)
         state = self.default_state(*x.shape[:-1], device=x.device) if state is None else state
         if x.dim() < 1 or x.shape[-1] != self.d_model:
             raise ValueError(f"x must have shape (..., d_model={self.d_model}), got {tuple(x.shape)}")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from .. import ops
 from ..ssm import DiagonalSystem, diagonal_init, discretize
-from ..ssm.parameters import complex_parameter, initial_log_dt
+from ..ssm.parameters import complex_parameter, initial_log_dt, step_sizes
 from ..ssm.system import interleaved, paired
 from .mixed import _MixedLayer
 
@@ -76,7 +74,7 @@ class DSS(_MixedLayer):
         modes, w = self.Lambda.double(), complex_parameter(self.W)
         real = -modes[:, 0].exp() if self.version == "exp" else modes[:, 0]
         a = torch.complex(real, modes[:, 1]).expand(self.d_model, -1)
-        dt = self.log_dt.double().exp() * rate
+        dt = step_sizes(self.log_dt, rate)
         if self.version == "softmax":
             x, b = discretize(a, torch.ones_like(a), dt, "dss", self.l_max)
         else:
@@ -88,8 +86,7 @@ class DSS(_MixedLayer):
         u: Tensor,
         state: Tensor | None,
         lengths: Tensor | None,
-        rate: float = 1.0,
-        **kwargs: Any,
+        rate: float,
     ) -> tuple[Tensor, Tensor | None]:
         matrices = self.system(rate).chunk_matrices(_CHUNK, tail=state is not None)
         start = None if state is None else interleaved(state)
@@ -102,6 +99,6 @@ class DSS(_MixedLayer):
         )
         return y.squeeze(1).mT, None if state is None else paired(final)
 
-    def _element(self, u: Tensor, state: Tensor, rate: float = 1.0, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def _element(self, u: Tensor, state: Tensor, rate: float) -> tuple[Tensor, Tensor]:
         y, next_state = self.system(rate).step(state, u, self.D.to(state.real.dtype).unsqueeze(0))
         return y.squeeze(-2), next_state

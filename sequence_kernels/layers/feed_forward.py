@@ -42,13 +42,13 @@ class FeedForward(SequenceModule):
             linear_activation(d_inner, self.d_output, transposed=transposed, initializer=initializer),
         )
 
-    def forward(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         return self.ff(x), state
 
-    def step(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
+    def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         if not self.transposed:
             return self.ff(x), state
         return self.ff(x.unsqueeze(-1)).squeeze(-1), state
 
-    def stages(self, **kwargs: Any) -> list[Stage]:
+    def stages(self) -> list[Stage]:  # type: ignore[override]
         return pointwise(self.ff, self.transposed)

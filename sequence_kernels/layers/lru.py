@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..arguments import values
 from .mixed import _DiagonalLayer
 
 
@@ -58,7 +59,6 @@ class LRU(_DiagonalLayer):
         self._spare_dynamics()
 
     def _discrete(self, rate: float) -> tuple[Tensor, Tensor]:
-        if rate != 1:
-            raise ValueError(f"an LRU has no step in time: rate must be 1, got {rate}")
+        values.unit_rate(self, rate)
         exponents = torch.complex(-self.nu_log.double().exp(), self.theta_log.double().exp())
         return exponents, self.gamma_log.double().exp().to(exponents.dtype)

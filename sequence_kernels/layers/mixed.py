@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -57,12 +57,12 @@ class _MixedLayer(CarriesOptions, SequenceModule):
             self.set_options(name, {"weight_decay": 0.0})
 
     def _sequence(
-        self, u: Tensor, state: Tensor | None, lengths: Tensor | None, **kwargs: Any
+        self, u: Tensor, state: Tensor | None, lengths: Tensor | None, rate: float
     ) -> tuple[Tensor, Tensor | None]:
         """``(B, length, d_model)`` to the same and the state after each row's length, None if none was given."""
         raise NotImplementedError
 
-    def _element(self, u: Tensor, state: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def _element(self, u: Tensor, state: Tensor, rate: float) -> tuple[Tensor, Tensor]:
         """``(..., d_model)`` to the same and the next state."""
         raise NotImplementedError
 
@@ -71,7 +71,7 @@ class _MixedLayer(CarriesOptions, SequenceModule):
         x: Tensor,
         state: Tensor | None = None,
         lengths: Tensor | int | None = None,
-        **kwargs: Any,
+        rate: float = 1.0,
     ) -> tuple[Tensor, Tensor | None]:
         """Map ``(..., length, d_model)``, or ``(..., d_model, length)`` if transposed.
 
@@ -90,19 +90,19 @@ class _MixedLayer(CarriesOptions, SequenceModule):
             state = state.reshape(batch, *self.state_shape)
         rows = u.reshape(batch, *u.shape[-2:])
         real = None if lengths is None else sequence_lengths(lengths, rows.mT)
-        y, next_state = self._sequence(rows, state, real, **kwargs)
+        y, next_state = self._sequence(rows, state, real, rate)
         y = self.output_linear(self.dropout(self.activation(y.reshape(u.shape))))
         next_state = None if next_state is None else next_state.reshape(*batch_shape, *self.state_shape)
         return (y.mT if self.transposed else y), next_state
 
-    def step(self, x: Tensor, state: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, state: Tensor | None = None, rate: float = 1.0) -> tuple[Tensor, Tensor]:
         """Map one time step ``(..., d_model)``; without a state, from the default one."""
         if x.dim() < 1 or x.shape[-1] != self.d_model:
             raise ValueError(f"x must have shape (..., d_model={self.d_model}), got {tuple(x.shape)}")
         if state is None:
             state = self.default_state(*x.shape[:-1], device=x.device)
         self._check_state(state, x.shape[:-1])
-        y, next_state = self._element(x, state, **kwargs)
+        y, next_state = self._element(x, state, rate)
         return self.output_linear(self.dropout(self.activation(y))), next_state
 
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:
@@ -158,15 +158,14 @@ class _DiagonalLayer(_MixedLayer):
         u: Tensor,
         state: Tensor | None,
         lengths: Tensor | None,
-        rate: float = 1.0,
-        **kwargs: Any,
+        rate: float,
     ) -> tuple[Tensor, Tensor | None]:
         exponents, b, c = self._matrices(rate)
         real, imag = nn.functional.linear(u, b).mT.chunk(2, 1)
         real, imag, next_state = diagonal_scan(exponents, real, imag, state, lengths)
         return nn.functional.linear(torch.cat((real, imag), 1).mT, c) + self.D * u, next_state
 
-    def _element(self, u: Tensor, state: Tensor, rate: float = 1.0, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def _element(self, u: Tensor, state: Tensor, rate: float) -> tuple[Tensor, Tensor]:
         exponents, b, c = self._matrices(rate)
         real, imag = nn.functional.linear(u, b).to(state.real.dtype).chunk(2, -1)
         state = exponents.exp().to(state.dtype) * state + torch.complex(real, imag)

@@ -43,7 +43,7 @@ class Pool(SequenceModule):
         """(..., windows, stride, d_input) to (..., windows, d_output)."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, state: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         x = x.mT if self.transposed else x
         if state is None:
             y, rest = self._windows(x, 0)
@@ -58,7 +58,7 @@ class Pool(SequenceModule):
         return self._pool(windows), x[..., whole * self.stride :, :]
 
     def step(  # type: ignore[override]
-        self, x: Tensor, state: Tensor | None = None, **kwargs: Any
+        self, x: Tensor, state: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor]:
         """Map one element ``(..., d_input)``, to None while its window is not complete."""
         state = self.default_state(*x.shape[:-1], device=x.device) if state is None else state
@@ -185,7 +185,7 @@ class DownSpectralPool(Pool):
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:
         raise ValueError("a spectral pool looks at the whole sequence: it has no state")
 
-    def forward(self, x: Tensor, state: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         if state is not None:
             raise ValueError("a spectral pool looks at the whole sequence: it cannot be given a state")
         return super().forward(x)
@@ -209,7 +209,7 @@ class Unpool(SequenceModule):
         raise NotImplementedError
 
     def forward(
-        self, x: Tensor, state: Tensor | None = None, skip: Tensor | None = None, **kwargs: Any
+        self, x: Tensor, state: Tensor | None = None, skip: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """``skip``: in the shape of the output, is added to it."""
         x = x.mT if self.transposed else x
@@ -220,7 +220,7 @@ class Unpool(SequenceModule):
         y = y.mT if self.transposed else y
         return (y if skip is None else y + skip), (None if state is None else outputs[..., end:, :])
 
-    def step(self, x: Tensor | None, state: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor | None, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The next output ``(..., d_output)``. x, ``(..., d_input)``, is wanted every ``stride``-th time, else None."""
         if state is None:
             if x is None:

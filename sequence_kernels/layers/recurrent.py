@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from ..arguments import values
 from ..module import SequenceModule
 from .s4 import sequence_lengths
 
@@ -42,9 +43,10 @@ class _Recurrent(SequenceModule):
         self.rnn = self._make(d_model, self.d_output, n_layers, batch_first=True, dropout=between)
 
     def forward(
-        self, x: Tensor, state: Any = None, lengths: Tensor | int | None = None, **kwargs: Any
+        self, x: Tensor, state: Any = None, lengths: Tensor | int | None = None, rate: float = 1.0
     ) -> tuple[Tensor, Any]:
         """Map a batch of sequences; ``lengths`` as in ``S4``: the next state is the one after the real elements."""
+        values.unit_rate(self, rate)
         u = x.mT if self.transposed else x
         if u.dim() < 2 or u.shape[-1] != self.d_model:
             form = "(..., d_model, length)" if self.transposed else "(..., length, d_model)"
@@ -88,11 +90,11 @@ class _Recurrent(SequenceModule):
         parts = [part.reshape(batch, *self._shape).transpose(0, 1).contiguous() for part in state]
         return parts[0] if self._tensors == 1 else tuple(parts)
 
-    def step(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
+    def step(self, x: Tensor, state: Any = None, rate: float = 1.0) -> tuple[Tensor, Any]:
         """Map one time step ``(..., d_model)``; without a state, from zeros."""
         state = self.default_state(*x.shape[:-1], device=x.device) if state is None else state
         u = x.unsqueeze(-1 if self.transposed else -2)
-        y, next_state = self.forward(u, state)
+        y, next_state = self.forward(u, state, rate=rate)
         return y.squeeze(-1 if self.transposed else -2), next_state
 
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Any:

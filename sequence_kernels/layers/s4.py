@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..arguments import values
 from ..module import SequenceModule
 from ..ops import checks
 from ..ops.dispatch import choose
@@ -55,6 +56,7 @@ class SSKernel(nn.Module):
         verbose: bool = False,
         measure_args: dict[str, Any] | None = None,
         real_type: str = "exp",
+        keops: bool = False,
         **mode_args: Any,
     ) -> None:
         super().__init__()
@@ -106,8 +108,6 @@ def _nplr(
     log_dt: Tensor,
     l_max: int | None,
     measure_args: dict[str, Any],
-    *,
-    keops: bool = False,
     **options: Any,
 ) -> DPLRSSM:
     w, p, b = dplr_init(measure, d_state, rank, copies, dtype=c.dtype, **measure_args)
@@ -232,7 +232,6 @@ class S4(SequenceModule):
         state: Tensor | None = None,
         rate: float = 1.0,
         lengths: Tensor | int | None = None,
-        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Map a batch of sequences.
 
@@ -277,7 +276,8 @@ class S4(SequenceModule):
     ) -> tuple[Tensor, Tensor | None]:
         """(B, H, L) to (B, C, H, L), skip included, and the next state if one was given."""
         length = u.shape[-1]
-        taps = length if self.l_max is None else round(self.l_max / rate)
+        values.sampling_rate(rate)
+        taps = length if self.l_max is None else round(self.l_max / float(rate))
         truncated = length > taps
         if truncated and state is not None:
             raise ValueError(
@@ -330,9 +330,7 @@ class S4(SequenceModule):
         y, factor = y.chunk(2, -3)
         return y * self.hyper_activation(factor)
 
-    def step(
-        self, x: Tensor, state: Tensor | None = None, rate: float = 1.0, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, state: Tensor | None = None, rate: float = 1.0) -> tuple[Tensor, Tensor]:
         """Map one time step ``(..., d_model)``; without a state, from the default one. Returns the next state."""
         self._require_causal("be stepped")
         if x.dim() < 1 or x.shape[-1] != self.d_model:
@@ -347,7 +345,7 @@ class S4(SequenceModule):
             y, next_state = self.kernel.system(rate).step(state, u, self.D.to(state.real.dtype))
         return self._mix(y.unsqueeze(-1), gate).squeeze(-1 if self.transposed else -2), next_state
 
-    def stages(self, rate: float = 1.0, **kwargs: Any) -> list[Stage]:
+    def stages(self, rate: float = 1.0) -> list[Stage]:  # type: ignore[override]
         inside: list[Stage] = [
             *pointwise(self.input_linear or nn.Identity(), transposed=True),
             Recurrence(self.kernel.system(rate), self.D),

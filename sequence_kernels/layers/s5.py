@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ssm import diagonal_init, discretize
-from ..ssm.parameters import initial_log_dt
+from ..ssm.parameters import initial_log_dt, step_sizes
 from .mixed import _DiagonalLayer
 
 
@@ -66,6 +66,6 @@ class S5(_DiagonalLayer):
 
     def _discrete(self, rate: float) -> tuple[Tensor, Tensor]:
         a = torch.complex(-self.Lambda_log_decay.double().exp(), self.Lambda_imag.double())
-        dt = self.log_dt.double().exp() * rate
+        dt = step_sizes(self.log_dt, rate)
         x, factors = discretize(a.unsqueeze(-1), torch.ones_like(a).unsqueeze(-1), dt, "zoh")
         return x.squeeze(-1), factors.squeeze(-1)

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..arguments import keywords
 from ..layers.components import dropout_module
 from ..layers.norms import norm_stages
 from ..module import SequenceModule
@@ -99,6 +100,9 @@ class SequenceModel(SequenceModule):
     def causal(self) -> bool:  # type: ignore[override]
         return all(block.causal for block in self._blocks) and (self.norm is None or self.norm.causal)
 
+    def takes(self, method: str = "forward") -> frozenset[str] | None:
+        return keywords.of_parts(self._blocks, method)
+
     @property
     def d_state(self) -> int | None:
         """The sum over the blocks that have one; None if none has."""
@@ -123,12 +127,13 @@ class SequenceModel(SequenceModule):
     def forward(
         self, x: Tensor, state: list[Any] | None = None, **kwargs: Any
     ) -> tuple[Tensor, list[Any] | None]:
+        keywords.refuse_untaken(self, "forward", kwargs)
         states = [None] * len(self.layers) if state is None else self._checked(state)
         x = self.drop(x.mT if self.transposed else x)
         next_states = []
         metrics = {"norm/0": _mean_square(x)} if self.track_norms else {}
         for i, (block, block_state) in enumerate(zip(self._blocks, states, strict=True), start=1):
-            x, next_state = block(x, state=block_state, **kwargs)
+            x, next_state = block(x, state=block_state, **keywords.handed(block, "forward", kwargs))
             next_states.append(next_state)
             if self.track_norms:
                 metrics[f"norm/{i}"] = _mean_square(x)
@@ -144,10 +149,11 @@ class SequenceModel(SequenceModule):
         self, x: Tensor, state: list[Any] | None = None, **kwargs: Any
     ) -> tuple[Tensor | None, list[Any]]:
         """Map one time step ``(..., d_model)``; ``state=None`` starts from ``default_state``."""
+        keywords.refuse_untaken(self, "step", kwargs)
         states = self.default_state(*x.shape[:-1], device=x.device) if state is None else self._checked(state)
         next_states = list(states)
         for i, block in enumerate(self._blocks):
-            y, next_states[i] = block.step(x, state=states[i], **kwargs)
+            y, next_states[i] = block.step(x, state=states[i], **keywords.handed(block, "step", kwargs))
             if y is None:  # a pool waits for more
                 return None, next_states
             x = y

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import keywords
 from ..layers.components import StochasticDepth, dropout_module
 from ..layers.norms import Normalization, norm_stages
 from ..layers.pointwise import pointwise
@@ -81,6 +82,9 @@ class SequenceResidualBlock(SequenceModule):
     def causal(self) -> bool:  # type: ignore[override]
         return all(part.causal for part in (self.layer, self.norm, self.pool) if part is not None)
 
+    def takes(self, method: str = "forward") -> frozenset[str] | None:
+        return keywords.of_parts([self.layer], method)
+
     @property
     def d_state(self) -> int | None:
         return self.layer.d_state
@@ -115,9 +119,10 @@ class SequenceResidualBlock(SequenceModule):
             raise ValueError(
                 "lengths cannot be given together with a state: a pool would keep elements that are not real"
             )
+        keywords.refuse_untaken(self, "forward", kwargs)
         layer_state, pool_state = self._split(state)
         y = self.norm(x) if self.norm is not None and self.prenorm else x
-        y, layer_state = self.layer(y, state=layer_state, **kwargs)
+        y, layer_state = self.layer(y, state=layer_state, **keywords.handed(self.layer, "forward", kwargs))
         y = self._join(x, y, self.transposed)
         if self.norm is not None and not self.prenorm:
             y = self.norm(y)
@@ -129,9 +134,10 @@ class SequenceResidualBlock(SequenceModule):
     def step(  # type: ignore[override]
         self, x: Tensor, state: Any = None, **kwargs: Any
     ) -> tuple[Tensor | None, Any]:
+        keywords.refuse_untaken(self, "step", kwargs)
         layer_state, pool_state = self._split(state)
         y = self.norm.step(x) if self.norm is not None and self.prenorm else x
-        y, layer_state = self.layer.step(y, state=layer_state, **kwargs)
+        y, layer_state = self.layer.step(y, state=layer_state, **keywords.handed(self.layer, "step", kwargs))
         y = self._join(x, y, transposed=False)
         if self.norm is not None and not self.prenorm:
             y = self.norm.step(y)

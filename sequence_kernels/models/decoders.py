@@ -50,7 +50,6 @@ class SequenceDecoder(SequenceModule):
         x: Tensor,
         state: tuple[Tensor, Tensor] | None = None,
         lengths: Tensor | None = None,
-        **kwargs: Any,
     ) -> tuple[Tensor, Any]:
         """Map ``(batch, length, d_model)``.
 
@@ -101,9 +100,7 @@ class SequenceDecoder(SequenceModule):
             chosen = readout.gather(1, index.unsqueeze(-1).expand(-1, -1, readout.shape[-1]))
         return chosen if self.l_output else chosen.squeeze(-2)
 
-    def step(
-        self, x: Tensor, state: tuple[Tensor, Tensor] | None = None, **kwargs: Any
-    ) -> tuple[Tensor, Any]:
+    def step(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Any]:
         readout, next_state = self._readouts(x.unsqueeze(-2), state, None)
         return self.output_transform(readout.squeeze(-2)), next_state
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import keywords
 from ..ops import checks
 from .backbone import SequenceModel
 from .block import PartConfig
@@ -72,6 +73,7 @@ class S4Decoder(nn.Module):
         )
         self.output = nn.Linear(self.decoder.d_output, vocab_size)
 
+    @keywords.guarded
     def forward(
         self,
         hs_pad: Tensor | None,
@@ -83,7 +85,8 @@ class S4Decoder(nn.Module):
         """Scores, before softmax, of the token after each of ``ys_in_pad``.
 
         Args:
-            hs_pad: the encoder's output ``(batch, frames, encoder_output_size)``; None for a language model.
+            hs_pad: the encoder's output ``(batch, frames, encoder_output_size)``; None for a language model. Layers
+                that take no ``memory`` do not see it: ESPnet's searches give it to language models too.
             hlens: how many of its frames are real, integers ``(batch,)``; None for all.
             ys_in_pad: tokens, int64 ``(batch, length)``.
             ys_in_lens: how many of them are real, integers ``(batch,)``.
@@ -92,17 +95,22 @@ class S4Decoder(nn.Module):
         Returns:
             ``(batch, length, vocab_size)``, and ``ys_in_lens``.
         """
-        memory = {} if hs_pad is None else self._memory(hs_pad, hlens)
+        memory = self._memory(hs_pad, hlens)
         z, _ = self.decoder(self.embed(ys_in_pad), state=state, lengths=ys_in_lens, **memory)
         return self.output(z), ys_in_lens
 
+    def _memory(self, hs_pad: Tensor | None, hlens: Tensor | None = None) -> dict[str, Any]:
+        """The encoder's output as keywords of the backbone, as far as one of its layers reads them."""
+        if hs_pad is None:
+            return {}
+        given = {"memory": hs_pad, "mask": None if hlens is None else self._mask(hs_pad, hlens)}
+        return keywords.handed(self.decoder, "forward", given)
+
     @staticmethod
-    def _memory(hs_pad: Tensor, hlens: Tensor | None) -> dict[str, Tensor]:
-        if hlens is None:
-            return {"memory": hs_pad}
+    def _mask(hs_pad: Tensor, hlens: Tensor) -> Tensor:
         checks.shape("hlens", hlens, (("batch", hs_pad.shape[0]),))
         real = torch.arange(hs_pad.shape[1], device=hs_pad.device) < hlens.to(hs_pad.device).unsqueeze(-1)
-        return {"memory": hs_pad, "mask": real.unsqueeze(1)}
+        return real.unsqueeze(1)
 
     def init_state(self, x: Tensor | None = None) -> Any:
         """The state of a hypothesis without tokens; ``x``, the encoder's output, only says on which device."""
@@ -131,7 +139,7 @@ class S4Decoder(nn.Module):
             raise ValueError(
                 f"states must have one entry for each of the {len(ys)} hypotheses, got {len(states)}"
             )
-        memory = {} if xs is None else {"memory": xs}
+        memory = self._memory(xs)
         z, state = self.decoder.step(self.embed(ys[:, -1]), merge_states(states), **memory)
         return self.output(z).log_softmax(-1), split_states(state, len(ys))
 
@@ -164,7 +172,7 @@ class S4Decoder(nn.Module):
         scores, state = torch.zeros(1, device=device), merge_states([self.init_state(x)])
         ended: list[tuple[list[int], float]] = []
         for _ in range(length):
-            memory = {} if x is None else {"memory": x.expand(len(tokens), *x.shape)}
+            memory = self._memory(None if x is None else x.expand(len(tokens), *x.shape))
             z, state = self.decoder.step(self.embed(tokens[:, -1]), state, **memory)
             extended = scores.unsqueeze(-1) + self.output(z).log_softmax(-1)
             scores, best = extended.flatten().topk(min(beam, extended.numel()))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..arguments import values
 from ..optim import CarriesOptions
 
 
@@ -98,7 +99,7 @@ class SSMParameters(CarriesOptions):
 
     def dt(self, rate: float) -> Tensor:
         """The step of each head ``(H,)``, in float64."""
-        return torch.exp(self.log_dt.double()) * rate
+        return step_sizes(self.log_dt, rate)
 
     def within_band(self, c: Tensor, imag: Tensor) -> Tensor:
         """The readout c (C, H, N) without the modes of ``bandlimit / 2`` cycles a step or more; imag is (S, N)."""
@@ -110,6 +111,12 @@ class SSMParameters(CarriesOptions):
     def by_head(self, copies: Tensor) -> Tensor:
         """``(..., S, N)`` to ``(..., H, N)``: head h takes copy h mod S."""
         return copies.repeat(*(1,) * (copies.dim() - 2), self.heads // copies.shape[-2], 1)
+
+
+def step_sizes(log_dt: Tensor, rate: float) -> Tensor:
+    """The steps at the given sampling rate, in float64."""
+    values.sampling_rate(rate)
+    return torch.exp(log_dt.double()) * rate
 
 
 def initial_log_dt(

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 
 from .. import ops
+from ..arguments import keywords
 from ..ops.ssm_step.reference import in_place
 from ..ssm.system import ChunkMatrices, System, interleaved, paired
 
@@ -266,8 +267,10 @@ class Steppable(Protocol):
     def d_model(self) -> int: ...
     @property
     def d_output(self) -> int: ...
-    def step(self, x: Any, state: Any = None, **kwargs: Any) -> tuple[Any, Any]: ...
+    @property
+    def step(self) -> Callable[..., tuple[Any, Any]]: ...
     def stages(self, **kwargs: Any) -> list[Stage]: ...
+    def takes(self, method: str) -> frozenset[str] | None: ...
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Any: ...
 
 
@@ -338,7 +341,8 @@ def holds(module: nn.Module, description: str) -> bool:
 
 
 def stages_of(module: Steppable, **arguments: Any) -> list[Stage]:
-    """What ``module.step(..., **arguments)`` does in eval mode: the stages that it says, or its step as it is."""
+    """What ``module.step`` does in eval mode with what it takes of the arguments: its stages, or its step as it is."""
+    arguments = keywords.handed(module, "step", arguments)
     if holds(cast("nn.Module", module), "stages"):
         return module.stages(**arguments)
     return [Whole(module, arguments)]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from ..arguments import keywords
 from ..ops import checks
 from ..ops.dispatch import choose
 from .graphs import CAPTURES, Capture, StepGraph
@@ -51,6 +52,10 @@ class Stepper:
     ) -> None:
         if not module.causal:
             raise ValueError(f"a {type(module).__name__} that is not causal cannot be stepped")
+        taken = module.takes("step")
+        if taken is not None:
+            known = (taken | keywords.named(Stepper.__init__)) - {"x", "state", "module"}
+            keywords.refuse(f"{type(module).__name__}.stepper", arguments, known)
         self.module = module
         self.batch_shape = tuple(batch_shape)
         self._target: dict[str, Any] = {"device": device, "dtype": dtype}
