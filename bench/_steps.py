@@ -84,7 +84,7 @@ def step_bench(
         return y
 
     def cost(shape: Shape, mode: str) -> Cost:
-        """`ssm_step` or `dplr_step` without the skip; for whole layers also the (H, 2 H) linear map."""
+        """`ssm_step` without the skip; for whole layers also the (H, 2 H) linear map."""
         batch, heads, pairs = (shape[key] for key in "BHN")
         states, poles = batch * heads * pairs, heads * pairs
         found = Cost(16 * states + (24 + 16 * rank) * poles + 8 * batch * heads, (14 + 8 * rank) * states)

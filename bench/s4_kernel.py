@@ -28,7 +28,7 @@ def unfused(x: Inputs) -> Tensor:
     odd = length + (length + 1) % 2
     t = torch.tan(torch.arange(odd // 2 + 1, dtype=torch.float64, device=system.dt.device) * (torch.pi / odd))
     z = torch.complex(torch.zeros_like(t), 2 * t) / system.dt[:, None]
-    w, p, b = system.by_head()
+    w, p, b = system.continuous()
     left = torch.cat([system.truncated_readout(odd), p.conj()])
     right = torch.cat([b[None], p])
     r = ops.cauchy((left[:, None] * right).to(torch.complex64), z.to(torch.complex64), w.to(torch.complex64))

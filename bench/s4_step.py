@@ -12,9 +12,8 @@ from sequence_kernels.ssm.dplr import DPLRSystem
 
 def prepared(layer: S4) -> Step:
     system = cast(DPLRSystem, layer.kernel.system())
-    a, p, q, b = system.discrete(system.c.dtype)
-    c = system.c
-    return lambda state, u: ops.dplr_step(state, u, a, p, q, b, c)
+    parameters = system.step_parameters()
+    return lambda state, u: ops.ssm_step(state, u, *parameters)
 
 
 BENCH = step_bench(

@@ -12,8 +12,8 @@ from sequence_kernels.ssm.diagonal import DiagonalSystem
 
 def prepared(layer: S4) -> Step:
     system = cast(DiagonalSystem, layer.kernel.system())
-    a, b, c = system.a, system.b, system.c
-    return lambda state, u: ops.ssm_step(state, u, a, b, c)
+    parameters = system.step_parameters()
+    return lambda state, u: ops.ssm_step(state, u, *parameters)
 
 
 BENCH = step_bench(

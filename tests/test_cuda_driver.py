@@ -388,7 +388,7 @@ def test_a_forked_process_is_told_to_spawn(driver: Driver) -> None:
 
 @pytest.mark.parametrize(
     "op",
-    ["vandermonde", "vandermonde_transpose", "cauchy", "ssm_step", "dplr_step_"],
+    ["vandermonde", "vandermonde_transpose", "cauchy", "ssm_step", "ssm_step_"],
 )
 def test_the_python_side_is_the_cpu_s(op: str) -> None:
     assert dispatch.implementation(op, "cuda") is dispatch.implementation(op, "cpu")

@@ -20,9 +20,9 @@ const T* data_of(const std::optional<Tensor>& tensor) {
 }
 
 Tensor step(const Tensor& state, const std::optional<Tensor>& slots, const Tensor& u, const Tensor& a,
-            const std::optional<Tensor>& p, const std::optional<Tensor>& q, const Tensor& b, const Tensor& c,
-            const std::optional<Tensor>& d, Tensor& next) {
-  const StepSizes sizes = check_step(state, slots, u, a, p, q, b, c, d, next);
+            const Tensor& b, const Tensor& c, const std::optional<Tensor>& d, const std::optional<Tensor>& p,
+            const std::optional<Tensor>& q, Tensor& next) {
+  const StepSizes sizes = check_step(state, slots, u, a, b, c, d, p, q, next);
   Tensor y = Tensor::empty(sizes.output, u.dtype(), u.device());
   const bool wide = is_double(u.dtype());
   SsmStepParams params{};

@@ -136,9 +136,9 @@ inline void recur(Rows<Real>& rows, const Instruction& instruction, const Real* 
   const int64_t channels = instruction.size[2], rank = instruction.size[3], poles = heads * pairs * 2;
   Recurrence<Real> system{};
   system.heads = heads, system.pairs = pairs, system.channels = channels, system.rank = rank;
-  system.a = weights, system.b = system.a + padded(poles), system.p = system.b + padded(poles);
-  system.q = system.p + padded(rank * poles), system.c = system.q + padded(rank * poles);
-  system.d = system.c + padded(channels * poles);
+  system.a = weights, system.b = system.a + padded(poles), system.c = system.b + padded(poles);
+  system.d = system.c + padded(channels * poles), system.p = system.d + padded(channels * heads);
+  system.q = system.p + padded(rank * poles);
   constexpr int64_t at_once = 16;  // heads whose parameters stay in the first level of cache
   for (int64_t first = 0; first < heads; first += at_once)
     for (int64_t row = 0; row < rows.count; ++row) {

@@ -69,8 +69,8 @@ struct Checked {
           const int64_t poles = 2 * size[0] * size[1];
           check(size[0] == channels, "a program's recurrence does not fit");
           check(at.state >= 0 && poles <= state - at.state, "a program's state does not fit");
-          reads(2 * padded(poles) + 2 * padded(size[3] * poles) + padded(size[2] * poles) +
-                size[2] * size[0]);
+          reads(2 * padded(poles) + padded(size[2] * poles) + padded(size[2] * size[0]) +
+                2 * padded(size[3] * poles));
           channels = size[2] * size[0];
           max_rank = size[3] > max_rank ? size[3] : max_rank;
           break;

@@ -100,5 +100,5 @@ class DSS(_MixedLayer):
         return y.squeeze(1).mT, None if state is None else paired(final)
 
     def _element(self, u: Tensor, state: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-        y, next_state = self.system(rate).step(state, u, self.D.to(state.real.dtype).unsqueeze(0))
+        y, next_state = ops.ssm_step(state, u, *self.system(rate).step_parameters(self.D.unsqueeze(0)))
         return y.squeeze(-2), next_state

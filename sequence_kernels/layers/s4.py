@@ -342,7 +342,7 @@ class S4(SequenceModule):
         gate = None if self.input_gate is None else self.input_gate(one)
         u = x if self.input_linear is None else self.input_linear(one).squeeze(-1)
         with torch.autocast(x.device.type, enabled=False):
-            y, next_state = self.kernel.system(rate).step(state, u, self.D.to(state.real.dtype))
+            y, next_state = ops.ssm_step(state, u, *self.kernel.system(rate).step_parameters(self.D))
         return self._mix(y.unsqueeze(-1), gate).squeeze(-1 if self.transposed else -2), next_state
 
     def stages(self, rate: float = 1.0) -> list[Stage]:  # type: ignore[override]

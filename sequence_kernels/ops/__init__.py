@@ -3,7 +3,6 @@
 from .cauchy import cauchy, cauchy_transpose
 from .dispatch import BACKENDS, BackendUnavailableError, explain, operations, use_backend
 from .dplr_generating import dplr_generating
-from .dplr_step import dplr_step, dplr_step_
 from .fft_conv import fft_conv
 from .ssm_chunk import ssm_chunk
 from .ssm_conv import ssm_conv
@@ -16,8 +15,6 @@ __all__ = [
     "cauchy",
     "cauchy_transpose",
     "dplr_generating",
-    "dplr_step",
-    "dplr_step_",
     "explain",
     "fft_conv",
     "operations",

@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 
+def by_head(copies: Tensor, heads: int) -> Tensor:
+    """``(..., S, N)`` to ``(..., H, N)``: head h takes copy h mod S."""
+    return copies.repeat(*(1,) * (copies.dim() - 2), heads // copies.shape[-2], 1)
+
+
 def sets_and_channels(weights: Tensor, *shared: Tensor) -> tuple[Tensor, ...]:
     """View ``(..., K)`` weights as contiguous ``(sets, channels, K)``, the tensors they share as ``(channels, K')``.
 

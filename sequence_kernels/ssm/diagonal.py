@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..ops.sharing import by_head
 from .discretize import discretize
 from .parameters import SSMParameters, complex_parameter
-from .system import ChunkMatrices
+from .system import ChunkMatrices, StepParameters, skip
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,8 @@ class DiagonalSystem:
         none = self.x.new_empty(0, *self.x.shape)
         return ChunkMatrices(*ops.ssm_chunk(torch.exp(self.x), none, none, self.b, self.c, chunk, tail=tail))
 
-    def step_parameters(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.a, self.b, self.c
-
-    def step(self, state: Tensor, u: Tensor, d: Tensor | None) -> tuple[Tensor, Tensor]:
-        return ops.ssm_step(state, u, *self.step_parameters(), d)
+    def step_parameters(self, d: Tensor | None = None) -> StepParameters:
+        return StepParameters(self.a, self.b, self.c, skip(d, self.c))
 
     def channels(self, start: int, stop: int) -> DiagonalSystem:
         return DiagonalSystem(self.x, self.b, self.c[start:stop])
@@ -95,8 +93,8 @@ class DiagonalSSM(SSMParameters):
         c = complex_parameter(self.C)
         a = torch.complex(self.negative(self.inv_A_real), self.A_imag.to(c.real.dtype))
         x, b = discretize(
-            self.by_head(a),
-            self.by_head(complex_parameter(self.B)),
+            by_head(a, self.heads),
+            by_head(complex_parameter(self.B), self.heads),
             self.dt(rate),
             self.disc,
             self.l_max or length,

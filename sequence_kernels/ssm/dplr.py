@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..ops.dplr_discretize import by_head, dplr_discretize
+from ..ops.dplr_discretize import dplr_discretize
+from ..ops.sharing import by_head
 from .parameters import SSMParameters, complex_parameter
-from .system import ChunkMatrices, readout
+from .system import ChunkMatrices, StepParameters, readout, skip
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,13 @@ class DPLRSystem:
     dt: Tensor
     c: Tensor
 
-    def by_head(self) -> tuple[Tensor, Tensor, Tensor]:
+    def continuous(self) -> tuple[Tensor, Tensor, Tensor]:
         """``w``, ``p`` and ``b`` of every head, in complex128."""
         w, p, b = (by_head(t.to(torch.complex128), len(self.dt)) for t in (self.w, self.p, self.b))
         return w, p, b
 
     def discrete(self, dtype: torch.dtype = torch.complex128) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``a``, ``p``, ``q``, ``b`` of ``ops.dplr_step``."""
+        """``a``, ``p``, ``q``, ``b`` of ``ops.ssm_step``."""
         return dplr_discretize(self.w, self.p, self.b, self.dt, dtype)
 
     def _dense(self) -> Tensor:
@@ -83,17 +84,15 @@ class DPLRSystem:
         odd = length + (length + 1) % 2
         angle = torch.arange(odd // 2 + 1, device=self.dt.device, dtype=torch.float64) * (2 * torch.pi / odd)
         # omega = e^{-i angle}: 2 (1 - omega) / (1 + omega) = 2 i tan(angle / 2), 2 / (1 + omega) = 1 + i tan(angle / 2)
-        w, p, b = self.by_head()
+        w, p, b = self.continuous()
         generating = ops.dplr_generating(  # complex128: the correction cancels digits that float32 has not
             self.truncated_readout(odd), p, p.conj(), b, w, self.dt, torch.tan(angle / 2)
         )
         return torch.fft.irfft(generating, n=odd)[..., :length].to(self.c.real.dtype)
 
-    def step_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        return (*self.discrete(self.c.dtype), self.c)
-
-    def step(self, state: Tensor, u: Tensor, d: Tensor | None) -> tuple[Tensor, Tensor]:
-        return ops.dplr_step(state, u, *self.step_parameters(), d)
+    def step_parameters(self, d: Tensor | None = None) -> StepParameters:
+        a, p, q, b = self.discrete(self.c.dtype)
+        return StepParameters(a, b, self.c, skip(d, self.c), p, q)
 
     def channels(self, start: int, stop: int) -> DPLRSystem:
         return DPLRSystem(self.w, self.p, self.b, self.dt, self.c[start:stop])

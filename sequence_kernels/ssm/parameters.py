@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..arguments import values
+from ..ops.sharing import by_head
 from ..optim import CarriesOptions
 
 
@@ -105,12 +106,8 @@ class SSMParameters(CarriesOptions):
         """The readout c (C, H, N) without the modes of ``bandlimit / 2`` cycles a step or more; imag is (S, N)."""
         if self.bandlimit is None:
             return c
-        cycles = self.log_dt.exp().unsqueeze(-1) * self.by_head(imag).abs() / (2 * math.pi)
+        cycles = self.log_dt.exp().unsqueeze(-1) * by_head(imag, self.heads).abs() / (2 * math.pi)
         return torch.where(cycles < self.bandlimit / 2, c, 0)
-
-    def by_head(self, copies: Tensor) -> Tensor:
-        """``(..., S, N)`` to ``(..., H, N)``: head h takes copy h mod S."""
-        return copies.repeat(*(1,) * (copies.dim() - 2), self.heads // copies.shape[-2], 1)
 
 
 def step_sizes(log_dt: Tensor, rate: float) -> Tensor:

@@ -17,6 +17,17 @@ class ChunkMatrices(NamedTuple):
     a_powers: Tensor
 
 
+class StepParameters(NamedTuple):
+    """The parameters of ``ops.ssm_step``, in its order and shapes."""
+
+    a: Tensor
+    b: Tensor
+    c: Tensor
+    d: Tensor | None = None
+    p: Tensor | None = None
+    q: Tensor | None = None
+
+
 class System(Protocol):
     """A discrete linear time-invariant system of H heads, C channels and N conjugate pairs of states."""
 
@@ -31,11 +42,8 @@ class System(Protocol):
         Without ``tail`` they do for whole chunks only: ``a_powers`` holds A^chunk alone.
         """
 
-    def step_parameters(self) -> tuple[Tensor, ...]:
-        """The parameters of a step: those of ``ops.ssm_step`` or of ``ops.dplr_step`` between u and d."""
-
-    def step(self, state: Tensor, u: Tensor, d: Tensor | None) -> tuple[Tensor, Tensor]:
-        """One time step: state ``(..., H, N)`` and u ``(..., H)`` to y ``(..., C, H)`` and the next state."""
+    def step_parameters(self, d: Tensor | None = None) -> StepParameters:
+        """What ``ops.ssm_step`` needs, with the skip d (in any dtype)."""
 
     def channels(self, start: int, stop: int) -> System:
         """The same system with some of its output channels."""
@@ -49,6 +57,11 @@ def interleaved(z: Tensor) -> Tensor:
 def paired(x: Tensor) -> Tensor:
     """The inverse of ``interleaved``."""
     return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+
+
+def skip(d: Tensor | None, c: Tensor) -> Tensor | None:
+    """d in the precision of the readout c."""
+    return None if d is None else d.to(c.real.dtype)
 
 
 def readout(c: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..ssm.system import StepParameters
+
 _PANEL = 64  # kPanel: what arrays are padded to, and how many outputs of a linear map lie side by side
 _CODES = {
     name: code
@@ -62,11 +64,12 @@ class Program:
         """``code``: an Activation of csrc/step_program/step_program.h."""
         self._add("activation", (code,))
 
-    def recurrence(self, a: Tensor, p: Tensor, q: Tensor, b: Tensor, c: Tensor, d: Tensor) -> int:
-        """Parameters as in ``ops.dplr_step``. Returns where its numbers begin among those of a sequence's state."""
-        heads, pairs = a.shape
-        channels, place = c.shape[0], self.state_size
-        self._add("recurrence", (heads, pairs, channels, p.shape[0]), a, b, p, q, c, d, state=place)
+    def recurrence(self, parameters: StepParameters) -> int:
+        """Of ``ops.ssm_step``, with a skip. Returns where its numbers begin among those of a sequence's state."""
+        (channels, heads, pairs), place = parameters.c.shape, self.state_size
+        rank = 0 if parameters.p is None else len(parameters.p)
+        given = [t for t in parameters if t is not None]
+        self._add("recurrence", (heads, pairs, channels, rank), *given, state=place)
         self.state_size += 2 * heads * pairs
         self.width = channels * heads
         return place

@@ -22,7 +22,7 @@ from torch.nn.modules import module as torch_module
 from .. import ops
 from ..arguments import keywords
 from ..ops.ssm_step.reference import in_place
-from ..ssm.system import ChunkMatrices, System, interleaved, paired
+from ..ssm.system import ChunkMatrices, StepParameters, System, interleaved, paired
 
 if TYPE_CHECKING:
     from .program import Program
@@ -215,10 +215,8 @@ class Recurrence(Carrier):
         self._place = 0  # in a row of a program's states
 
     @functools.cached_property
-    def _parameters(self) -> tuple[Tensor, ...]:
-        """Of one step, the skip last."""
-        parameters = self._system.step_parameters()
-        return *parameters, self._d.to(parameters[0].dtype.to_real())
+    def _parameters(self) -> StepParameters:
+        return self._system.step_parameters(self._d)
 
     @functools.cached_property
     def _matrices(self) -> ChunkMatrices:
@@ -228,28 +226,25 @@ class Recurrence(Carrier):
     def run(self, x: Tensor, passage: Passage) -> Tensor:
         if x.dim() == 3:
             return in_place(self._convolved, self.state, x, passage.slots)
-        op: Any = ops.ssm_step_ if len(self._parameters) == 4 else ops.dplr_step_
-        return op(self.state, x, *self._parameters, state_indices=passage.slots).flatten(-2)
+        return ops.ssm_step_(self.state, x, *self._parameters, state_indices=passage.slots).flatten(-2)
 
     def _convolved(self, state: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        skip = self._parameters[-1]
+        skip = self._parameters.d
         y, final = ops.ssm_conv(x.mT, *self._matrices, d=skip, initial_state=interleaved(state))
         return y.flatten(1, 2).mT, paired(final)
 
     def translate(self, program: Program) -> bool:
-        a, *pq, b, c, d = self._parameters
-        p, q = pq or 2 * [a.new_empty(0, *a.shape)]  # rank 0
-        self._place = program.recurrence(a, p, q, b, c, d)
+        self._place = program.recurrence(self._parameters)
         return True
 
     def allocate(self, batch_shape: tuple[int, ...], device: torch.device, room: Tensor | None) -> None:
-        a, rows = self._parameters[0], math.prod(batch_shape)
+        b, rows = self._parameters.b, math.prod(batch_shape)
         self._batch_shape = batch_shape
         if room is None:
-            self.state = torch.zeros(rows, *a.shape, dtype=a.dtype, device=device)
+            self.state = torch.zeros(rows, *b.shape, dtype=b.dtype, device=device)
         else:
-            mine = room[:, self._place : self._place + 2 * a.numel()]
-            self.state = paired(mine).unflatten(-1, a.shape)
+            mine = room[:, self._place : self._place + 2 * b.numel()]
+            self.state = paired(mine).unflatten(-1, b.shape)
 
     def leaves(self) -> list[Tensor]:
         return [self.state.reshape(*self._batch_shape, *self.state.shape[1:])]

@@ -59,11 +59,11 @@ def _ssm_step(name: str, real: torch.dtype) -> Launches:
         state = torch.zeros(rows, 4, 32, dtype=real.to_complex())
         u, d, slots = torch.zeros(rows, 4, dtype=real), torch.zeros(1, 4, dtype=real), torch.arange(rows)
         one = state[:1].clone()
-        found[f"{rows} rows {name}"] = (module, "ssm_step", (state, u, one[0], one[0], one, d))
+        found[f"{rows} rows {name}"] = (module, "ssm_step", (state, u, one[0], one[0], one, d, None, None))
         found[f"{rows} rows, slots {name}"] = (
             module,
             "ssm_step_",
-            (state, u, one[0], one, one, one[0], one, None, slots),
+            (state, u, one[0], one[0], one, None, one, one, slots),
         )
     return found
 

@@ -205,7 +205,7 @@ def test_two_trees_are_timed_in_turn():
     """The same tree on both sides: the ratio is about 1 and no verdict is passed on noise."""
     from bench.harness.plan import Job
 
-    job = Job("dplr_step", "B1-H256-N32-R1", "forward", DEFAULT, "cpu", "quick")
+    job = Job("ssm_step", "B1-H256-N32-R1", "forward", DEFAULT, "cpu", "quick")
     row = compare.of_trees([job], ROOT, ROOT).splitlines()[2]
     faster = float(row.strip("|").split("|")[5])
     assert 0.3 < faster < 3

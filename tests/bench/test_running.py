@@ -22,7 +22,7 @@ from bench.harness.run import environment, run
 
 from . import toy
 
-STEP = ("--op", "dplr_step", "--shape", "B1-H256-N32-R1")
+STEP = ("--op", "ssm_step", "--shape", "B1-H256-N32-R1")
 
 
 def test_a_plan_takes_every_shape_mode_and_allocator():
@@ -119,7 +119,7 @@ def quiet(total: int) -> Progress:
 def test_a_run_measures_in_child_processes_and_resumes(tmp_path):
     out = tmp_path / "r.jsonl"
     jobs = [
-        Job("dplr_step", "B1-H256-N32-R1", "forward", allocator, "cpu", "quick")
+        Job("ssm_step", "B1-H256-N32-R1", "forward", allocator, "cpu", "quick")
         for allocator in (DEFAULT, KEEPS)
     ]
     run(jobs[:1], out, toy.header(), quiet(1))
@@ -145,8 +145,8 @@ def test_a_run_measures_in_child_processes_and_resumes(tmp_path):
 
 def test_a_process_that_dies_costs_its_job_alone(tmp_path):
     jobs = [
-        Job("dplr_step", "no such shape", "forward", DEFAULT, "cpu", "quick"),
-        Job("dplr_step", "B1-H256-N32-R1", "forward", DEFAULT, "cpu", "quick"),
+        Job("ssm_step", "no such shape", "forward", DEFAULT, "cpu", "quick"),
+        Job("ssm_step", "B1-H256-N32-R1", "forward", DEFAULT, "cpu", "quick"),
     ]
     run(jobs, tmp_path / "r.jsonl", toy.header(), quiet(2))
     done = load(tmp_path / "r.jsonl")
@@ -171,7 +171,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path):
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "what was measured until here is kept" in printed
-    assert "| dplr_step" in printed or "### dplr_step" in printed
+    assert "| ssm_step" in printed or "### ssm_step" in printed
     assert load(out).pairs
     assert not _children_of(process.pid)
 

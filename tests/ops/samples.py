@@ -160,18 +160,18 @@ SAMPLES: dict[str, Sample] = {
     "ssm_chunk-rank-2-tail": _chunk_matrices(rank=2, tail=True),
     "dplr_generating": _generating(rank=1),
     "dplr_generating-rank-2": _generating(rank=2),
-    "dplr_step": Sample(
-        "dplr_step",
-        ops.dplr_step,
+    "ssm_step-low-rank": Sample(
+        "ssm_step",
+        ops.ssm_step,
         (
             complexes(2, 3, 4),
             real(2, 3),
             complexes(3, 4, seed=1),
-            complexes(2, 3, 4, seed=2),
-            complexes(2, 3, 4, seed=3),
             complexes(3, 4, seed=4),
             complexes(1, 3, 4, seed=5),
             real(1, 3),
+            complexes(2, 3, 4, seed=2),
+            complexes(2, 3, 4, seed=3),
         ),
     ),
 }

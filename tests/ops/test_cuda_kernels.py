@@ -32,7 +32,7 @@ def step(op: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
 def step_arguments(rows: int, rank: int | None) -> list[Any]:
     low_rank = [] if rank is None else [normal(rank, 3, 33), normal(rank, 3, 33)]
     a, b = poles(3, 33), normal(3, 33)
-    return [normal(rows, 3, 33), normal(rows, 3).real, a, *low_rank, b, normal(2, 3, 33), normal(2, 3).real]
+    return [normal(rows, 3, 33), normal(rows, 3).real, a, b, normal(2, 3, 33), normal(2, 3).real, *low_rank]
 
 
 def gradients(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -114,7 +114,7 @@ CALLS: dict[str, tuple[Callable[..., Tensor], Callable[[], list[Any]], dict[str,
     "convolution_segments": (convolution, lambda: convolution_arguments(2, 2, 300, 4, 6, True), {}),
     "convolution_parts": (convolution, lambda: convolution_arguments(2, 1, 1000, 32, 64, True), {}),
     "step_one": (step(ops.ssm_step), lambda: step_arguments(1, None), {}),
-    "step_many": (step(ops.dplr_step), lambda: step_arguments(9, 2), {}),
+    "step_many": (step(ops.ssm_step), lambda: step_arguments(9, 2), {}),
 }
 
 

@@ -1,4 +1,4 @@
-"""The bilinear discretisation of diagonal-plus-low-rank models: the parameters of ``ops.dplr_step``."""
+"""The bilinear discretisation of diagonal-plus-low-rank models: the parameters of ``ops.ssm_step``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..dispatch import choose
 from ..registration import only_runs
+from ..sharing import by_head
 
 
 def dplr_discretize(
@@ -24,16 +25,11 @@ def dplr_discretize(
     """
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (w, p, b, dt))
     plain = wanted or torch.compiler.is_compiling() or not w.dtype == p.dtype == b.dtype
-    if plain or choose("dplr_step", None, w) != "cpu" or not only_runs("cpu"):
+    if plain or choose("ssm_step", None, w) != "cpu" or not only_runs("cpu"):
         return _by_torch(w, p, b, dt, dtype)
     w, p, b, dt = (t.resolve_conj().contiguous() for t in (w, p, b, dt))
     found = torch.ops.sequence_kernels_native.dplr_discretize(w, p, b, dt, dtype == torch.complex128)
     return found if found[0].dtype == dtype else tuple(t.to(dtype) for t in found)
-
-
-def by_head(copies: Tensor, heads: int) -> Tensor:
-    """``(..., S, N)`` to ``(..., H, N)``: head h takes copy h mod S."""
-    return copies.repeat(*(1,) * (copies.dim() - 2), heads // copies.shape[-2], 1)
 
 
 def _by_torch(

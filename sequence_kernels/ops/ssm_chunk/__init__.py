@@ -26,7 +26,7 @@ def ssm_chunk(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The matrices that ``ops.ssm_conv`` takes, of ``x_t = A x_{t-1} + b u_t, y_t = 2 Re(c x_t)`` over conjugate pairs.
 
-    ``A x = a x + sum_r p_r 2 Re(sum_n q_rn x_n)``, as in ``ops.dplr_step``; the state has S = 2 N real entries.
+    ``A x = a x + sum_r p_r 2 Re(sum_n q_rn x_n)``, as in ``ops.ssm_step``; the state has S = 2 N real entries.
 
     Args:
         a: diagonal ``(H, N)``, complex64 or complex128 as all the tensors. Everything is computed in complex128.

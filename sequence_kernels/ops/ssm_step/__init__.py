@@ -1,4 +1,4 @@
-"""One time step of a diagonal state-space model."""
+"""One time step of a state-space model: diagonal, or diagonal plus low rank."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..dispatch import choose, implement_in_triton, implementation
 from ..registration import only_runs, register
 from . import kernels, reference  # noqa: F401 (register the implementations)
 
-implement_in_triton(__name__, "ssm_step", "ssm_step_", "dplr_step", "dplr_step_")
+implement_in_triton(__name__, "ssm_step", "ssm_step_")
 
 
 def ssm_step(
@@ -22,10 +22,12 @@ def ssm_step(
     b: Tensor,
     c: Tensor,
     d: Tensor | None = None,
+    p: Tensor | None = None,
+    q: Tensor | None = None,
     *,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One step of the recurrence ``x' = a x + b u``, ``y = 2 Re(sum_n c x') + d u``.
+    """One step of ``x' = a x + sum_r p_r 2 Re(sum_n q_rn x_n) + b u``, ``y = 2 Re(sum_n c x') + d u``.
 
     Args:
         state: x, complex ``(..., H, N)``, one of each conjugate pair; the leading dimensions are the batch.
@@ -33,6 +35,7 @@ def ssm_step(
         a, b: complex ``(H, N)``, in the dtype of ``state``.
         c: complex ``(C, H, N)``.
         d: real skip ``(C, H)``.
+        p, q: complex ``(R, H, N)``, any R >= 0; neither for a diagonal model. ``q`` enters as it is, not conjugated.
         backend: None chooses the fastest that can serve the call.
 
     Returns:
@@ -40,11 +43,11 @@ def ssm_step(
 
     Differentiable in every argument, any number of times.
     """
-    short = check_step(state, u, d, {"a": a, "b": b}, {"c": c})
+    short = _check(state, u, a, b, c, d, p, q)
     chosen = choose("ssm_step", backend, state)
     if short:
-        return implementation("ssm_step", chosen)(state, u, a, b, c, d)
-    return _ssm_step(state, u, a, b, c, d, chosen)
+        return implementation("ssm_step", chosen)(state, u, a, b, c, d, p, q)
+    return _ssm_step(state, u, a, b, c, d, p, q, chosen)
 
 
 def ssm_step_(
@@ -54,6 +57,8 @@ def ssm_step_(
     b: Tensor,
     c: Tensor,
     d: Tensor | None = None,
+    p: Tensor | None = None,
+    q: Tensor | None = None,
     *,
     state_indices: Tensor | None = None,
     backend: str | None = None,
@@ -68,29 +73,27 @@ def ssm_step_(
 
     The others are those of ``ssm_step``. There is no gradient: raises RuntimeError if one would be needed.
     """
-    check_step(state, u, d, {"a": a, "b": b}, {"c": c}, state_indices)
-    return _ssm_step_(state, u, a, b, c, d, state_indices, choose("ssm_step_", backend, state))
+    _check(state, u, a, b, c, d, p, q, state_indices)
+    return _ssm_step_(state, u, a, b, c, d, p, q, state_indices, choose("ssm_step_", backend, state))
 
 
-def check_step(
+def _check(
     state: Tensor,
     u: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
     d: Tensor | None,
-    by_head: dict[str, Tensor],
-    by_channel: dict[str, Tensor],
+    p: Tensor | None,
+    q: Tensor | None,
     state_indices: Tensor | None = None,
 ) -> bool:
-    """The checks that the steps of diagonal and of diagonal-plus-low-rank models share.
-
-    Returns whether the implementation may be called as it is: a step is short, and the way through torch is not.
-    """
-    if not torch.compiler.is_compiling() and state_indices is None:
-        parameters = (*by_head.values(), *by_channel.values())
-        if _plain(state, u, d, parameters, len(by_head)):
-            return only_runs(state.device.type)
-    optional = {"d": d, "state_indices": state_indices}
+    """Returns whether the implementation may be called as it is: a step is short, and the way through torch is not."""
+    if not torch.compiler.is_compiling() and state_indices is None and _plain(state, u, a, b, c, d, p, q):
+        return only_runs(state.device.type)
+    optional = {"d": d, "p": p, "q": q, "state_indices": state_indices}
     given = {name: value for name, value in optional.items() if value is not None}
-    checks.tensors(state=state, u=u, **by_head, **by_channel, **given)
+    checks.tensors(state=state, u=u, a=a, b=b, c=c, **given)
     checks.dtype("state", state, checks.COMPLEX)
     if state.dim() < 2:
         raise ValueError(f"state must have shape (..., H, N), got {tuple(state.shape)}")
@@ -101,14 +104,18 @@ def check_step(
     double = state.dtype == torch.complex128
     checks.dtype("u", u, (torch.float64,) if double else (*checks.HALF, torch.float32))
     last = (("H", state.shape[-2]), ("N", state.shape[-1]))
-    for name, value in by_head.items():
-        checks.shape(name, value, last)
-    for name, value in by_channel.items():
-        checks.shape(name, value, (("R" if name in "pq" else "C", None), *last))
-    for name, value in (by_head | by_channel).items():
-        checks.dtype(name, value, (state.dtype,))
+    leading: dict[str, tuple[tuple[str, int | None], ...]] = {"c": (("C", None),)}
+    if p is not None or q is not None:
+        if p is None or q is None or p.shape[:1] != q.shape[:1]:
+            shapes = " and ".join("None" if t is None else str(tuple(t.shape)) for t in (p, q))
+            raise ValueError(f"p and q must have the same rank R, got {shapes}")
+        leading |= {"p": (("R", None),), "q": (("R", None),)}
+    for name, value in {"a": a, "b": b, "c": c, "p": p, "q": q}.items():
+        if value is not None:
+            checks.shape(name, value, (*leading.get(name, ()), *last))
+            checks.dtype(name, value, (state.dtype,))
     if d is not None:
-        checks.shape("d", d, (("C", by_channel["c"].shape[0]), last[0]))
+        checks.shape("d", d, (("C", c.shape[0]), last[0]))
         checks.dtype("d", d, (state.real.dtype,))
     return False
 
@@ -116,8 +123,10 @@ def check_step(
 _ORDINARY = (Tensor, torch.nn.Parameter)
 
 
-def _plain(state: Any, u: Any, d: Any, parameters: tuple[Any, ...], by_head: int) -> bool:
+def _plain(state: Any, u: Any, a: Any, b: Any, c: Any, d: Any, p: Any, q: Any) -> bool:
     """Whether all is plainly as the checks want it: ordinary tensors of the common precision that need no gradient."""
+    low_rank = () if p is None and q is None else (p, q)
+    parameters = (a, b, c, *low_rank)
     tensors = (state, u, *parameters) if d is None else (state, u, d, *parameters)
     needs_gradient = torch.is_grad_enabled()
     for t in tensors:
@@ -128,12 +137,12 @@ def _plain(state: Any, u: Any, d: Any, parameters: tuple[Any, ...], by_head: int
     good = len(last) == 2 and u.shape == shape[:-1] and u.device == device
     good = good and state.dtype == torch.complex64 and u.dtype == torch.float32
     for i, t in enumerate(parameters):
-        good = good and (t.shape if i < by_head else t.shape[1:]) == last
+        good = good and (t.shape if i < 2 else t.shape[1:]) == last
         good = good and t.dtype == torch.complex64 and t.device == device
+    good = good and (not low_rank or p.shape == q.shape)
     if d is None or not good:
         return good
-    skip = (parameters[-1].shape[0], shape[-2])
-    return d.shape == skip and d.dtype == torch.float32 and d.device == device
+    return d.shape == (c.shape[0], shape[-2]) and d.dtype == torch.float32 and d.device == device
 
 
 def _check_state_indices(state: Tensor, u: Tensor, indices: Tensor) -> None:
@@ -143,22 +152,15 @@ def _check_state_indices(state: Tensor, u: Tensor, indices: Tensor) -> None:
     checks.integers("state_indices", indices, -1, len(state) - 1)
 
 
-def in_place_fake(u: Tensor, c: Tensor) -> Tensor:
-    """An empty tensor like the output of a step in place."""
+def _empty_output(u: Tensor, c: Tensor) -> Tensor:
     return u.new_empty((*u.shape[:-1], c.shape[0], u.shape[-1]))
 
 
-def step_fake(state: Tensor, u: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """Empty tensors like the results of a step."""
-    return in_place_fake(u, c), state.new_empty(state.shape)
-
-
 def _fake(state: Tensor, u: Tensor, a: Tensor, b: Tensor, c: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return step_fake(state, u, c)
+    return _empty_output(u, c), state.new_empty(state.shape)
 
 
-def step_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    """Keep all tensors that a step was given."""
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs[:-1])
 
 
@@ -168,16 +170,17 @@ def _backward(ctx: Any, g: Tensor, g_state: Tensor) -> tuple[Tensor | None, ...]
 
 _ssm_step = register(
     "ssm_step",
-    "(Tensor state, Tensor u, Tensor a, Tensor b, Tensor c, Tensor? d, str backend) -> (Tensor, Tensor)",
+    "(Tensor state, Tensor u, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? p, Tensor? q, str backend) "
+    "-> (Tensor, Tensor)",
     fake=_fake,
-    setup_context=step_save,
+    setup_context=_save,
     backward=_backward,
     follows_autocast=(1,),
 )
 _ssm_step_ = register(
     "ssm_step_",
-    "(Tensor(a!) state, Tensor u, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? state_indices, str backend) "
-    "-> Tensor",
-    fake=lambda state, u, a, b, c, *rest: in_place_fake(u, c),
+    "(Tensor(a!) state, Tensor u, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? p, Tensor? q, "
+    "Tensor? state_indices, str backend) -> Tensor",
+    fake=lambda state, u, a, b, c, *rest: _empty_output(u, c),
     follows_autocast=(1,),
 )

@@ -12,9 +12,9 @@ from torch import Tensor
 from ... import native
 from ..dispatch import implement
 
-#: ``(state, slots, u, a, p, q, b, c, d, next_state) -> y``: steps from ``state`` to ``next_state``, which may be the
-#: same. All contiguous; u is of the state's precision, ``slots`` (rows) int64. slots, p, q (of a diagonal system) and d
-#: may be None.
+#: ``(state, slots, u, a, b, c, d, p, q, next_state) -> y``: steps from ``state`` to ``next_state``, which may be the
+#: same. All contiguous; u is of the state's precision, ``slots`` (rows) int64. slots, d and, of
+#: a diagonal system, p and q may be None.
 Kernel = Callable[..., Tensor]
 
 _REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
@@ -36,15 +36,14 @@ def _compiled() -> Callable[..., Tensor]:
 
 
 def steps(kernel: Kernel) -> tuple[Callable[..., tuple[Tensor, Tensor]], Callable[..., Tensor]]:
-    """What implements ``ssm_step`` or ``dplr_step``, and the same in place, by a kernel."""
+    """What implements ``ssm_step``, and the same in place, by a kernel."""
 
     def run(
         state: Tensor, u: Tensor, parameters: tuple[Tensor | None, ...], slots: Tensor | None, to: Tensor
     ) -> Tensor:
-        a, *pq, b, c, d = [None if t is None else _plain(t) for t in parameters]
-        p, q = pq or (None, None)
+        parameters = tuple(None if t is None else _plain(t) for t in parameters)
         wide = u if u.dtype == _REAL[state.dtype] else u.to(_REAL[state.dtype])
-        y = kernel(state, slots, _plain(wide), a, p, q, b, c, d, to)
+        y = kernel(state, slots, _plain(wide), *parameters, to)
         return y if y.dtype == u.dtype else y.to(u.dtype)
 
     def step(state: Tensor, u: Tensor, *parameters: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -67,6 +66,5 @@ def steps(kernel: Kernel) -> tuple[Callable[..., tuple[Tensor, Tensor]], Callabl
 
 step, step_ = steps(compiled)
 for _library in ("cpu", "cuda"):
-    for _op in ("ssm_step", "dplr_step"):
-        implement(_op, _library, needs=native.needs(_library))(step)
-        implement(f"{_op}_", _library, needs=native.needs(_library))(step_)
+    implement("ssm_step", _library, needs=native.needs(_library))(step)
+    implement("ssm_step_", _library, needs=native.needs(_library))(step_)

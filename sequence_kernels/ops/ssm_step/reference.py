@@ -1,14 +1,14 @@
-"""One step of a diagonal state-space model and its adjoint in plain torch.
+"""One step of a state-space model and its adjoint in plain torch.
 
-    x' = a x + b u,  y_c = 2 Re(sum_n c_n x'_n) + d_c u
+    s_r = 2 Re(sum_n q_rn x_n),  x' = a x + sum_r p_r s_r + b u,  y_c = 2 Re(sum_n c_n x'_n) + d_c u
 
-With p = dL/dx' + 2 sum_c g_c c* the whole gradient of x': dx = a* p, da = sum x* p, db = sum u p,
-du = Re(sum_n b* p) + sum_c d_c g_c, dc = 2 sum g_c x'*, dd = sum g_c u; sums without an index run over the batch.
+With g' = dL/dx' + 2 sum_c g_c c* the whole gradient of x' and t_r = Re(sum_n p_rn* g'_n) that of s_r:
+dx = a* g' + 2 sum_r t_r q_r*, da = sum x* g', db = sum u g', du = Re(sum_n b* g') + sum_c d_c g_c, dc = 2 sum g_c x'*,
+dd = sum g_c u, dp_r = sum s_r g', dq_r = 2 sum t_r x*; sums without an index run over the batch.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import torch
@@ -17,20 +17,33 @@ from torch import Tensor
 from ..dispatch import implement
 
 
-def readout(state: Tensor, u: Tensor, c: Tensor, d: Tensor | None) -> Tensor:
-    """y (..., C, H) from a state (..., H, N), in the dtype of u."""
-    y = 2 * torch.einsum("...hn,chn->...ch", state, c).real
-    if d is not None:
-        y = y + d * u.unsqueeze(-2)
-    return y.to(u.dtype).contiguous()
+def _next(
+    state: Tensor, u: Tensor, a: Tensor, b: Tensor, p: Tensor | None, q: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """x' and, with a low rank, the sums s (..., R, H)."""
+    following = a * state + b * u.unsqueeze(-1).to(state.real.dtype)
+    if p is None or q is None:
+        return following, None
+    sums = 2 * torch.einsum("...hn,rhn->...rh", state, q).real
+    return following + torch.einsum("...rh,rhn->...hn", sums.to(p.dtype), p), sums
 
 
 @implement("ssm_step", "torch")
 def ssm_step(
-    state: Tensor, u: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None
+    state: Tensor,
+    u: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    p: Tensor | None,
+    q: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    new_state = a * state + b * u.unsqueeze(-1).to(state.real.dtype)
-    return readout(new_state, u, c, d), new_state
+    following, _ = _next(state, u, a, b, p, q)
+    y = 2 * torch.einsum("...hn,chn->...ch", following, c).real
+    if d is not None:
+        y = y + d * u.unsqueeze(-2)
+    return y.to(u.dtype).contiguous(), following
 
 
 def in_place(
@@ -57,24 +70,9 @@ def in_place(
     return y.masked_fill_(~busy.view(-1, *(1,) * (y.dim() - 1)), 0)
 
 
-implement("ssm_step_", "torch")(functools.partial(in_place, ssm_step))
-
-
-def over_batch(t: Tensor, dims: int) -> Tensor:
-    """Sum over all but the last ``dims`` dimensions."""
-    return t.sum(tuple(range(t.dim() - dims))) if t.dim() > dims else t
-
-
-def readout_backward(
-    g: Tensor, g_state: Tensor, new_state: Tensor, u: Tensor, c: Tensor, d: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """The whole gradient of the new state; the skip's part of du; dc; dd."""
-    g = g.to(c.real.dtype)
-    p = g_state + 2 * torch.einsum("...ch,chn->...hn", g.to(c.dtype), c.conj())
-    dc = 2 * over_batch(g.unsqueeze(-1) * new_state.conj().unsqueeze(-3), 3)
-    if d is None:
-        return p, torch.zeros_like(u, dtype=g.dtype), dc, None
-    return p, (g * d).sum(-2), dc, over_batch(g * u.unsqueeze(-2), 2)
+@implement("ssm_step_", "torch")
+def ssm_step_(state: Tensor, u: Tensor, *parameters: Tensor | None) -> Tensor:
+    return in_place(ssm_step, state, u, *parameters)
 
 
 def ssm_step_backward(
@@ -86,10 +84,27 @@ def ssm_step_backward(
     b: Tensor,
     c: Tensor,
     d: Tensor | None,
+    p: Tensor | None,
+    q: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     """The adjoint above, of plain differentiable operations."""
-    drive = u.unsqueeze(-1).to(state.real.dtype)
-    p, du, dc, dd = readout_backward(g, g_state, a * state + b * drive, u, c, d)
-    du = du + (b.conj() * p).sum(-1).real
-    da, db = over_batch(state.conj() * p, 2), over_batch(drive * p, 2)
-    return a.conj() * p, du.to(u.dtype), da, db, dc, dd
+    drive, g = u.unsqueeze(-1).to(state.real.dtype), g.to(c.real.dtype)
+    following, sums = _next(state, u, a, b, p, q)
+    whole = g_state + 2 * torch.einsum("...ch,chn->...hn", g.to(c.dtype), c.conj())
+    du, d_state = (b.conj() * whole).sum(-1).real, a.conj() * whole
+    da, db = _over_batch(state.conj() * whole, 2), _over_batch(drive * whole, 2)
+    dc = 2 * _over_batch(g.unsqueeze(-1) * following.conj().unsqueeze(-3), 3)
+    dd = dp = dq = None
+    if d is not None:
+        du, dd = du + (g * d).sum(-2), _over_batch(g * u.unsqueeze(-2), 2)
+    if p is not None and q is not None and sums is not None:
+        d_sums = torch.einsum("...hn,rhn->...rh", whole, p.conj()).real
+        d_state = d_state + 2 * torch.einsum("...rh,rhn->...hn", d_sums.to(q.dtype), q.conj())
+        dp = _over_batch(sums.unsqueeze(-1) * whole.unsqueeze(-3), 3)
+        dq = 2 * _over_batch(d_sums.unsqueeze(-1) * state.conj().unsqueeze(-3), 3)
+    return d_state, du.to(u.dtype), da, db, dc, dd, dp, dq
+
+
+def _over_batch(t: Tensor, dims: int) -> Tensor:
+    """Sum over all but the last ``dims`` dimensions."""
+    return t.sum(tuple(range(t.dim() - dims))) if t.dim() > dims else t

@@ -25,7 +25,7 @@ def _complex(pointer, row, n, mask):
 
 @triton.jit
 def ssm_step_kernel(
-    state, following, slots, u, a, p, q, b, c, d, y, rows, places, heads, N, channels, rank,
+    state, following, slots, u, a, b, c, d, p, q, y, rows, places, heads, N, channels, rank,
     ROWS: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     """States (places, heads, N), u (rows, heads) -> y (rows, channels, heads); complex ones as pairs of reals.
@@ -71,11 +71,11 @@ def kernel(
     slots: Tensor | None,
     u: Tensor,
     a: Tensor,
-    p: Tensor | None,
-    q: Tensor | None,
     b: Tensor,
     c: Tensor,
     d: Tensor | None,
+    p: Tensor | None,
+    q: Tensor | None,
     next_state: Tensor,
 ) -> Tensor:
     """The step of ``kernels.Kernel``."""
@@ -88,11 +88,11 @@ def kernel(
         p, q, rank = (a, a, 0) if p is None or q is None else (p, q, len(p))
         ssm_step_kernel[(triton.cdiv(rows, together) * heads,)](
             torch.view_as_real(state), torch.view_as_real(next_state), slots, u,
-            *(torch.view_as_real(t) for t in (a, p, q, b, c)), d, y,
+            *(torch.view_as_real(t) for t in (a, b, c)), d, torch.view_as_real(p), torch.view_as_real(q), y,
             rows, math.prod(state.shape[:-2]), heads, pairs, channels, rank,
             ROWS=together, PAIRS=block, num_warps=max(1, min(8, together * block // 256)),
         )  # fmt: skip
     return y
 
 
-ssm_step, ssm_step_ = dplr_step, dplr_step_ = steps(kernel)
+ssm_step, ssm_step_ = steps(kernel)

@@ -16,11 +16,11 @@ class Step(NamedTuple):
     slots: Tensor | None  # (rows)
     u: Tensor  # (rows, H)
     a: Tensor  # (H, N)
-    p: Tensor | None  # (R, H, N)
-    q: Tensor | None
     b: Tensor
     c: Tensor  # (C, H, N)
     d: Tensor | None  # (C, H)
+    p: Tensor | None  # (R, H, N)
+    q: Tensor | None
 
 
 def sample(
@@ -52,11 +52,11 @@ def sample(
         None if slots is None else torch.tensor(slots),
         u,
         normal(heads, pairs),
-        p,
-        q,
         normal(heads, pairs),
         normal(channels, heads, pairs),
         torch.randn(channels, heads, dtype=REAL[dtype]) if skip else None,
+        p,
+        q,
     )
 
 

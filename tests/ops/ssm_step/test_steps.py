@@ -46,13 +46,13 @@ def test_diagonal(backend: str, batch: tuple[int, ...]) -> None:
 
 
 @pytest.mark.checks("oracle")
-@pytest.mark.parametrize("backend", backends("dplr_step") + gpu_backends("dplr_step"))
+@pytest.mark.parametrize("backend", backends("ssm_step") + gpu_backends("ssm_step"))
 @pytest.mark.parametrize("batch", [(), (5,), (2, 3), (0,)])
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_diagonal_plus_low_rank(backend: str, batch: tuple[int, ...], rank: int) -> None:
     state, u, a, b, c, d = parts(batch, device_of(backend))
     p, q = torch.randn(2, rank, 3, 4, dtype=C128, device=state.device)
-    y, new_state = ops.dplr_step(state, u, a, p, q, b, c, d, backend=backend)
+    y, new_state = ops.ssm_step(state, u, a, b, c, d, p, q, backend=backend)
     matrix = torch.diag_embed(whole(a)) + torch.einsum("rhm,rhn->hmn", whole(p), whole(q))
     moved = torch.einsum("hmn,...hn->...hm", matrix, whole(state)) + whole(b) * u.unsqueeze(-1)
     torch.testing.assert_close(whole(new_state), moved)
@@ -79,7 +79,11 @@ def test_bad_arguments() -> None:
     with pytest.raises(TypeError, match=r"a must be one of complex128, got torch.complex64"):
         ops.ssm_step(state, u, a.to(torch.complex64), b, c, d)
     with pytest.raises(ValueError, match=r"p and q must have the same rank R"):
-        ops.dplr_step(state, u, a, c, c[:1], b, c, d)
+        ops.ssm_step(state, u, a, b, c, d, c, c[:1])
+    with pytest.raises(ValueError, match=r"p and q must have the same rank R, got \(2, 3, 4\) and None"):
+        ops.ssm_step(state, u, a, b, c, d, c)
+    with pytest.raises(ValueError, match=r"p must have shape \(R, H=3, N=4\), got \(2, 3, 3\)"):
+        ops.ssm_step(state, u, a, b, c, d, c[..., :3], c)
 
 
 class Seen(TorchDispatchMode):
@@ -101,12 +105,11 @@ class TestShortWay:
     def arguments(self) -> tuple[Tensor, ...]:
         return tuple(t.to(torch.complex64 if t.is_complex() else torch.float32) for t in parts((5,)))
 
-    @pytest.fixture(params=["ssm_step", "dplr_step"])
+    @pytest.fixture(params=["diagonal", "low rank"])
     def step(self, request: pytest.FixtureRequest) -> Callable[..., Any]:
         def step(state: Tensor, u: Tensor, a: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
-            if request.param == "ssm_step":
-                return ops.ssm_step(state, u, a, *rest)
-            return ops.dplr_step(state, u, a, 0 * a[None], a[None], *rest)
+            low_rank = () if request.param == "diagonal" else (0 * a[None], a[None])
+            return ops.ssm_step(state, u, a, *rest, *low_rank)
 
         return step
 
@@ -114,12 +117,9 @@ class TestShortWay:
     def registered(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         """The names of the registered ops that were called."""
         called: list[str] = []
-        for name in ("ssm_step", "dplr_step"):
-            module = importlib.import_module(f"sequence_kernels.ops.{name}")
-            op = getattr(module, f"_{name}")
-            monkeypatch.setattr(
-                module, f"_{name}", lambda *a, op=op, name=name: called.append(name) or op(*a)
-            )
+        module = importlib.import_module("sequence_kernels.ops.ssm_step")
+        op = module._ssm_step
+        monkeypatch.setattr(module, "_ssm_step", lambda *a: called.append("ssm_step") or op(*a))
         return called
 
     def test_taken(
@@ -150,7 +150,7 @@ class TestShortWay:
         assert not registered
         with Seen() as seen:
             step(*arguments)
-        assert "ssm_step" in seen.names or "dplr_step" in seen.names
+        assert "ssm_step" in seen.names
         with torch.autocast("cpu", torch.bfloat16):
             assert step(*arguments)[0].dtype == torch.bfloat16
         state, u, *rest = arguments

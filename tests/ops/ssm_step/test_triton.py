@@ -58,7 +58,7 @@ def test_empty_dimensions() -> None:
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel serves backend="triton" of the registered ops, on the CPU too."""
-    for op in ("ssm_step", "ssm_step_", "dplr_step", "dplr_step_"):
+    for op in ("ssm_step", "ssm_step_"):
         run = dispatch.implementation(op, "triton")
         served = dispatch.Implementation(run, lambda device, dtype: None)
         monkeypatch.setitem(dispatch._implementations[op], "triton", served)
@@ -69,17 +69,17 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_registered_ops(dtype: torch.dtype) -> None:
     """Strides, dtypes and layouts are the Python side's, the same as for the C++ kernels."""
     x = exact.sample(3, 2, 5, 2, 1)
-    state, u, a, p, q, b, c, d = (
-        None if t is None else t.to(DEVICE) for t in (x.state, x.u.to(dtype), x.a, x.p, x.q, x.b, x.c, x.d)
+    state, u, *parameters = (
+        None if t is None else t.to(DEVICE) for t in (x.state, x.u.to(dtype), x.a, x.b, x.c, x.d, x.p, x.q)
     )
-    for name, parameters in (("ssm_step", (a, b, c, d)), ("dplr_step", (a, p, q, b, c, d))):
-        op, op_ = (getattr(torch.ops.sequence_kernels, n).default for n in (name, f"{name}_"))
-        y, after = op(state, u, *parameters, "triton")
-        want, want_after = op(state, u, *parameters, "torch")
+    op, op_ = torch.ops.sequence_kernels.ssm_step.default, torch.ops.sequence_kernels.ssm_step_.default
+    for given in (parameters, [*parameters[:4], None, None]):
+        y, after = op(state, u, *given, "triton")
+        want, want_after = op(state, u, *given, "torch")
         torch.testing.assert_close(y, want)
         torch.testing.assert_close(after, want_after)
         strided = torch.zeros(3, 5, 2, dtype=torch.complex64, device=DEVICE).mT.copy_(state)
-        torch.testing.assert_close(op_(strided, u, *parameters, None, "triton"), want)
+        torch.testing.assert_close(op_(strided, u, *given, None, "triton"), want)
         torch.testing.assert_close(strided, want_after)
 
 
@@ -88,10 +88,10 @@ def test_registered_ops(dtype: torch.dtype) -> None:
 def test_first_and_second_derivatives() -> None:
     """The values are the kernel's; the derivatives are plain torch's."""
     x = exact.sample(2, 1, 2, 1, 1, dtype=torch.complex128)
-    arguments = [t.to(DEVICE).requires_grad_() for t in (x.state, x.u, x.a, x.p, x.q, x.b, x.c, x.d)]
+    arguments = [t.to(DEVICE).requires_grad_() for t in (x.state, x.u, *x[3:])]
 
     def step(*arguments: Any) -> Any:
-        return torch.ops.sequence_kernels.dplr_step.default(*arguments, "triton")
+        return torch.ops.sequence_kernels.ssm_step.default(*arguments, "triton")
 
     assert torch.autograd.gradcheck(step, arguments, fast_mode=True)
     assert torch.autograd.gradgradcheck(step, arguments, fast_mode=True)
