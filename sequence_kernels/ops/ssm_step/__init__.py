@@ -104,16 +104,14 @@ def _check(
     double = state.dtype == torch.complex128
     checks.dtype("u", u, (torch.float64,) if double else (*checks.HALF, torch.float32))
     last = (("H", state.shape[-2]), ("N", state.shape[-1]))
-    leading: dict[str, tuple[tuple[str, int | None], ...]] = {"c": (("C", None),)}
-    if p is not None or q is not None:
-        if p is None or q is None or p.shape[:1] != q.shape[:1]:
-            shapes = " and ".join("None" if t is None else str(tuple(t.shape)) for t in (p, q))
-            raise ValueError(f"p and q must have the same rank R, got {shapes}")
-        leading |= {"p": (("R", None),), "q": (("R", None),)}
     for name, value in {"a": a, "b": b, "c": c, "p": p, "q": q}.items():
         if value is not None:
-            checks.shape(name, value, (*leading.get(name, ()), *last))
+            leading = () if name in "ab" else (("C" if name == "c" else "R", None),)
+            checks.shape(name, value, (*leading, *last))
             checks.dtype(name, value, (state.dtype,))
+    if (p is None) != (q is None) or (p is not None and q is not None and len(p) != len(q)):
+        shapes = " and ".join("None" if t is None else str(tuple(t.shape)) for t in (p, q))
+        raise ValueError(f"p and q must have the same rank R, got {shapes}")
     if d is not None:
         checks.shape("d", d, (("C", c.shape[0]), last[0]))
         checks.dtype("d", d, (state.real.dtype,))
