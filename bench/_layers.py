@@ -12,8 +12,8 @@ from bench._systems import chunked_cost
 from bench.harness.declare import BOTH, FORWARD, Bench, Cost, Inputs, Peer, Shape, Target, grid
 from bench.harness.needs import package
 from bench.peers import espnet
-from sequence_kernels import S4, ops
-from sequence_kernels.ops.ssm_conv import choose_convolution
+from sequence_kernels import S4
+from sequence_kernels.ssm import convolve
 
 ESPNET = "ESPnet S4"
 
@@ -36,10 +36,8 @@ def layer_inputs(make: Callable[[int, int], S4]) -> Callable[[Shape, torch.devic
 
 def ssm(x: Inputs) -> Tensor:
     """From the layer's parameters to the output of its convolution, the skip included."""
-    layer, u = x["layer"], x["u"]
-    system = layer.kernel.system()
-    _, chunk = choose_convolution(u.shape[0], u.shape[2], 2 * layer.n, dense=system.dense, backend="cpu")
-    return ops.ssm_conv(u, *system.chunk_matrices(chunk, tail=False), d=layer.D)[0]
+    layer = x["layer"]
+    return convolve(layer.system(), x["u"], layer.D)[0]
 
 
 OURS: dict[str, Callable[[Inputs], Any]] = {

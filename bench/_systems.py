@@ -23,7 +23,7 @@ def poles(heads: int, pairs: int, device: torch.device) -> Tensor:
 def diagonal(heads: int, pairs: int, device: torch.device, channels: int = 1) -> DiagonalSystem:
     """A diagonal system with these poles and random read-outs."""
     x = poles(heads, pairs, device).to(torch.complex128)
-    b = -torch.expm1(x).to(torch.complex64)
+    b = -torch.expm1(x)
     c = torch.randn(channels, heads, pairs, dtype=torch.complex64, device=device)
     return DiagonalSystem(x, b, c)
 

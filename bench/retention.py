@@ -12,7 +12,7 @@ from bench.harness.declare import Bench, Cost, Inputs, Peer, Shape, grid
 from bench.harness.needs import package_on_cuda
 from bench.peers import scans
 from sequence_kernels import ops
-from sequence_kernels.ssm.diagonal import DiagonalSystem
+from sequence_kernels.ssm import DiagonalSystem, chunk_matrices
 
 WIDTH = 64
 
@@ -24,7 +24,7 @@ def inputs(shape: Shape, device: torch.device) -> Inputs:
     readout = torch.randn(heads, shape["N"], device=device) / math.sqrt(shape["N"])
     x = decay.repeat_interleave(WIDTH)[:, None].expand(-1, shape["N"]).to(torch.complex128)
     c = readout.repeat_interleave(WIDTH, 0)[None].to(torch.complex64)
-    matrices = DiagonalSystem(x, torch.ones_like(c[0]), c).chunk_matrices(CHUNK)
+    matrices = chunk_matrices(DiagonalSystem(x, torch.ones_like(x), c), CHUNK)
     u = torch.randn(shape["B"], shape["H"], shape["L"], device=device)
     return {"u": u, "matrices": matrices, "decay": decay.float(), "readout": readout}
 

@@ -19,12 +19,12 @@ def inputs(shape: Shape, device: torch.device) -> Inputs:
 
 
 def ours(x: Inputs) -> Tensor:
-    return x["layer"].kernel.system().kernel(x["L"])
+    return x["layer"].system().kernel(x["L"])
 
 
 def unfused(x: Inputs) -> Tensor:
     """(1 + R)^2 Cauchy products with shared poles at the odd roots of unity, Woodbury, an inverse FFT; rank 1."""
-    system, length = x["layer"].kernel.system(), x["L"]
+    system, length = x["layer"].system(), x["L"]
     odd = length + (length + 1) % 2
     t = torch.tan(torch.arange(odd // 2 + 1, dtype=torch.float64, device=system.dt.device) * (torch.pi / odd))
     z = torch.complex(torch.zeros_like(t), 2 * t) / system.dt[:, None]

@@ -11,7 +11,7 @@ from sequence_kernels.ssm.dplr import DPLRSystem
 
 
 def prepared(layer: S4) -> Step:
-    system = cast(DPLRSystem, layer.kernel.system())
+    system = cast(DPLRSystem, layer.system())
     parameters = system.step_parameters()
     return lambda state, u: ops.ssm_step(state, u, *parameters)
 

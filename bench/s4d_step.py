@@ -11,7 +11,7 @@ from sequence_kernels.ssm.diagonal import DiagonalSystem
 
 
 def prepared(layer: S4) -> Step:
-    system = cast(DiagonalSystem, layer.kernel.system())
+    system = cast(DiagonalSystem, layer.system())
     parameters = system.step_parameters()
     return lambda state, u: ops.ssm_step(state, u, *parameters)
 

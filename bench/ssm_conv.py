@@ -22,6 +22,7 @@ from bench.harness.declare import (
 from bench.harness.needs import package_on_cuda
 from bench.peers import scans
 from sequence_kernels import ops
+from sequence_kernels.ssm import chunk_matrices
 
 FFT, FLOAT32 = "torch rfft", "ours in float32"
 MATRICES = ("taps", "e_out", "e_in", "a_powers")
@@ -32,7 +33,7 @@ def inputs(shape: Shape, device: torch.device) -> Inputs:
     """Chunk matrices, the kernel for those who need it, and the system for those who scan."""
     system = diagonal(shape["H"], shape["N"], device)
     u = torch.randn(shape["B"], shape["H"], shape["L"], device=device).to(DTYPES[shape["dtype"]])
-    matrices = dict(zip(MATRICES, system.chunk_matrices(CHUNK), strict=True))
+    matrices = dict(zip(MATRICES, chunk_matrices(system, CHUNK), strict=True))
     return {"u": u, **matrices, "k": system.kernel(shape["L"]), "system": system}
 
 

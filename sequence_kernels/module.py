@@ -14,6 +14,16 @@ from .stepping.stages import Stage, Whole
 from .stepping.stepper import Stepper
 
 
+class _Width:
+    """What stands for a width until it is set: an attribute of the instance then comes first, at no cost."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, module: Any, owner: type) -> int:
+        raise NotImplementedError(f"{owner.__name__} must set self.{self._name} in its constructor")
+
+
 class SequenceModule(nn.Module):
     """A map of sequences that can also be carried through time, after ESPnet's ``SequenceModule``.
 
@@ -31,8 +41,9 @@ class SequenceModule(nn.Module):
     gets all.
     """
 
-    _d_model: int
-    _d_output: int
+    #: Widths of input and output, which a module sets in its constructor.
+    d_model: int = _Width()  # type: ignore[assignment]
+    d_output: int = _Width()  # type: ignore[assignment]
 
     #: Whether an output depends on inputs up to its own time only, so that the module can be stepped.
     causal: bool = True
@@ -46,30 +57,6 @@ class SequenceModule(nn.Module):
     def takes(self, method: str = "forward") -> frozenset[str] | None:
         """The names of the arguments that ``forward``, ``step`` or ``stages`` takes; None: any keyword."""
         return self._taken[method]
-
-    @property
-    def d_model(self) -> int:
-        """Width of the input. Raises NotImplementedError when the module has not set it."""
-        return self._width("_d_model", "d_model")
-
-    @d_model.setter
-    def d_model(self, width: int) -> None:
-        self._d_model = width
-
-    @property
-    def d_output(self) -> int:
-        """Width of the output. Raises NotImplementedError when the module has not set it."""
-        return self._width("_d_output", "d_output")
-
-    @d_output.setter
-    def d_output(self, width: int) -> None:
-        self._d_output = width
-
-    def _width(self, attribute: str, name: str) -> int:
-        width = self.__dict__.get(attribute)
-        if width is None:
-            raise NotImplementedError(f"{type(self).__name__} must set self.{name} in its constructor")
-        return width
 
     def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """Map a whole sequence; return the output and the state after it."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bench.harness.machine import describe
 from sequence_kernels import S4, S4D, ops
+from sequence_kernels.ssm import chunk_matrices
 
 CHUNKS = (16, 32, 64, 128)
 SIZES = ((1, 64), (8, 64), (1, 512), (8, 512), (8, 2048), (1, 16384))  # batch, length
@@ -53,10 +54,10 @@ def measure() -> list[dict[str, Any]]:
                 u = torch.randn(batch, HEADS, length, requires_grad=True)
 
                 def chunked(chunk: int, layer: S4 = layer, u: Tensor = u) -> Tensor:
-                    return ops.ssm_conv(u, *layer.kernel.system().chunk_matrices(chunk, tail=False))[0]
+                    return ops.ssm_conv(u, *chunk_matrices(layer.system(), chunk, tail=False))[0]
 
                 def fft(layer: S4 = layer, u: Tensor = u) -> Tensor:
-                    return ops.fft_conv(u, layer.kernel.system().kernel(u.shape[-1]))
+                    return ops.fft_conv(u, layer.system().kernel(u.shape[-1]))
 
                 about = {"dense": dense, "size": size, "batch": batch, "length": length, "heads": HEADS}
                 for chunk in CHUNKS:

@@ -25,8 +25,8 @@ class TransposedLinear(CarriesOptions, nn.Linear):
             self.set_options("bias", {"weight_decay": 0.0})
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.weight @ x
-        return y if self.bias is None else y + self.bias.to(y.dtype).unsqueeze(-1)
+        y, bias = self.weight @ x, self.bias
+        return y if bias is None else y + bias.to(y.dtype).unsqueeze(-1)
 
 
 class WeightNormLinear(nn.Module):

@@ -12,7 +12,7 @@ from ..arguments import values
 from ..module import SequenceModule
 from .activations import inner_activation
 from .components import dropout_module
-from .s4 import sequence_lengths
+from .padding import sequence_lengths
 
 
 class CausalConv(SequenceModule):

@@ -5,14 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .. import ops
-from ..ssm import DiagonalSystem, diagonal_init, discretize
+from ..ssm import DiagonalSystem, convolve, diagonal_init, discretize
 from ..ssm.parameters import complex_parameter, initial_log_dt, step_sizes
-from ..ssm.system import interleaved, paired
 from .mixed import _MixedLayer
-
-#: Elements that one chunk of the convolution holds.
-_CHUNK = 32
 
 
 class DSS(_MixedLayer):
@@ -79,7 +74,7 @@ class DSS(_MixedLayer):
             x, b = discretize(a, torch.ones_like(a), dt, "dss", self.l_max)
         else:
             x, b = discretize(a, torch.ones_like(a) / 2, dt, "zoh")  # half: the real part, not twice
-        return DiagonalSystem(x, b.to(w.dtype), w.unsqueeze(0))
+        return DiagonalSystem(x, b, w.unsqueeze(0))
 
     def _sequence(
         self,
@@ -88,16 +83,8 @@ class DSS(_MixedLayer):
         lengths: Tensor | None,
         rate: float,
     ) -> tuple[Tensor, Tensor | None]:
-        matrices = self.system(rate).chunk_matrices(_CHUNK, tail=state is not None)
-        start = None if state is None else interleaved(state)
-        y, final = ops.ssm_conv(
-            u.mT,
-            *matrices,
-            d=self.D.to(matrices.taps.dtype).unsqueeze(0),
-            initial_state=start,
-            lengths=lengths,
-        )
-        return y.squeeze(1).mT, None if state is None else paired(final)
+        y, next_state = convolve(self.system(rate), u.mT, self.D.unsqueeze(0), state, lengths)
+        return y.squeeze(1).mT, next_state
 
     def _element(self, u: Tensor, state: Tensor, rate: float) -> tuple[Tensor, Tensor]:
         y, next_state = ops.ssm_step(state, u, *self.system(rate).step_parameters(self.D.unsqueeze(0)))

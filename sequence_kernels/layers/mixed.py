@@ -15,7 +15,7 @@ from ..ssm.scan import diagonal_scan
 from ..ssm.system import interleaved
 from .activations import inner_activation
 from .components import dropout_module, linear_activation
-from .s4 import sequence_lengths
+from .padding import sequence_lengths
 
 
 class _MixedLayer(CarriesOptions, SequenceModule):

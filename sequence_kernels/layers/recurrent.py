@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from ..arguments import values
 from ..module import SequenceModule
-from .s4 import sequence_lengths
+from .padding import sequence_lengths
 
 
 class _Recurrent(SequenceModule):

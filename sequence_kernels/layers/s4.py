@@ -3,133 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .. import ops
 from ..arguments import values
 from ..module import SequenceModule
-from ..ops import checks
-from ..ops.dispatch import choose
-from ..ops.ssm_conv import choose_convolution
-from ..ssm import DPLRSSM, DiagonalSSM, System, diagonal_init, dplr_init
-from ..ssm.parameters import initial_log_dt
-from ..ssm.system import interleaved, paired
+from ..ssm import SSKernel, System, convolve
+from ..ssm.system import interleaved
 from ..stepping.stages import Join, Pointwise, Recurrence, Save, Stage
 from .activations import activation_module
 from .components import dropout_module, linear_activation
+from .padding import sequence_lengths, without_padding
 from .pointwise import pointwise
-
-
-class SSKernel(nn.Module):
-    """The state-space model of an S4 layer: H heads with C channels, in ``kernel``, initialised by ``measure``.
-
-    Arguments and parameter names are those of ESPnet's class of this name. ``mode`` is "nplr" (diagonal plus low
-    rank, discretised by the bilinear transform) or "diag" (with ``disc``). ``n_ssm`` copies of the state matrix are
-    shared by the heads; each head has its own by default. ``lr`` is one learning rate for the groups "dt", "A" and
-    "B", or a dict of them; 0 makes the group's parameters buffers. ``bandlimit``: modes of that many half cycles a step
-    and more are not read out. ``keops`` and ``verbose`` are taken for the sake of configurations, and change nothing.
-
-    ``disc="dss"`` normalises over ``L`` elements, the layer's ``l_max``. Without one it normalises over the length of
-    each call, as ESPnet does always, and the layer is not causal.
-    """
-
-    kernel: DiagonalSSM | DPLRSSM
-
-    def __init__(
-        self,
-        H: int,
-        N: int = 64,
-        L: int | None = None,
-        measure: str | Sequence[str] = "legs",
-        rank: int = 1,
-        channels: int = 1,
-        dt_min: float = 0.001,
-        dt_max: float = 0.1,
-        deterministic: bool = False,
-        lr: float | dict[str, float] | None = None,
-        mode: str = "nplr",
-        n_ssm: int | None = None,
-        verbose: bool = False,
-        measure_args: dict[str, Any] | None = None,
-        real_type: str = "exp",
-        keops: bool = False,
-        **mode_args: Any,
-    ) -> None:
-        super().__init__()
-        if mode not in _MODES:
-            raise ValueError(f"mode must be one of {tuple(_MODES)}, got {mode!r}")
-        copies = H if n_ssm is None else n_ssm
-        if copies < 1 or H % copies:
-            raise ValueError(f"n_ssm must divide the width {H}, got {n_ssm}")
-        dtype = torch.get_default_dtype()
-        c = torch.randn(channels, H, N // 2, dtype=dtype.to_complex())
-        if deterministic:
-            c = torch.zeros_like(c)
-            c[..., :1] = 1
-        log_dt = initial_log_dt(H, dt_min, dt_max, dtype, deterministic)
-        make = _MODES[mode]
-        self.kernel = make(
-            measure,
-            N,
-            rank,
-            copies,
-            c,
-            log_dt,
-            L,
-            measure_args or {},
-            real_type=real_type,
-            lr=lr,
-            **mode_args,
-        )
-
-    @property
-    def causal(self) -> bool:
-        """Whether the kernel does not depend on the length of a call."""
-        kernel = self.kernel
-        return not isinstance(kernel, DiagonalSSM) or kernel.disc != "dss" or kernel.l_max is not None
-
-    def system(self, rate: float = 1.0, length: int | None = None) -> System:
-        """The discrete system at the given sampling rate, for calls of that length if it is not ``causal``."""
-        if isinstance(self.kernel, DiagonalSSM):
-            return self.kernel.system(rate, length)
-        return self.kernel.system(rate)
-
-
-def _nplr(
-    measure: str | Sequence[str],
-    d_state: int,
-    rank: int,
-    copies: int,
-    c: Tensor,
-    log_dt: Tensor,
-    l_max: int | None,
-    measure_args: dict[str, Any],
-    **options: Any,
-) -> DPLRSSM:
-    w, p, b = dplr_init(measure, d_state, rank, copies, dtype=c.dtype, **measure_args)
-    return DPLRSSM(w, p, b, c, log_dt, **options)
-
-
-def _diag(
-    measure: str | Sequence[str],
-    d_state: int,
-    rank: int,
-    copies: int,
-    c: Tensor,
-    log_dt: Tensor,
-    l_max: int | None,
-    measure_args: dict[str, Any],
-    **options: Any,
-) -> DiagonalSSM:
-    a, b = diagonal_init(measure, d_state, copies, dtype=c.dtype, **measure_args)
-    return DiagonalSSM(a, b, c, log_dt, l_max=l_max, **options)
-
-
-_MODES: dict[str, Callable[..., DiagonalSSM | DPLRSSM]] = {"nplr": _nplr, "diag": _diag}
 
 
 class S4(SequenceModule):
@@ -219,7 +107,7 @@ class S4(SequenceModule):
             verbose=verbose,
             **kernel_args,
         )
-        self.causal = not bidirectional and self.kernel.causal
+        self.causal = not bidirectional and self.kernel.kernel.causal
         self.activation = activation_module(activation, dim=-2, size=heads * channels)
         self.dropout = dropout_module(dropout, tied=tie_dropout, transposed=True)
         self.output_linear = linear_activation(
@@ -258,7 +146,7 @@ class S4(SequenceModule):
         flat_state = None if state is None else state.reshape(batch, *state.shape[-2:])
         if lengths is not None:
             lengths = sequence_lengths(lengths, u)
-            u = _masked(u, lengths)
+            u = without_padding(u, lengths)
         gate = None
         if self.input_gate is not None:
             gate = self.input_gate(u)
@@ -266,7 +154,7 @@ class S4(SequenceModule):
         if self.input_linear is not None:
             u = self.input_linear(u)
             if lengths is not None:
-                u = _masked(u, lengths)
+                u = without_padding(u, lengths)
         y, next_state = self._convolve(u, flat_state, rate, lengths)
         y = self._mix(y.reshape(*batch_shape, *y.shape[1:]), gate)
         return y, None if next_state is None else next_state.reshape(*batch_shape, *next_state.shape[-2:])
@@ -275,45 +163,23 @@ class S4(SequenceModule):
         self, u: Tensor, state: Tensor | None, rate: float, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """(B, H, L) to (B, C, H, L), skip included, and the next state if one was given."""
-        length = u.shape[-1]
-        values.sampling_rate(rate)
-        taps = length if self.l_max is None else round(self.l_max / float(rate))
-        truncated = length > taps
-        if truncated and state is not None:
+        length, taps = u.shape[-1], None
+        if self.l_max is not None:
+            values.sampling_rate(rate)
+            taps = round(self.l_max / float(rate))
+        if taps is not None and state is not None and length > taps:
             raise ValueError(
                 f"a kernel cut off at l_max={self.l_max} has no state: the length of x with a state must be at most "
                 f"{taps}, got {length}"
             )
-        with torch.autocast(u.device.type, enabled=False):
-            system = self.kernel.system(rate, length)
-        conv, chunk = choose_convolution(
-            u.shape[0],
-            length,
-            2 * self.n,
-            dense=system.dense,
-            backend=choose("ssm_conv", None, u),
-            state=state is not None,
+        system = self.system(rate, length)
+        return convolve(
+            system, u, self.D, state, lengths, self.conv, taps=taps, bidirectional=self.bidirectional
         )
-        if truncated or (state is None and (self.conv or conv) == "fft"):
-            with torch.autocast(u.device.type, enabled=False):
-                k = system.kernel(min(length, taps))
-            return ops.fft_conv(u, k, self.D.to(k.dtype), bidirectional=self.bidirectional), None
-        inside = torch.compiler.is_compiling() or lengths is not None or length % chunk != 0
-        tail = state is not None and inside  # the final state may be one inside a chunk
-        with torch.autocast(u.device.type, enabled=False):
-            readouts = self.D.shape[0]
-            matrices = system.channels(0, readouts).chunk_matrices(chunk, tail=tail)
-            if self.bidirectional:
-                reverse = system.channels(readouts, 2 * readouts).chunk_matrices(chunk, tail=tail)
-        skip = self.D.to(matrices.taps.dtype)
-        if self.bidirectional:
-            y, _ = ops.ssm_conv(u, *matrices, d=skip)
-            ahead, _ = ops.ssm_conv(u.flip(-1), *reverse)
-            return y + nn.functional.pad(ahead.flip(-1)[..., 1:], (0, 1)), None
-        if state is None:
-            return ops.ssm_conv(u, *matrices, d=skip)[0], None
-        y, final = ops.ssm_conv(u, *matrices, d=skip, initial_state=interleaved(state), lengths=lengths)
-        return y, paired(final)
+
+    def system(self, rate: float = 1.0, length: int | None = None) -> System:
+        """The discrete system at the given sampling rate; for calls of that length if "dss" has no ``l_max``."""
+        return self.kernel.kernel.system(rate, length)
 
     def _mix(self, y: Tensor, gate: Tensor | None) -> Tensor:
         """(..., C, H, L) to the output; gate is (..., channels, L)."""
@@ -341,14 +207,13 @@ class S4(SequenceModule):
         one = x.unsqueeze(-1)
         gate = None if self.input_gate is None else self.input_gate(one)
         u = x if self.input_linear is None else self.input_linear(one).squeeze(-1)
-        with torch.autocast(x.device.type, enabled=False):
-            y, next_state = ops.ssm_step(state, u, *self.kernel.system(rate).step_parameters(self.D))
+        y, next_state = ops.ssm_step(state, u, *self.system(rate).step_parameters(self.D))
         return self._mix(y.unsqueeze(-1), gate).squeeze(-1 if self.transposed else -2), next_state
 
     def stages(self, rate: float = 1.0) -> list[Stage]:  # type: ignore[override]
         inside: list[Stage] = [
             *pointwise(self.input_linear or nn.Identity(), transposed=True),
-            Recurrence(self.kernel.system(rate), self.D),
+            Recurrence(self.system(rate), self.D),
         ]
         if self.hyper_activation is not None:
             inside.append(Pointwise(self._hyper_stage))
@@ -398,22 +263,5 @@ class S4(SequenceModule):
             raise ValueError(f"state must have shape {expected}, got {tuple(state.shape)}")
 
 
-def _masked(u: Tensor, lengths: Tensor) -> Tensor:
-    """(B, channels, L) with zeros from each sequence's length on."""
-    return torch.where(torch.arange(u.shape[-1], device=u.device) < lengths.view(-1, 1, 1), u, 0)
-
-
 def _kind(value: Any) -> str:
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
-
-
-def sequence_lengths(lengths: Tensor | int | Sequence[int], u: Tensor) -> Tensor:
-    """Lengths as integers (B,) on the device of u."""
-    lengths = torch.as_tensor(lengths, device=u.device)
-    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
-        raise TypeError(f"lengths must be integers, got {lengths.dtype}")
-    if lengths.dim() > 1 or (lengths.dim() == 1 and lengths.shape[0] not in (1, u.shape[0])):
-        raise ValueError(f"lengths must have shape () or (batch={u.shape[0]},), got {tuple(lengths.shape)}")
-    lengths = lengths.to(torch.int64).expand(u.shape[0])
-    checks.lengths("lengths", lengths, u.shape[-1])
-    return lengths

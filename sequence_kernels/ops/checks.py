@@ -12,6 +12,7 @@ REAL = (torch.float32, torch.float64)
 COMPLEX = (torch.complex64, torch.complex128)
 HALF = (torch.float16, torch.bfloat16)
 COMPLEX_OF = dict(zip(REAL, COMPLEX, strict=True))
+REAL_OF = dict(zip(COMPLEX, REAL, strict=True))
 
 
 def describe(value: Any) -> str:

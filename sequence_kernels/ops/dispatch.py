@@ -85,6 +85,11 @@ def implementation(op: str, backend: str) -> Callable[..., Any]:
     return _implementations[op][backend].run
 
 
+def nearest(op: str, backend: str) -> str:
+    """The backend for an op that works for another one, which has that backend: the same, or plain torch."""
+    return backend if backend in _implementations[op] else "torch"
+
+
 def runs_on(backend: str, device: str) -> bool:
     """True where the backend's kernels take tensors of that device type."""
     return backend == "torch" or device in _DEVICES[backend]

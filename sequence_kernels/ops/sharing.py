@@ -10,6 +10,8 @@ from torch import Tensor
 
 def by_head(copies: Tensor, heads: int) -> Tensor:
     """``(..., S, N)`` to ``(..., H, N)``: head h takes copy h mod S."""
+    if copies.shape[-2] == heads:
+        return copies
     return copies.repeat(*(1,) * (copies.dim() - 2), heads // copies.shape[-2], 1)
 
 

@@ -1,9 +1,11 @@
 """State-space models: initial values, discretisation, and from parameters to kernels and chunk matrices."""
 
+from .convolve import choose_convolution, chunk_matrices, convolve
 from .diagonal import DiagonalSSM, DiagonalSystem
 from .discretize import DISCRETIZATIONS, discretize
 from .dplr import DPLRSSM, DPLRSystem
 from .hippo import DiagonalInit, DPLRInit, diagonal_init, dplr_init, hippo_matrices
+from .kernel import SSKernel
 from .system import ChunkMatrices, System
 
 __all__ = [
@@ -15,7 +17,11 @@ __all__ = [
     "DiagonalInit",
     "DiagonalSSM",
     "DiagonalSystem",
+    "SSKernel",
     "System",
+    "choose_convolution",
+    "chunk_matrices",
+    "convolve",
     "diagonal_init",
     "discretize",
     "dplr_init",

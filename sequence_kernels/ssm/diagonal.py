@@ -9,17 +9,18 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..ops import checks
 from ..ops.sharing import by_head
 from .discretize import discretize
 from .parameters import SSMParameters, complex_parameter
-from .system import ChunkMatrices, StepParameters, skip
+from .system import StepParameters, skip
 
 
 @dataclass(frozen=True)
 class DiagonalSystem:
     """``x_t = exp(x) x_{t-1} + b u_t``, ``y_t = 2 Re(c x_t)``, elementwise.
 
-    ``x`` (H, N) is complex128; ``b`` (H, N) and ``c`` (C, H, N) have the dtype of the results.
+    ``x``, ``b`` (H, N) are complex128; ``c`` (C, H, N) has the dtype of the results.
     """
 
     dense: ClassVar[bool] = False
@@ -31,17 +32,18 @@ class DiagonalSystem:
     @property
     def a(self) -> Tensor:
         """The eigenvalues of one step ``(H, N)``."""
-        return torch.exp(self.x).to(self.b.dtype)
+        return torch.exp(self.x).to(self.c.dtype)
 
     def kernel(self, length: int) -> Tensor:
-        return ops.vandermonde(self.c * self.b, self.x.to(self.b.dtype), length)
+        dtype = self.c.dtype
+        return ops.vandermonde((self.c * self.b).to(dtype), self.x.to(dtype), length)
 
-    def chunk_matrices(self, chunk: int, *, tail: bool = True) -> ChunkMatrices:
+    def discrete(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         none = self.x.new_empty(0, *self.x.shape)
-        return ChunkMatrices(*ops.ssm_chunk(torch.exp(self.x), none, none, self.b, self.c, chunk, tail=tail))
+        return torch.exp(self.x), none, none, self.b
 
     def step_parameters(self, d: Tensor | None = None) -> StepParameters:
-        return StepParameters(self.a, self.b, self.c, skip(d, self.c))
+        return StepParameters(self.a, self.b.to(self.c.dtype), self.c, skip(d, self.c))
 
     def channels(self, start: int, stop: int) -> DiagonalSystem:
         return DiagonalSystem(self.x, self.b, self.c[start:stop])
@@ -77,6 +79,7 @@ class DiagonalSSM(SSMParameters):
         super().__init__(log_dt, real_type, least=1e-4, relu_offset=1e-4, bandlimit=bandlimit)
         self.disc = disc
         self.l_max = l_max
+        self.causal = disc != "dss" or l_max is not None
         copies = len(log_dt) // len(b)
         self.register("C", torch.view_as_real((c * b.repeat(copies, 1)).resolve_conj()), group=None, lr=lr)
         self.register("log_dt", log_dt, group="dt", lr=lr)
@@ -91,15 +94,11 @@ class DiagonalSSM(SSMParameters):
         ``length``: what dss normalises over where there is no ``l_max``; needed there, and only there.
         """
         c = complex_parameter(self.C)
-        a = torch.complex(self.negative(self.inv_A_real), self.A_imag.to(c.real.dtype))
-        x, b = discretize(
-            by_head(a, self.heads),
-            by_head(complex_parameter(self.B), self.heads),
-            self.dt(rate),
-            self.disc,
-            self.l_max or length,
-        )
-        return DiagonalSystem(x, b.to(c.dtype), self.within_band(c, self.A_imag))
+        a = torch.complex(self.negative(self.inv_A_real), self.A_imag.to(checks.REAL_OF[c.dtype]))
+        a, b = by_head(a, self.heads), by_head(complex_parameter(self.B), self.heads)
+        c, dt = self.within_band(c, self.A_imag), self.dt(rate)
+        x, b = discretize(a, b, dt, self.disc, self.l_max or length)
+        return DiagonalSystem(x, b, c)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
         state_dict.pop(prefix + "A", None)

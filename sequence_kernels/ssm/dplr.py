@@ -21,7 +21,7 @@ from .. import ops
 from ..ops.dplr_discretize import dplr_discretize
 from ..ops.sharing import by_head
 from .parameters import SSMParameters, complex_parameter
-from .system import ChunkMatrices, StepParameters, readout, skip
+from .system import StepParameters, readout, skip
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,7 @@ class DPLRSystem:
 
     def _dense(self) -> Tensor:
         """A_bar as a real (H, S, S) matrix that acts on rows, in float64."""
-        return self.chunk_matrices(1).a_powers.squeeze(1)
-
-    def chunk_matrices(self, chunk: int, *, tail: bool = True) -> ChunkMatrices:
-        return ChunkMatrices(*ops.ssm_chunk(*self.discrete(), self.c, chunk, tail=tail))
+        return ops.ssm_chunk(*self.discrete(), self.c, 1)[-1].squeeze(1)
 
     def truncated_readout(self, length: int) -> Tensor:
         """``C (I - A_bar^length)``, which S4 calls C tilde: the kernel cut off after ``length`` taps. complex128."""
@@ -138,13 +135,16 @@ class DPLRSSM(SSMParameters):
         self.register("w_imag", w.imag, group="A", lr=lr)
         self.register_buffer("L", torch.tensor(0))
 
-    def system(self, rate: float = 1.0) -> DPLRSystem:
-        """The discrete system for inputs sampled at ``rate`` times the step that the model was made for."""
-        c, length = complex_parameter(self.C), self.bandlimit_length
-        if self.bandlimit is None or length is None:
+    def system(self, rate: float = 1.0, length: int | None = None) -> DPLRSystem:
+        """The discrete system for inputs sampled at ``rate`` times the step that the model was made for.
+
+        It does not depend on the ``length`` of a call.
+        """
+        c, taps = complex_parameter(self.C), self.bandlimit_length
+        if self.bandlimit is None or taps is None:
             return self._system(self.within_band(c, self.w_imag), rate)
-        truncated = self.within_band(self._system(c).truncated_readout(length), self.w_imag)
-        return self._system(self._system(truncated).untruncated_readout(length).to(c.dtype), rate)
+        truncated = self.within_band(self._system(c).truncated_readout(taps), self.w_imag)
+        return self._system(self._system(truncated).untruncated_readout(taps).to(c.dtype), rate)
 
     def _system(self, c: Tensor, rate: float = 1.0) -> DPLRSystem:
         real = self.negative(self.inv_w_real)

@@ -43,6 +43,9 @@ class SSMParameters(CarriesOptions):
     C: Tensor
     B: Tensor
 
+    #: Whether the kernel does not depend on the length of a call.
+    causal: bool = True
+
     def __init__(
         self,
         log_dt: Tensor,
@@ -112,8 +115,11 @@ class SSMParameters(CarriesOptions):
 
 def step_sizes(log_dt: Tensor, rate: float) -> Tensor:
     """The steps at the given sampling rate, in float64."""
+    steps = torch.exp(log_dt.double())
+    if type(rate) is float and rate == 1.0:
+        return steps
     values.sampling_rate(rate)
-    return torch.exp(log_dt.double()) * rate
+    return steps * rate
 
 
 def initial_log_dt(

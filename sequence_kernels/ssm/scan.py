@@ -5,12 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import ops
+from ..ops import checks
+from .convolve import convolve
 from .diagonal import DiagonalSystem
-from .system import interleaved, paired
-
-#: Elements that one chunk of the convolution holds.
-_CHUNK = 32
 
 
 def diagonal_scan(
@@ -20,7 +17,7 @@ def diagonal_scan(
     initial: Tensor | None,
     lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """``x_t = exp(exponents) x_{t-1} + (real_t + i imag_t)``, elementwise, by ``ops.ssm_conv``.
+    """``x_t = exp(exponents) x_{t-1} + (real_t + i imag_t)``, elementwise, by ``convolve``.
 
     Args:
         exponents: ``(N,)``, complex128.
@@ -34,17 +31,16 @@ def diagonal_scan(
     The recurrence is linear: real and imaginary inputs go through it one beside the other, as two halves of a batch,
     and their states add up to x. Its two channels read the real and the imaginary part of a state.
     """
-    dtype = torch.complex128 if real.dtype == torch.float64 else torch.complex64
-    b = torch.ones(len(exponents), 1, dtype=dtype, device=exponents.device)
-    system = DiagonalSystem(exponents.unsqueeze(-1), b, torch.stack((b / 2, -0.5j * b)))
-    matrices = system.chunk_matrices(_CHUNK, tail=initial is not None)
+    b = torch.ones_like(exponents).unsqueeze(-1)
+    dtype = checks.COMPLEX_OF.get(real.dtype, torch.complex64)
+    system = DiagonalSystem(exponents.unsqueeze(-1), b, torch.stack((b / 2, -0.5j * b)).to(dtype))
     start = None
     if initial is not None:
-        start = interleaved(torch.cat((initial, torch.zeros_like(initial))).to(dtype).unsqueeze(-1))
+        start = torch.cat((initial, torch.zeros_like(initial))).to(dtype).unsqueeze(-1)
     twice = None if lengths is None else lengths.repeat(2)
-    y, final = ops.ssm_conv(torch.cat((real, imag)), *matrices, initial_state=start, lengths=twice)
+    y, final = convolve(system, torch.cat((real, imag)), None, start, twice)
     (re_re, re_im), (im_re, im_im) = (half.unbind(1) for half in y.chunk(2))
-    if initial is None:
+    if final is None:
         return re_re - im_im, re_im + im_re, None
-    by_real, by_imag = paired(final).squeeze(-1).chunk(2)
+    by_real, by_imag = final.squeeze(-1).chunk(2)
     return re_re - im_im, re_im + im_re, by_real + 1j * by_imag

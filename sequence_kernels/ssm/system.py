@@ -7,6 +7,8 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..ops import checks
+
 
 class ChunkMatrices(NamedTuple):
     """The matrices of ``ops.ssm_conv``, in its order and shapes."""
@@ -33,14 +35,15 @@ class System(Protocol):
 
     dense: ClassVar[bool]  # whether the powers of A in its chunk matrices are
 
+    @property
+    def c(self) -> Tensor:
+        """Readouts ``(C, H, N)``, whose dtype is that of the results."""
+
     def kernel(self, length: int) -> Tensor:
         """The first taps ``K[l] = 2 Re(C A^l B)`` of the kernel, ``(C, H, length)``."""
 
-    def chunk_matrices(self, chunk: int, *, tail: bool = True) -> ChunkMatrices:
-        """The matrices that ``ops.ssm_conv`` needs for chunks of that many elements, a power of two.
-
-        Without ``tail`` they do for whole chunks only: ``a_powers`` holds A^chunk alone.
-        """
+    def discrete(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``a``, ``p``, ``q`` and ``b`` of ``ops.ssm_chunk``, complex128."""
 
     def step_parameters(self, d: Tensor | None = None) -> StepParameters:
         """What ``ops.ssm_step`` needs, with the skip d (in any dtype)."""
@@ -61,7 +64,7 @@ def paired(x: Tensor) -> Tensor:
 
 def skip(d: Tensor | None, c: Tensor) -> Tensor | None:
     """d in the precision of the readout c."""
-    return None if d is None else d.to(c.real.dtype)
+    return None if d is None else d.to(checks.REAL_OF[c.dtype])
 
 
 def readout(c: Tensor) -> Tensor:

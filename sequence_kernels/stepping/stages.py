@@ -22,13 +22,11 @@ from torch.nn.modules import module as torch_module
 from .. import ops
 from ..arguments import keywords
 from ..ops.ssm_step.reference import in_place
-from ..ssm.system import ChunkMatrices, StepParameters, System, interleaved, paired
+from ..ssm import ChunkMatrices, System, convolve
+from ..ssm.system import StepParameters, paired
 
 if TYPE_CHECKING:
     from .program import Program
-
-#: Elements that one chunk of a block holds.
-_CHUNK = 32
 
 
 class Passage(NamedTuple):
@@ -212,16 +210,12 @@ class Recurrence(Carrier):
     def __init__(self, system: System, d: Tensor) -> None:
         self._system = system
         self._d = d
+        self._matrices: dict[int, ChunkMatrices] = {}
         self._place = 0  # in a row of a program's states
 
     @functools.cached_property
     def _parameters(self) -> StepParameters:
         return self._system.step_parameters(self._d)
-
-    @functools.cached_property
-    def _matrices(self) -> ChunkMatrices:
-        with torch.inference_mode(False):  # they serve later calls too
-            return self._system.chunk_matrices(_CHUNK)
 
     def run(self, x: Tensor, passage: Passage) -> Tensor:
         if x.dim() == 3:
@@ -229,9 +223,9 @@ class Recurrence(Carrier):
         return ops.ssm_step_(self.state, x, *self._parameters, state_indices=passage.slots).flatten(-2)
 
     def _convolved(self, state: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        skip = self._parameters.d
-        y, final = ops.ssm_conv(x.mT, *self._matrices, d=skip, initial_state=interleaved(state))
-        return y.flatten(1, 2).mT, paired(final)
+        with torch.inference_mode(False):  # the matrices serve later calls too
+            y, final = convolve(self._system, x.mT, self._d, state, made=self._matrices)
+        return y.flatten(1, 2).mT, cast("Tensor", final)
 
     def translate(self, program: Program) -> bool:
         self._place = program.recurrence(self._parameters)

@@ -152,7 +152,7 @@ def test_gate_bottleneck_and_hyper_activation(mixing: dict[str, Any], transposed
         return x @ layer.weight.T + layer.bias
 
     u = x if module.input_linear is None else activation(linear(module.input_linear, x))
-    kernel = module.kernel.system().kernel(30)  # (C, H, L)
+    kernel = module.system().kernel(30)  # (C, H, L)
     lags = torch.arange(30).view(-1, 1) - torch.arange(30)
     toeplitz = torch.where(lags >= 0, kernel[..., lags.clamp(min=0)], 0)
     y = torch.einsum("chts,bsh->btch", toeplitz, u) + module.D * u.unsqueeze(-2)

@@ -11,9 +11,6 @@ from .. import checks
 from ..dispatch import choose, implement_in_triton
 from ..registration import register
 from . import cpu, cuda, reference  # noqa: F401 (register the implementations)
-from .choice import Choice as Choice
-from .choice import best_chunk as best_chunk
-from .choice import choose_convolution as choose_convolution
 
 implement_in_triton(__name__, "ssm_conv", "ssm_conv_backward")
 

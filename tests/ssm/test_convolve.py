@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from sequence_kernels import S4, S4D, ops
-from sequence_kernels.ops.ssm_conv import best_chunk, choose_convolution
+from sequence_kernels.ssm import choose_convolution
 
-RECORDED = Path(__file__).parents[3] / "bench" / "results" / "conv_choice.json"
+RECORDED = Path(__file__).parents[2] / "bench" / "results" / "conv_choice.json"
 
 
 def cases() -> list[list[dict[str, Any]]]:
@@ -50,11 +50,6 @@ def test_explain_says_what_is_chosen_and_why() -> None:
     assert "an FFT cannot carry the state" in said
     with pytest.raises(TypeError, match="nothing depends on the shape for fft_conv, got batch, length"):
         ops.explain("fft_conv", batch=8, length=4096)
-
-
-def test_the_best_chunk_of_the_convolution_alone() -> None:
-    assert [best_chunk(size, dense=False) for size in (2, 64, 256)] == [32, 32, 32]
-    assert [best_chunk(size, dense=True) for size in (2, 32, 48, 64, 128, 256)] == [32, 32, 64, 64, 128, 128]
 
 
 @pytest.mark.parametrize("layer", [S4, S4D])

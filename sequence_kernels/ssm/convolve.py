@@ -1,0 +1,172 @@
+"""The convolution of batches of sequences with a system: in chunks or by FFT, in chunks of how many elements.
+
+The rule rests on the times from parameters to outputs in ``bench/results/conv_choice.json``, recorded by ``python -m
+bench.harness.conv_choice``: on each of its rows what is chosen takes at most 1.25 times what the best choice does.
+Longer chunks save work on each element and cost more in their matrices, which are made once for all elements. What
+counts is how many elements a head has, batch x length; the number of heads does not. Compiled kernels beat the FFT at
+every size. No GPU has been measured: there, too, plain torch goes by FFT, and kernels take a CPU's best chunks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import ops
+from ..ops import checks
+from ..ops.dispatch import choose, explains, nearest
+from .system import ChunkMatrices, System, interleaved, paired, skip
+
+#: What a compiled graph takes, so that one graph serves every batch and length.
+ANY_LENGTH = 32
+
+# Without the ops' checks: what a system makes fits together.
+_ssm_conv = torch.ops.sequence_kernels.ssm_conv.default
+_ssm_chunk = torch.ops.sequence_kernels.ssm_chunk.default
+
+
+class Choice(NamedTuple):
+    """``conv`` is "chunked" or "fft"; ``chunk`` the elements of a chunk where it is chunked."""
+
+    conv: str
+    chunk: int
+
+
+def choose_convolution(
+    batch: int, length: int, size: int, *, dense: bool, backend: str, state: bool = False
+) -> Choice:
+    """What is fastest from parameters to outputs.
+
+    Args:
+        batch, length: of the input; not looked at while torch.compile traces.
+        size: real entries S of a head's state.
+        dense: whether A^T is a dense matrix (S4) or diagonal (S4D).
+        backend: of ``ssm_conv``; "torch" takes the chunks one by one, which an FFT always beats.
+        state: a state goes in or out, which an FFT cannot do.
+    """
+    if torch.compiler.is_compiling():
+        return Choice("chunked", ANY_LENGTH)
+    elements = batch * length
+    conv = "fft" if backend == "torch" and not state else "chunked"
+    if elements < 2048:
+        return Choice(conv, 16)
+    return Choice(conv, 64 if dense and size >= 64 and elements >= 1 << 14 else 32)
+
+
+@explains("ssm_conv")
+def explain_choice(backend: str, **shape: Any) -> str:
+    """For ``ops.explain``: batch, length, size, dense and, if one is carried, state."""
+    conv, chunk = choose_convolution(**shape, backend=backend)
+    kind = "a dense" if shape["dense"] else "a diagonal"
+    elements = shape["batch"] * shape["length"]
+    about = f"{elements} elements a head, {kind} A with a state of {shape['size']}"
+    if conv == "fft":
+        return f"  a layer's convolution: fft ({about}; plain torch would take chunks one by one)"
+    why = (
+        "an FFT cannot carry the state" if shape.get("state") else "measured: bench/results/conv_choice.json"
+    )
+    return f"  a layer's convolution: chunked, {chunk} elements a chunk ({about}; {why})"
+
+
+def convolve(
+    system: System,
+    u: Tensor,
+    d: Tensor | None = None,
+    state: Tensor | None = None,
+    lengths: Tensor | None = None,
+    conv: str | None = None,
+    *,
+    taps: int | None = None,
+    bidirectional: bool = False,
+    made: dict[int, ChunkMatrices] | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Drive a system with sequences: ``x_t = A x_{t-1} + B u_t``, ``y_t = 2 Re(C x_t) + d u_t``.
+
+    Args:
+        system: of H heads with C channels; with 2 C if ``bidirectional``.
+        u: ``(B, H, L)``, any L >= 0, in the precision of the system, or half if that is single.
+        d: real skip ``(C, H)``, of any dtype.
+        state: x before the first element, complex ``(B, H, N)``.
+        lengths: integers ``(B,)`` in 0 .. L: the next state is the one after so many elements. No output depends on
+            them.
+        conv: "chunked", "fft", or None for the faster one. A call with a state is chunked in any case.
+        taps: the kernel is cut off after so many; a longer u goes by FFT, and takes no state.
+        bidirectional: the second half of the channels is a kernel that looks ahead, from the next element on. There
+            is no state.
+        made: the matrices of this system that calls before have made, by chunk; those made here are added.
+
+    Returns:
+        y ``(B, C, H, L)`` in the dtype of u, and the next state, None if none was given.
+    """
+    _check(system, u, state)
+    length = u.shape[-1]
+    backend = choose("ssm_conv", None, u)
+    backends = backend, nearest("ssm_chunk", backend)
+    way, chunk = choose_convolution(
+        u.shape[0],
+        length,
+        2 * system.c.shape[-1],
+        dense=system.dense,
+        backend=backend,
+        state=state is not None,
+    )
+    d = skip(d, system.c)
+    kept = length if taps is None or taps > length else taps
+    if kept < length or (state is None and (conv or way) == "fft"):
+        return ops.fft_conv(u, system.kernel(kept), d, bidirectional=bidirectional), None
+    if not bidirectional:
+        return _in_chunks(system, u, d, state, lengths, chunk, backends, made)
+    half = system.c.shape[0] // 2
+    back, _ = _in_chunks(system.channels(0, half), u, d, None, None, chunk, backends)
+    ahead, _ = _in_chunks(system.channels(half, 2 * half), u.flip(-1), None, None, None, chunk, backends)
+    return back + F.pad(ahead.flip(-1)[..., 1:], (0, 1)), None
+
+
+def _in_chunks(
+    system: System,
+    u: Tensor,
+    d: Tensor | None,
+    state: Tensor | None,
+    lengths: Tensor | None,
+    chunk: int,
+    backends: tuple[str, str],
+    made: dict[int, ChunkMatrices] | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """``convolve`` by ``ops.ssm_conv``, with the backends of that and of ``ops.ssm_chunk``."""
+    matrices = None if made is None else made.get(chunk)
+    if matrices is None:
+        inside = lengths is not None or torch.compiler.is_compiling() or u.shape[-1] % chunk != 0
+        tail = made is not None or (state is not None and inside)  # a final state may be one inside a chunk
+        matrices = chunk_matrices(system, chunk, tail, backends[1])
+        if made is not None:
+            made[chunk] = matrices
+    start = None if state is None else interleaved(state)
+    y, final = _ssm_conv(u, *matrices, d, start, lengths, backends[0])
+    return y, None if state is None else paired(final)
+
+
+def chunk_matrices(
+    system: System, chunk: int, tail: bool = True, backend: str | None = None
+) -> ChunkMatrices:
+    """The matrices that ``ops.ssm_conv`` needs for chunks of that many elements, a power of two.
+
+    Without ``tail`` they do for whole chunks only: ``a_powers`` holds A^chunk alone. ``backend``: of ``ops.ssm_chunk``.
+    """
+    backend = backend or choose("ssm_chunk", None, system.c)
+    taps, reads, e_in, a_powers = _ssm_chunk(*system.discrete(), system.c, chunk, tail, backend)
+    return ChunkMatrices(taps, reads.mT, e_in, a_powers)
+
+
+def _check(system: System, u: Tensor, state: Tensor | None) -> None:
+    """What the layers cannot know to be right."""
+    c = system.c
+    if u.dtype not in ((torch.float64,) if c.dtype == torch.complex128 else (torch.float32, *checks.HALF)):
+        raise TypeError(f"x must be {checks.REAL_OF[c.dtype]} as the parameters are, got {u.dtype}")
+    if state is not None and state.dtype != c.dtype:
+        raise TypeError(f"state must be {c.dtype} as the parameters are, got {state.dtype}")
+    for name, value in (("x", u), ("state", state)):
+        if value is not None and value.device != c.device:
+            raise ValueError(f"{name} is on {value.device}, but the parameters are on {c.device}")
