@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .. import ops
 from ..ssm import DiagonalSystem, convolve, diagonal_init, discretize
 from ..ssm.parameters import complex_parameter, initial_log_dt, step_sizes
 from .mixed import _MixedLayer

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import ops
 from ..arguments import values
 from ..module import SequenceModule
 from ..ssm import SSKernel, System, convolve
