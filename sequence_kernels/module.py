@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import keywords
+from .arguments.values import checked
 from .stepping.stages import Stage, Whole
 from .stepping.stepper import Stepper
 
@@ -127,6 +128,7 @@ def TransposedModule(module: type[SequenceModule]) -> type[SequenceModule]:  # n
 class SequenceIdentity(SequenceModule):
     """The map that returns its input (the same tensor object) and passes the state through."""
 
+    @checked
     def __init__(
         self, d_model: int, dropout: float = 0.0, tie_dropout: bool = False, transposed: bool = False
     ) -> None:

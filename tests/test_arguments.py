@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import sequence_kernels
 from sequence_kernels import (
     GRU,
     LRU,
     LSTM,
+    S4,
     S4D,
     CausalConv,
     FeedForward,
@@ -22,11 +26,12 @@ from sequence_kernels import (
     SequenceResidualBlock,
     StateEncoder,
 )
-from sequence_kernels.arguments import keywords
+from sequence_kernels.arguments import keywords, values
 from sequence_kernels.layers.pools import UpPool
 from sequence_kernels.layers.s4 import SSKernel
+from sequence_kernels.layers.series_norms import ReversibleInstanceNorm1dInput, TSNormalization
 
-from .test_law import WIDTH, Factory, all_cases, causal_cases, exported_modules, layout_of
+from .test_law import VARIANTS, WIDTH, Factory, all_cases, causal_cases, exported_modules, layout_of
 
 WRONG = ("lenghts", "sate", "seq_idx", "attention_mask", "step_scale")
 
@@ -213,3 +218,111 @@ def test_the_accepted_keywords_are_listed_once() -> None:
     S4D(WIDTH, 4, keops=True, verbose=True)
     for shared in keywords.SHARED.values():
         assert set(shared.methods) <= set(keywords.METHODS)
+
+
+def made_classes() -> list[type[torch.nn.Module]]:
+    """Every public module class of the package, but those that are given tensors."""
+    found: dict[str, type[torch.nn.Module]] = {}
+    for info in pkgutil.walk_packages(sequence_kernels.__path__, "sequence_kernels."):
+        if ".layers." in info.name or ".models." in info.name or info.name.endswith(".module"):
+            for name, member in vars(importlib.import_module(info.name)).items():
+                ours = inspect.isclass(member) and member.__module__.startswith("sequence_kernels.")
+                if ours and issubclass(member, torch.nn.Module) and not name.startswith("_"):
+                    found[member.__qualname__] = member
+    plain = {"SquaredReLU", "ModReLU", "TransposedLinear", "WeightNormLinear"}  # made by layers only
+    bases = {"SequenceModule", "Pool", "Unpool", "SSMParameters", "DPLRSSM", "DiagonalSSM", "CarriesOptions"}
+    return [cls for name, cls in found.items() if name not in plain | bases]
+
+
+def needed(cls: type) -> dict[str, Any]:
+    """Values for the arguments without a default."""
+    given = {"int": 4, "int | None": 1, "float": 0.5, "str | None": None, "SequenceModule": S4D(4, 4)}
+    given["TSNormalization"] = TSNormalization(None, 1)
+    given["ReversibleInstanceNorm1dInput"] = ReversibleInstanceNorm1dInput(4)
+    parameters = inspect.signature(cls).parameters.values()
+    return {
+        p.name: given[str(p.annotation)]
+        for p in parameters
+        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
+    }
+
+
+WRONG_VALUES: dict[str, list[Any]] = {
+    "int": [-1, 0, 2.5, 8.0, True, "x", float("nan")],
+    "float": [float("nan"), float("inf"), float("-inf"), True, "x"],
+    "bool": ["yes", 2.0, 3],
+    "str": [3, True],
+}
+
+
+@pytest.mark.parametrize("cls", made_classes(), ids=lambda cls: cls.__name__)
+def test_constructors_name_what_is_wrong(cls: type[torch.nn.Module]) -> None:
+    arguments = needed(cls) | next(iter(VARIANTS.get(cls, {"": {}}).values()))  # type: ignore[call-overload]
+    cls(**arguments)
+    for name, parameter in inspect.signature(cls).parameters.items():
+        kinds = str(parameter.annotation).split(" | ")
+        if len(set(kinds) - {"None"}) != 1:
+            continue
+        wrong = list(WRONG_VALUES.get(kinds[0], []))
+        least = values.LEAST.get(name, 1)
+        wrong = [value for value in wrong if type(value) is not int or value < least or "int" not in kinds]
+        if name in values.POSITIVE:
+            wrong += [0, -0.5]
+        if name in values.FRACTIONS:
+            wrong += [-0.1, 1.5]
+        if wrong and "None" not in kinds:
+            wrong.append(None)
+        for value in wrong:
+            with pytest.raises((TypeError, ValueError), match=rf"^{name} must be"):
+                cls(**arguments | {name: value})
+    if not any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(cls).parameters.values()):
+        with pytest.raises(TypeError, match=r"takes no argument 'd_modle'"):
+            cls(**arguments, d_modle=3)
+
+
+@pytest.mark.parametrize("cls", [S4, S4D])
+def test_options_of_the_kernel(cls: type[S4]) -> None:
+    for name, value in (
+        ("bandlimit", float("nan")),
+        ("dt_max", float("inf")),
+        ("dt_min", 0),
+        ("rank", 0),
+        ("real_type", 3),
+        ("n_ssm", 2.0),
+        ("lr", {"dtt": 0}),
+        ("lr", float("nan")),
+        ("lr", {"A": -1.0}),
+        ("measure", 3),
+        ("deterministic", "no"),
+        ("d_state", 7),
+    ):
+        with pytest.raises((TypeError, ValueError), match=name):
+            cls(WIDTH, **{name: value})
+    with pytest.raises(TypeError, match=r"lr takes no argument 'dtt'; did you mean 'dt'\?"):
+        cls(WIDTH, lr={"dtt": 0})
+    with pytest.raises(TypeError, match=r"'d_stat'; did you mean 'd_state'\?"):
+        cls(WIDTH, d_stat=8)
+    with pytest.raises(TypeError, match=r"S4 with mode='nplr' takes no argument 'disc'"):
+        S4(WIDTH, disc="zoh")
+    with pytest.raises(ValueError, match="real_scale must be finite"):
+        S4D(WIDTH, measure_args={"real_scale": float("nan")})
+    cls(WIDTH, 4, lr={"dt": 0, "A": None, "B": 1e-3})
+
+
+def test_configurations_name_what_is_wrong() -> None:
+    for arguments, wanted in (
+        ({"layer": {"_name_": "s4d", "d_stat": 8}}, r"'d_stat'; did you mean 'd_state'\?"),
+        ({"layer": {"_name_": "id", "droput": 0.1}}, r"'droput'; did you mean 'dropout'\?"),
+        ({"layer": {"_name_": "ff", "expnad": 2}}, r"'expnad'; did you mean 'expand'\?"),
+        (
+            {"norm": {"_name_": "layer", "epss": 1e-3}},
+            r"norm='layer' takes no argument 'epss'; did you mean 'eps'",
+        ),
+        ({"norm": {"_name_": "none", "eps": 1e-3}}, "norm='none' takes no argument 'eps'"),
+        ({"norm": {"_name_": "layer", "eps": float("nan")}}, "eps must be finite"),
+        ({"pool": {"_name_": "pool", "strid": 2}}, r"'strid'; did you mean 'stride'\?"),
+        ({"residual": {"_name_": "D", "powr": 2}}, r"'powr'; did you mean 'power'\?"),
+        ({"prenrom": True}, r"'prenrom'; did you mean 'prenorm'\?"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=wanted):
+            SequenceModel(WIDTH, **arguments)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -36,7 +36,8 @@ def load_espnet(
             the backbone (``residual``, by default "R", ``dropout``, ...).
 
     Raises:
-        ValueError: there is no S4 layer below the prefix, or an argument is needed that was not given.
+        ValueError: there is no S4 layer below the prefix, an argument is needed that was not given, or one is given,
+            as in ``layers``, that nothing in the checkpoint takes.
         RuntimeError: the parameters do not fit (as ``load_state_dict``).
     """
     return _built(names.part(_read(source), prefix), prefix, layers or {}, options)
@@ -118,6 +119,7 @@ def _built(
     defaults = defaults or {}
     module: S4 | SequenceModel | S4Decoder
     if found == [""]:
+        _refuse_unused(layers, ())
         module = S4(**s4_arguments(state, options, defaults))
     elif any(name.startswith("layers.0.layer.") for name in state):
         module = SequenceModel(**_backbone_arguments(state, layers, defaults) | options)
@@ -183,6 +185,7 @@ def _backbone_arguments(
     """The arguments of ``SequenceModel`` for its state dict with ESPnet's names, all blocks written out."""
     count = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("layers."))
     configs = [_layer_config(names.part(state, f"layers.{i}.layer."), layers, defaults) for i in range(count)]
+    _refuse_unused(layers, {config["_name_"] for config in configs})
     first = configs[0]
     arguments: dict[str, Any] = {
         "d_model": first.pop("d_model"),
@@ -196,6 +199,17 @@ def _backbone_arguments(
     if any(name.startswith("layers.0.norm.") for name in state):
         arguments["norm"] = "batch" if "layers.0.norm.norm.running_mean" in state else "layer"
     return arguments
+
+
+def _refuse_unused(layers: Mapping[str, Any], present: Collection[str]) -> None:
+    for name in layers:
+        if name not in present:
+            known = (
+                f"has {', '.join(sorted(present))}"
+                if present
+                else "is one layer, whose options are given as such"
+            )
+            raise ValueError(f"layers has options for {name!r}, but the checkpoint {known}")
 
 
 def _layer_config(

@@ -47,9 +47,12 @@ def from_s4(
     The transforms are those that a model of v4 was built with. Raises ValueError for a layer that has no counterpart.
     """
     given = {"dt_transform": dt_transform, "real_transform": real_transform, "imag_transform": imag_transform}
+    usual = {"dt_transform": "exp", "real_transform": "exp", "imag_transform": "none"}
     for argument, name in given.items():
         if name not in _TRANSFORMS:
             raise ValueError(f"{argument} must be one of {tuple(_TRANSFORMS)}, got {name!r}")
+        if name != usual[argument] and not prefixes(state, _V4):
+            raise ValueError(f"{argument}={name!r} is of layers of s4 v4, and the state dict has none")
     found = dict(state)
     for prefix in prefixes(state, _V4):
         layer = part(state, prefix)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..arguments.values import checked
 from ..module import SequenceModule
 
 #: Keys and values ``(*batch_shape, n_head, elements, n_feat / n_head)``.
@@ -32,6 +33,7 @@ class MultiHeadedAttention(SequenceModule):
     Raises ValueError for a width that ``n_head`` does not divide.
     """
 
+    @checked
     def __init__(
         self,
         n_feat: int,
@@ -42,7 +44,7 @@ class MultiHeadedAttention(SequenceModule):
         tie_dropout: bool = False,
     ) -> None:
         super().__init__()
-        if n_head < 1 or n_feat % n_head:
+        if n_feat % n_head:
             raise ValueError(f"n_head must divide the width {n_feat}, got {n_head}")
         self.d_model = self.d_output = n_feat
         self.n_head = n_head

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..arguments.values import checked
 from ..optim import CarriesOptions
 from .activations import ACTIVATIONS, activation_module
 
@@ -112,6 +113,7 @@ class DropoutNd(nn.Dropout):
     ``(batch, length, channels)``, or with ``transposed=True`` ``(batch, channels, length)``.
     """
 
+    @checked
     def __init__(self, p: float = 0.5, tie: bool = True, transposed: bool = True) -> None:
         super().__init__(p)
         self.tie = tie
@@ -131,6 +133,7 @@ class StochasticDepth(nn.Dropout):
     Stochastic Depth").
     """
 
+    @checked
     def __init__(self, p: float, mode: str = "row") -> None:
         super().__init__(p)
         if mode not in ("row", "batch"):

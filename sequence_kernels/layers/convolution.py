@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..arguments import values
+from ..arguments.values import checked
 from ..module import SequenceModule
 from .activations import inner_activation
 from .components import dropout_module
@@ -31,6 +32,7 @@ class CausalConv(SequenceModule):
     ``(*batch_shape, d_model, K - 1)``.
     """
 
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -42,8 +44,6 @@ class CausalConv(SequenceModule):
         transposed: bool = False,
     ) -> None:
         super().__init__()
-        if kernel_size < 1:
-            raise ValueError(f"kernel_size must be at least 1, got {kernel_size}")
         self.d_model = self.d_output = d_model
         self.kernel_size = kernel_size
         self.transposed = transposed

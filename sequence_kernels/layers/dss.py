@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..arguments.values import checked
 from ..ssm import DiagonalSystem, convolve, diagonal_init, discretize
 from ..ssm.parameters import complex_parameter, initial_log_dt, step_sizes
 from .mixed import _MixedLayer
@@ -35,6 +36,7 @@ class DSS(_MixedLayer):
 
     dynamics = ("Lambda", "log_dt")
 
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -51,7 +53,7 @@ class DSS(_MixedLayer):
     ) -> None:
         if version not in ("softmax", "exp"):
             raise ValueError(f"version must be 'softmax' or 'exp', got {version!r}")
-        if version == "softmax" and (l_max is None or l_max < 1):
+        if version == "softmax" and l_max is None:
             raise ValueError(f"version='softmax' is over a fixed length: pass l_max >= 1, got {l_max}")
         super().__init__(d_model, (d_model, d_state), activation, postact, dropout, tie_dropout, transposed)
         self.version = version

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..arguments.values import checked
 from ..module import SequenceModule
 from ..stepping.stages import Stage
 from .components import dropout_module, linear_activation
@@ -20,6 +21,7 @@ class FeedForward(SequenceModule):
     There is no state: what is given is passed through. Raises ValueError for an unknown activation or initializer.
     """
 
+    @checked
     def __init__(
         self,
         d_input: int,
@@ -36,6 +38,8 @@ class FeedForward(SequenceModule):
         self.d_output = d_input if d_output is None else d_output
         self.transposed = transposed
         d_inner = int(expand * d_input)
+        if d_inner < 1:
+            raise ValueError(f"expand must make at least one channel of d_input={d_input}, got {expand}")
         self.ff = nn.Sequential(
             linear_activation(d_input, d_inner, activation, transposed=transposed, initializer=initializer),
             dropout_module(dropout, tied=tie_dropout, transposed=transposed),

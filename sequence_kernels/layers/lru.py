@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import values
+from ..arguments.values import checked
 from .mixed import _DiagonalLayer
 
 
@@ -31,6 +32,7 @@ class LRU(_DiagonalLayer):
     scale = 1.0
     dynamics = ("nu_log", "theta_log", "gamma_log", "B")
 
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -46,8 +48,6 @@ class LRU(_DiagonalLayer):
     ) -> None:
         if not 0 <= r_min < r_max <= 1:
             raise ValueError(f"r_min and r_max must satisfy 0 <= r_min < r_max <= 1, got {r_min} and {r_max}")
-        if max_phase <= 0:
-            raise ValueError(f"max_phase must be above 0, got {max_phase}")
         super().__init__(d_model, (d_state,), activation, postact, dropout, tie_dropout, transposed)
         square = r_min**2 + (r_max**2 - r_min**2) * torch.rand(d_state).clamp(1e-4, 1 - 1e-4)
         self.nu_log = nn.Parameter(torch.log(-torch.log(square) / 2))

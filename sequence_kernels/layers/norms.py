@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import keywords, values
+from ..arguments.values import checked
 from ..optim import CarriesOptions
 from ..stepping.stages import Norm, Pointwise, Stage, holds, is_plain
 
@@ -21,6 +23,7 @@ class TransposedLN(CarriesOptions):
     With ``scalar=False`` it is ``nn.LayerNorm``, a shift and a scale for each channel.
     """
 
+    @checked
     def __init__(self, d: int, scalar: bool = True, eps: float = 1e-5, dim: int = -2) -> None:
         super().__init__()
         self.scalar = scalar
@@ -42,6 +45,17 @@ class TransposedLN(CarriesOptions):
         return self.s * variance.clamp(min=self.eps).rsqrt() * (centred + self.m)
 
 
+_NORMS: dict[str, type[nn.Module]] = {
+    "layer": nn.LayerNorm,
+    "batch": nn.BatchNorm1d,
+    "instance": nn.InstanceNorm1d,
+    "group": nn.GroupNorm,
+    "none": nn.Identity,
+}
+#: Arguments of these that the width decides.
+_SIZES = frozenset(("d", "normalized_shape", "num_features", "num_groups", "num_channels"))
+
+
 class Normalization(nn.Module):
     """Normalisation of ``(batch, length, d)``, or with ``transposed=True`` of ``(batch, d, length)``.
 
@@ -50,24 +64,20 @@ class Normalization(nn.Module):
     they are not ``causal`` and cannot be stepped. Raises ValueError for that, and for another name.
     """
 
+    @checked
     def __init__(self, d: int, transposed: bool = False, _name_: str = "layer", **kwargs: Any) -> None:
         super().__init__()
         self.d = d
         self.transposed = transposed
         self.name = _name_
-        self.norm: nn.Module
-        if _name_ == "layer":
-            self.norm = TransposedLN(d, **kwargs) if transposed else nn.LayerNorm(d, **kwargs)
-        elif _name_ == "batch":
-            self.norm = nn.BatchNorm1d(d, **kwargs)
-        elif _name_ == "instance":
-            self.norm = nn.InstanceNorm1d(d, **kwargs)
-        elif _name_ == "group":
-            self.norm = nn.GroupNorm(1, d, **kwargs)
-        elif _name_ == "none":
-            self.norm = nn.Identity()
-        else:
+        if _name_ not in _NORMS:
             raise ValueError(f"norm must be layer, batch, instance, group or none; got {_name_!r}")
+        make = TransposedLN if transposed and _name_ == "layer" else _NORMS[_name_]
+        sizes = {"none": (), "group": (1, d)}.get(_name_, (d,))
+        options = keywords.named(make.__init__) - _SIZES if sizes else frozenset[str]()
+        keywords.refuse(f"norm={_name_!r}", kwargs, options)
+        values.real("eps", kwargs.get("eps", 1e-5))
+        self.norm: nn.Module = make(*sizes, **kwargs)
 
     @property
     def causal(self) -> bool:

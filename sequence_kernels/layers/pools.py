@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments.values import checked
 from ..module import SequenceModule
 from ..optim import CarriesOptions
 from .components import linear_activation
@@ -28,11 +29,9 @@ class Pool(SequenceModule):
     ``stride``: elements of a window. ``expand``: ``d_output / d_input``. Raises ValueError if one is below 1.
     """
 
+    @checked
     def __init__(self, d_input: int, stride: int = 1, expand: int = 1, transposed: bool = True) -> None:
         super().__init__()
-        for name, value in (("stride", stride), ("expand", expand)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
         self.d_model = d_input
         self.d_output = d_input * expand
         self.stride = stride
@@ -96,6 +95,7 @@ def _spare_bias(pool: CarriesOptions, transposed: bool) -> None:
 class DownLinearPool(CarriesOptions, Pool):
     """A linear map of the ``stride * d_input`` numbers of each window, ordered by channel, then by element."""
 
+    @checked
     def __init__(self, d_input: int, stride: int = 1, expand: int = 1, transposed: bool = True) -> None:
         super().__init__(d_input, stride, expand, transposed)
         self.linear = linear_activation(d_input * stride, self.d_output)
@@ -111,6 +111,7 @@ class DownPool(CarriesOptions, Pool):
     Give one of ``d_output`` and ``expand``; else ValueError. ``initializer``: see ``components.initialize``.
     """
 
+    @checked
     def __init__(
         self,
         d_input: int,
@@ -160,6 +161,7 @@ class DownSpectralPool(Pool):
 
     causal = False
 
+    @checked
     def __init__(
         self, d_input: int, stride: int = 1, expand: int = 1, transposed: bool = True, legacy: bool = False
     ) -> None:
@@ -194,10 +196,9 @@ class DownSpectralPool(Pool):
 class Unpool(SequenceModule):
     """Base of the maps to longer sequences. The first ``delay`` outputs, 0 or ``stride``, are zeros."""
 
+    @checked
     def __init__(self, d_input: int, d_output: int, stride: int, transposed: bool, delay: int) -> None:
         super().__init__()
-        if stride < 1:
-            raise ValueError(f"stride must be at least 1, got {stride}")
         self.d_model = d_input
         self.d_output = d_output
         self.stride = stride
@@ -250,6 +251,7 @@ class UpPool(CarriesOptions, Unpool):
     same stride: the input of step ``stride - 1``, ``2 stride - 1``, .. is that pool's output of the same step.
     """
 
+    @checked
     def __init__(
         self,
         d_input: int,
@@ -273,8 +275,9 @@ class UpPool(CarriesOptions, Unpool):
 class UpSample(Unpool):
     """Each element ``stride`` times; ``expand`` channels become their mean, so that it undoes ``DownSample``."""
 
+    @checked
     def __init__(self, d_input: int, stride: int = 1, expand: int = 1, transposed: bool = True) -> None:
-        if expand < 1 or d_input % expand:
+        if d_input % expand:
             raise ValueError(f"expand must divide the width {d_input}, got {expand}")
         super().__init__(d_input, d_input // expand, stride, transposed, delay=0)
         self.expand = expand

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from ..arguments import values
+from ..arguments.values import checked
 from ..module import SequenceModule
 from .padding import sequence_lengths
 
@@ -25,6 +26,7 @@ class _Recurrent(SequenceModule):
     _tensors: int  # in a state
     _make: type[nn.GRU] | type[nn.LSTM]
 
+    @checked
     def __init__(
         self,
         d_model: int,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments.values import checked
 from ..stepping import stages
 from ..stepping.stages import Stage, holds
 
@@ -18,6 +19,7 @@ from ..stepping.stages import Stage, holds
 class Residual(nn.Module):
     """``alpha * x + beta * y``. Raises ValueError when ``x`` is kept and the widths differ."""
 
+    @checked
     def __init__(
         self, i_layer: int | None, d_input: int, d_model: int, alpha: float = 1.0, beta: float = 1.0
     ) -> None:
@@ -56,6 +58,7 @@ class Residual(nn.Module):
 class Feedforward(Residual):
     """``y``: no residual at all."""
 
+    @checked
     def __init__(self, i_layer: int | None, d_input: int, d_model: int) -> None:
         super().__init__(i_layer, d_input, d_model, alpha=0.0)
 
@@ -66,6 +69,7 @@ class DecayResidual(Residual):
     ``alpha^2 + beta^2 = 1``, or with ``l2=False`` ``alpha + beta = 1``.
     """
 
+    @checked
     def __init__(
         self, i_layer: int | None, d_input: int, d_model: int, power: float = 0.5, l2: bool = True
     ) -> None:
@@ -80,6 +84,7 @@ class Affine(Residual):
     It starts at ``beta * i_layer^-gamma``.
     """
 
+    @checked
     def __init__(
         self,
         i_layer: int | None,
@@ -105,6 +110,7 @@ class Highway(Residual):
     ``c`` is 1, or 1.732 with ``scaling_correction``; ``Wy`` is a matrix, or with ``elemwise`` a vector.
     """
 
+    @checked
     def __init__(
         self,
         i_layer: int | None,

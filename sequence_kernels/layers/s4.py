@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..arguments import values
+from ..arguments import keywords, values
+from ..arguments.values import checked
 from ..module import SequenceModule
 from ..ssm import SSKernel, System, convolve
 from ..ssm.system import interleaved
@@ -50,6 +51,7 @@ class S4(SequenceModule):
     The state is complex, ``(*batch_shape, heads, d_state / 2)``.
     """
 
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -71,17 +73,20 @@ class S4(SequenceModule):
         **kernel_args: Any,
     ) -> None:
         super().__init__()
+        keywords.refuse(
+            f"{type(self).__name__} with mode={kernel_args.get('mode', 'nplr')!r}",
+            kernel_args,
+            keywords.named(S4.__init__) | SSKernel.options(kernel_args.get("mode", "nplr")),
+        )
         for name, value in (("gate", gate), ("bottleneck", bottleneck)):
-            if value is not None and not 1 <= value <= d_model:
-                raise ValueError(f"{name} must be None or from 1 to d_model={d_model}, got {value}")
+            if value is not None and value > d_model:
+                raise ValueError(f"{name} must be at most d_model={d_model}, got {value}")
         if conv not in (None, "chunked", "fft"):
             raise ValueError(f"conv must be 'chunked' or 'fft', or None for the faster one, got {conv!r}")
         if "glu" in (activation, hyper_act):
             raise ValueError(
                 "activation and hyper_act cannot be 'glu', which would halve the width; use postact='glu'"
             )
-        if l_max is not None and l_max < 1:
-            raise ValueError(f"l_max must be at least 1, got {l_max}")
         self.d_model = self.d_output = d_model
         self.n = d_state // 2
         self.l_max = l_max

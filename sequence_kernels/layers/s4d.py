@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..arguments.values import checked
 from .s4 import S4
 
 
@@ -14,6 +15,7 @@ class S4D(S4):
     ``measure="diag-lin"`` and ``disc="zoh"``; every other argument is that of ``S4``.
     """
 
+    @checked
     def __init__(
         self,
         d_model: int,

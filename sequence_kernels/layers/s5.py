@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..arguments.values import checked
 from ..ssm import diagonal_init, discretize
 from ..ssm.parameters import initial_log_dt, step_sizes
 from .mixed import _DiagonalLayer
@@ -33,6 +34,7 @@ class S5(_DiagonalLayer):
     scale = 2.0
     dynamics = ("Lambda_log_decay", "Lambda_imag", "log_dt", "B")
 
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -47,9 +49,9 @@ class S5(_DiagonalLayer):
         transposed: bool = False,
     ) -> None:
         n = d_state // 2
-        if d_state < 2 or d_state % 2:
+        if d_state % 2:
             raise ValueError(f"d_state must be even: conjugate pairs; got {d_state}")
-        if blocks < 1 or n % blocks:
+        if n % blocks:
             raise ValueError(f"blocks must divide d_state / 2 = {n}, got {blocks}")
         super().__init__(d_model, (n,), activation, postact, dropout, tie_dropout, transposed)
         dtype = torch.get_default_dtype()

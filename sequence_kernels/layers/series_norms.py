@@ -5,16 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..arguments.values import checked
+
 
 class TSNormalization(nn.Module):
     """Divide ``(batch, length, channels)`` by a scale of each channel before the last ``horizon`` elements.
 
-    ``method``: "mean", of the absolute values; "last", of the last one; any other leaves the series as it is. A scale
-    of 0 is taken as 1. ``TSInverseNormalization`` multiplies by the scale of the latest call.
+    ``method``: "mean", of the absolute values; "last", of the last one; None or "none" leaves the series as it is. A
+    scale of 0 is taken as 1. ``TSInverseNormalization`` multiplies by the scale of the latest call.
     """
 
+    @checked
     def __init__(self, method: str | None, horizon: int) -> None:
         super().__init__()
+        if method not in ("mean", "last", "none", None):
+            raise ValueError(f"method must be 'mean', 'last', 'none' or None, got {method!r}")
         self.method = method
         self.horizon = horizon
         self.scale = torch.ones(())
@@ -34,6 +39,7 @@ class TSNormalization(nn.Module):
 class TSInverseNormalization(nn.Module):
     """Undo a ``TSNormalization``."""
 
+    @checked
     def __init__(self, method: str | None, normalizer: TSNormalization) -> None:
         super().__init__()
         self.method = method
@@ -49,6 +55,7 @@ class ReversibleInstanceNorm1dInput(nn.Module):
     ``norm.weight`` and ``norm.bias`` of an ESPnet state dict, which it never reads, are accepted and not kept.
     """
 
+    @checked
     def __init__(self, d: int, transposed: bool = False) -> None:
         super().__init__()
         self.d = d
@@ -71,6 +78,7 @@ class ReversibleInstanceNorm1dInput(nn.Module):
 class ReversibleInstanceNorm1dOutput(nn.Module):
     """Undo a ``ReversibleInstanceNorm1dInput``."""
 
+    @checked
     def __init__(self, norm_input: ReversibleInstanceNorm1dInput) -> None:
         super().__init__()
         self.norm_input = norm_input

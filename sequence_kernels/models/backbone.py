@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import keywords
+from ..arguments.values import checked
 from ..layers.components import dropout_module
 from ..layers.norms import norm_stages
 from ..module import SequenceModule
@@ -38,6 +39,7 @@ class SequenceModel(SequenceModule):
     Raises as ``SequenceResidualBlock`` does, and ValueError for a state that does not fit the stack.
     """
 
+    @checked
     def __init__(
         self,
         d_model: int,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import keywords
+from ..arguments.values import checked
 from ..layers.components import StochasticDepth, dropout_module
 from ..layers.norms import Normalization, norm_stages
 from ..layers.pointwise import pointwise
@@ -48,6 +49,7 @@ class SequenceResidualBlock(SequenceModule):
     layer, norm or pool looks at the whole sequence is not ``causal``: it raises when stepped or given a state.
     """
 
+    @checked
     def __init__(
         self,
         d_input: int,

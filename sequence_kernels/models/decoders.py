@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..arguments.values import checked
 from ..module import SequenceModule
 from ..ops import checks
 
@@ -31,14 +32,13 @@ class SequenceDecoder(SequenceModule):
     there is none for "last".
     """
 
+    @checked
     def __init__(
         self, d_model: int, d_output: int | None = None, l_output: int | None = None, mode: str = "last"
     ) -> None:
         super().__init__()
         if mode not in _READOUTS:
             raise ValueError(f"mode must be one of {_READOUTS}, got {mode!r}")
-        if l_output is not None and l_output < 0:
-            raise ValueError(f"l_output must be None or at least 0, got {l_output}")
         self.d_model = d_model
         self.d_output = d_model if d_output is None else d_output
         self.l_output = l_output
@@ -134,6 +134,7 @@ class StateDecoder(nn.Module):
     Raises ValueError for a module without a state.
     """
 
+    @checked
     def __init__(self, module: SequenceModule, d_output: int) -> None:
         super().__init__()
         self._module = [module]  # in a list, so that its parameters are not the decoder's
@@ -150,6 +151,7 @@ class StateEncoder(nn.Module):
     Raises ValueError for a module without a state.
     """
 
+    @checked
     def __init__(self, module: SequenceModule) -> None:
         super().__init__()
         self.module = module

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import keywords
+from ..arguments.values import checked
 from ..ops import checks
 from .backbone import SequenceModel
 from .block import PartConfig
@@ -30,6 +31,7 @@ class S4Decoder(nn.Module):
         layer, ...: see ``SequenceModel``. Layers that take a ``memory`` (as "mha") see the encoder's output.
     """
 
+    @checked
     def __init__(
         self,
         vocab_size: int,

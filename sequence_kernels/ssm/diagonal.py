@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..arguments.values import checked
 from ..ops import checks
 from ..ops.sharing import by_head
 from .discretize import discretize
@@ -63,6 +64,7 @@ class DiagonalSSM(SSMParameters):
     inv_A_real: Tensor
     A_imag: Tensor
 
+    @checked
     def __init__(
         self,
         a: Tensor,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..arguments.values import checked
 from ..ops.dplr_discretize import dplr_discretize
 from ..ops.sharing import by_head
 from .parameters import SSMParameters, complex_parameter
@@ -111,6 +112,7 @@ class DPLRSSM(SSMParameters):
     w_imag: Tensor
     L: Tensor
 
+    @checked
     def __init__(
         self,
         w: Tensor,

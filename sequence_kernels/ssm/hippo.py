@@ -19,6 +19,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..arguments import values
+from ..arguments.values import checked
+
 __all__ = ["DPLRInit", "DiagonalInit", "diagonal_init", "dplr_init", "hippo_matrices"]
 
 
@@ -115,6 +118,7 @@ _COMBINATIONS = {
 }
 
 
+@checked
 def hippo_matrices(measure: str, d_state: int) -> tuple[Tensor, Tensor]:
     """Dense HiPPO system x' = A x + B u.
 
@@ -125,12 +129,11 @@ def hippo_matrices(measure: str, d_state: int) -> tuple[Tensor, Tensor]:
     name = _ALIASES.get(measure, measure)
     if name not in _HIPPO:
         raise ValueError(f"measure must be one of {', '.join([*_HIPPO, *_ALIASES])}; got {measure!r}")
-    if d_state < 1:
-        raise ValueError(f"d_state must be at least 1; got {d_state}")
     a, b, _ = _HIPPO[name](d_state)
     return a, b
 
 
+@checked
 def dplr_init(
     measure: str | Sequence[str],
     d_state: int = 64,
@@ -161,8 +164,6 @@ def dplr_init(
     number of measures; TypeError for ``measure_args`` that the measure does not take.
     """
     _check_even(d_state)
-    if rank < 1:
-        raise ValueError(f"rank must be at least 1; got {rank}")
     parts = []
     names = _expand(measure, n_ssm)
     for name in names:
@@ -181,6 +182,7 @@ def dplr_init(
     return DPLRInit(w, p, b)
 
 
+@checked
 def diagonal_init(
     measure: str | Sequence[str],
     d_state: int = 64,
@@ -203,6 +205,8 @@ def diagonal_init(
 def _expand(measure: str | Sequence[str], n_ssm: int) -> list[str]:
     """Canonical names behind ``measure``, one a run of n_ssm / len(names) copies."""
     names = []
+    if not isinstance(measure, Sequence):
+        raise TypeError(f"measure must be a name or a sequence of names; got {measure!r}")
     for given in [measure] if isinstance(measure, str) else measure:
         if not isinstance(given, str):
             raise TypeError(f"measure must be a name or a sequence of names; got {measure!r}")
@@ -211,7 +215,7 @@ def _expand(measure: str | Sequence[str], n_ssm: int) -> list[str]:
             if name not in _HIPPO and name != "dplr":
                 name = "diag-" + _scaling(name)
             names.append(name)
-    if not names or n_ssm < 1 or n_ssm % len(names):
+    if not names or n_ssm % len(names):
         raise ValueError(
             f"n_ssm must be a positive multiple of the {len(names)} measures in {measure!r}; got {n_ssm}"
         )
@@ -259,6 +263,8 @@ def _spectrum(
     if unknown := options.keys() - known.keys():
         raise TypeError(f"measure {name!r} takes the measure_args {sorted(known)}; got {sorted(unknown)}")
     options = known | options
+    for option, usual in _SPECTRUM_OPTIONS.items():
+        (values.truth if isinstance(usual, bool) else values.real)(option, options[option])
     if name == "dplr" and options["scaling"] is None:
         raise TypeError(
             "measure 'dplr' needs measure_args['scaling'], the name of a diagonal spectrum; got none"

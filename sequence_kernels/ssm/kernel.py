@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import keywords
+from ..arguments.values import checked
 from .diagonal import DiagonalSSM
 from .dplr import DPLRSSM
 from .hippo import diagonal_init, dplr_init
@@ -29,6 +31,7 @@ class SSKernel(nn.Module):
 
     kernel: DiagonalSSM | DPLRSSM
 
+    @checked
     def __init__(
         self,
         H: int,
@@ -52,8 +55,9 @@ class SSKernel(nn.Module):
         super().__init__()
         if mode not in _MODES:
             raise ValueError(f"mode must be one of {tuple(_MODES)}, got {mode!r}")
+        keywords.refuse(f"{type(self).__name__} with mode={mode!r}", mode_args, SSKernel.options(mode))
         copies = H if n_ssm is None else n_ssm
-        if copies < 1 or H % copies:
+        if H % copies:
             raise ValueError(f"n_ssm must divide the width {H}, got {n_ssm}")
         dtype = torch.get_default_dtype()
         c = torch.randn(channels, H, N // 2, dtype=dtype.to_complex())
@@ -75,6 +79,13 @@ class SSKernel(nn.Module):
             lr=lr,
             **mode_args,
         )
+
+    @staticmethod
+    def options(mode: str) -> frozenset[str]:
+        """The names of the arguments that there are in this mode."""
+        given = {"w", "p", "a", "b", "c", "log_dt", "l_max", "H", "N", "L"}  # by the layer
+        model = keywords.named(DiagonalSSM.__init__ if mode == "diag" else DPLRSSM.__init__)
+        return (keywords.named(SSKernel.__init__) | model) - given
 
 
 def _nplr(

@@ -158,6 +158,17 @@ def test_what_cannot_be_loaded_is_said() -> None:
     without = {name: value for name, value in state.items() if not name.startswith("output_linear")}
     with pytest.raises(ValueError, match="without output_linear"):
         compat.load_s4(without)
+    layer, model = compat.export_espnet(S4(4, 4)), compat.export_espnet(SequenceModel(4, layer=["s4", "ff"]))
+    with pytest.raises(ValueError, match=r"options for 'fff', but the checkpoint has ff, s4"):
+        compat.load_espnet(model, layers={"fff": {"dropout": 0.1}})
+    with pytest.raises(ValueError, match=r"options for 's4', but the checkpoint is one layer"):
+        compat.load_espnet(layer, layers={"s4": {"dropout": 0.1}})
+    with pytest.raises(TypeError, match=r"'droput'; did you mean 'dropout'\?"):
+        compat.load_espnet(model, layers={"s4": {"droput": 0.1}})
+    with pytest.raises(TypeError, match=r"'residul'; did you mean 'residual'\?"):
+        compat.load_espnet(model, residul="R")
+    with pytest.raises(ValueError, match="dt_transform='softplus' is of layers of s4 v4"):
+        compat.load_s4(layer, dt_transform="softplus")
     with pytest.raises(ValueError, match="length must be at least 0, got -1"):
         compat.export_s4(S4(4, 4), -1)
 

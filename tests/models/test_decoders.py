@@ -49,7 +49,7 @@ def test_the_state_is_the_one_after_the_real_elements(mode: str) -> None:
 def test_what_a_sequence_decoder_refuses() -> None:
     with pytest.raises(ValueError, match="mode must be one of"):
         SequenceDecoder(4, mode="first")
-    with pytest.raises(ValueError, match="l_output must be None or at least 0, got -1"):
+    with pytest.raises(ValueError, match="l_output must be at least 0, got -1"):
         SequenceDecoder(4, l_output=-1)
     with pytest.raises(ValueError, match=r"x must have shape \(\.\.\., length, d_model=4\), got \(2, 3, 5\)"):
         SequenceDecoder(4)(torch.randn(2, 3, 5))
