@@ -25,9 +25,7 @@ def inputs(shape: Shape, device: torch.device) -> Inputs:
     return {
         "state": torch.randn(b, h, n, dtype=torch.complex64, device=device),
         "u": torch.randn(b, h, device=device),
-        "a": system.a,
-        "b": system.b,
-        "c": system.c,
+        **system.step_parameters()._asdict(),
         "d": torch.randn(1, h, device=device),
         "p": low_rank() if "R" in shape else None,
         "q": low_rank() if "R" in shape else None,
