@@ -11,9 +11,9 @@ struct StepSizes {
 };
 
 inline StepSizes check_step(const Tensor& state, const std::optional<Tensor>& slots, const Tensor& u,
-                            const Tensor& a, const Tensor& b, const Tensor& c,
-                            const std::optional<Tensor>& d, const std::optional<Tensor>& p,
-                            const std::optional<Tensor>& q, const Tensor& next) {
+                            const Tensor& a, const Tensor& b, const Tensor& c, const std::optional<Tensor>& d,
+                            const std::optional<Tensor>& p, const std::optional<Tensor>& q,
+                            const Tensor& next) {
   const auto shape = state.sizes(), input = u.sizes(), poles = a.sizes(), readout = c.sizes();
   const size_t dim = shape.size();
   check(dim >= 2 && !input.empty() && poles.size() == 2 && readout.size() == 3 && shape == next.sizes() &&
