@@ -229,7 +229,8 @@ def made_classes() -> list[type[torch.nn.Module]]:
                 ours = inspect.isclass(member) and member.__module__.startswith("sequence_kernels.")
                 if ours and issubclass(member, torch.nn.Module) and not name.startswith("_"):
                     found[member.__qualname__] = member
-    plain = {"SquaredReLU", "ModReLU", "TransposedLinear", "WeightNormLinear"}  # made by layers only
+    # made by layers only
+    plain = {"SquaredReLU", "ModReLU", "SparedLinear", "TransposedLinear", "WeightNormLinear"}
     bases = {"SequenceModule", "Pool", "Unpool", "SSMParameters", "DPLRSSM", "DiagonalSSM", "CarriesOptions"}
     return [cls for name, cls in found.items() if name not in plain | bases]
 

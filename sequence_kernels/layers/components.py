@@ -14,23 +14,27 @@ from ..optim import CarriesOptions
 from .activations import ACTIVATIONS, activation_module
 
 
-class TransposedLinear(CarriesOptions, nn.Linear):
-    """``nn.Linear`` along the second-to-last axis: ``(..., d_input, length) -> (..., d_output, length)``.
-
-    Its bias asks optimizers for no weight decay, as in ESPnet (see ``sequence_kernels.parameter_groups``).
-    """
+class SparedLinear(CarriesOptions, nn.Linear):
+    """``nn.Linear`` whose bias asks optimizers for no weight decay (see ``sequence_kernels.parameter_groups``)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.bias is not None:
             self.set_options("bias", {"weight_decay": 0.0})
 
+
+class TransposedLinear(SparedLinear):
+    """``nn.Linear`` along the second-to-last axis: ``(..., d_input, length) -> (..., d_output, length)``.
+
+    Its bias asks optimizers for no weight decay, as in ESPnet.
+    """
+
     def forward(self, x: Tensor) -> Tensor:
         y, bias = self.weight @ x, self.bias
         return y if bias is None else y + bias.to(y.dtype).unsqueeze(-1)
 
 
-class WeightNormLinear(nn.Module):
+class WeightNormLinear(CarriesOptions):
     """A linear map whose weight is ``weight_g * weight_v / |weight_v|``, row by row (Salimans and Kingma 2016).
 
     Channels are the last axis, or with ``transposed=True`` the second to last. It starts as the given map does.
@@ -40,6 +44,8 @@ class WeightNormLinear(nn.Module):
         super().__init__()
         self.transposed = isinstance(linear, TransposedLinear)
         self.bias = linear.bias
+        if self.bias is not None and isinstance(linear, SparedLinear):
+            self.set_options("bias", {"weight_decay": 0.0})
         self.weight_g = nn.Parameter(linear.weight.detach().norm(dim=1, keepdim=True))
         self.weight_v = nn.Parameter(linear.weight.detach().clone())
 
@@ -84,15 +90,18 @@ def linear_activation(
     zero_bias_init: bool = False,
     initializer: str | None = None,
     weight_norm: bool = False,
+    spare_bias: bool = False,
 ) -> nn.Module:
     """A linear map along the channels, then the activation: ``Sequential(linear, activation)``.
 
     Without an activation it is the bare linear map, so that its weight is named ``weight``, not ``0.weight``,
     as in ESPnet. With "glu" the linear map gives ``2 * d_output`` channels. Channels are the last axis, or
     with ``transposed=True`` the second to last. ``initializer``: see ``initialize``; None is torch's own.
+    The bias asks for no weight decay if ``transposed``, as in ESPnet, or with ``spare_bias``.
     """
     width = 2 * d_output if activation == "glu" else d_output
-    linear = (TransposedLinear if transposed else nn.Linear)(d_input, width, bias=bias)
+    kind = TransposedLinear if transposed else SparedLinear if spare_bias else nn.Linear
+    linear = kind(d_input, width, bias=bias)
     if initializer is not None:
         initialize(linear.weight, initializer, activation)
     if bias and zero_bias_init:

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ..arguments.values import checked
 from ..module import SequenceModule
-from ..optim import CarriesOptions
 from .components import linear_activation
 
 
@@ -85,27 +84,19 @@ class DownAvgPool(Pool):
         return windows.mean(-2).repeat_interleave(self.expand, -1)
 
 
-def _spare_bias(pool: CarriesOptions, transposed: bool) -> None:
-    """As in ESPnet, where a transposed pool has a ``TransposedLinear``."""
-    for name, _ in pool.named_parameters():
-        if transposed and name.endswith("bias"):
-            pool.set_options(name, {"weight_decay": 0.0})
-
-
-class DownLinearPool(CarriesOptions, Pool):
+class DownLinearPool(Pool):
     """A linear map of the ``stride * d_input`` numbers of each window, ordered by channel, then by element."""
 
     @checked
     def __init__(self, d_input: int, stride: int = 1, expand: int = 1, transposed: bool = True) -> None:
         super().__init__(d_input, stride, expand, transposed)
-        self.linear = linear_activation(d_input * stride, self.d_output)
-        _spare_bias(self, transposed)
+        self.linear = linear_activation(d_input * stride, self.d_output, spare_bias=transposed)
 
     def _pool(self, windows: Tensor) -> Tensor:
         return self.linear(windows.mT.flatten(-2))
 
 
-class DownPool(CarriesOptions, Pool):
+class DownPool(Pool):
     """``DownLinearPool`` with weight normalisation and an activation.
 
     Give one of ``d_output`` and ``expand``; else ValueError. ``initializer``: see ``components.initialize``.
@@ -128,9 +119,13 @@ class DownPool(CarriesOptions, Pool):
         super().__init__(d_input, stride, transposed=transposed)
         self.d_output = d_input * expand if d_output is None else d_output  # type: ignore[operator]
         self.linear = linear_activation(
-            d_input * stride, self.d_output, activation, initializer=initializer, weight_norm=weight_norm
+            d_input * stride,
+            self.d_output,
+            activation,
+            initializer=initializer,
+            weight_norm=weight_norm,
+            spare_bias=transposed,
         )
-        _spare_bias(self, transposed)
 
     def _pool(self, windows: Tensor) -> Tensor:
         return self.linear(windows.mT.flatten(-2))
@@ -244,7 +239,7 @@ class Unpool(SequenceModule):
         return lambda _: None
 
 
-class UpPool(CarriesOptions, Unpool):
+class UpPool(Unpool):
     """A linear map of each element to ``stride`` elements of ``d_output`` channels, later by ``stride`` elements.
 
     Because of the delay an output depends on nothing later than itself where the input came from a ``DownPool`` of the
@@ -264,9 +259,13 @@ class UpPool(CarriesOptions, Unpool):
     ) -> None:
         super().__init__(d_input, d_output, stride, transposed, delay=stride)
         self.linear = linear_activation(
-            d_input, d_output * stride, activation, initializer=initializer, weight_norm=weight_norm
+            d_input,
+            d_output * stride,
+            activation,
+            initializer=initializer,
+            weight_norm=weight_norm,
+            spare_bias=transposed,
         )
-        _spare_bias(self, transposed)
 
     def _unpool(self, x: Tensor) -> Tensor:
         return self.linear(x).unflatten(-1, (self.d_output, self.stride)).mT.flatten(-3, -2)

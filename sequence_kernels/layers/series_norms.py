@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ..arguments.values import checked
 
 
-class TSNormalization(nn.Module):
+class _Remembers(nn.Module):
+    """Base of modules that keep statistics of their latest call, with what autograd knows of them.
+
+    Copies of the module, and what is pickled, have their values only.
+    """
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v.detach() if isinstance(v, Tensor) else v for k, v in self.__dict__.items()}
+
+
+class TSNormalization(_Remembers):
     """Divide ``(batch, length, channels)`` by a scale of each channel before the last ``horizon`` elements.
 
     ``method``: "mean", of the absolute values; "last", of the last one; None or "none" leaves the series as it is. A
@@ -22,7 +34,7 @@ class TSNormalization(nn.Module):
             raise ValueError(f"method must be 'mean', 'last', 'none' or None, got {method!r}")
         self.method = method
         self.horizon = horizon
-        self.scale = torch.ones(())
+        self.scale: Tensor | float = 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         known = x[:, : x.shape[1] - self.horizon].abs()
@@ -49,7 +61,7 @@ class TSInverseNormalization(nn.Module):
         return x * self.normalizer.scale
 
 
-class ReversibleInstanceNorm1dInput(nn.Module):
+class ReversibleInstanceNorm1dInput(_Remembers):
     """``(x - mean) / (std + 1e-4)`` over the length of ``(batch, length, d)``, or ``(batch, d, length)`` if transposed.
 
     ``norm.weight`` and ``norm.bias`` of an ESPnet state dict, which it never reads, are accepted and not kept.
@@ -60,8 +72,8 @@ class ReversibleInstanceNorm1dInput(nn.Module):
         super().__init__()
         self.d = d
         self.transposed = transposed
-        self.m = torch.zeros(())
-        self.s = torch.ones(())
+        self.m: Tensor | float = 0.0
+        self.s: Tensor | float = 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         length = -1 if self.transposed else -2
@@ -70,9 +82,9 @@ class ReversibleInstanceNorm1dInput(nn.Module):
         return (x - self.m) / self.s
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
-        for name in ("norm.weight", "norm.bias"):
-            state_dict.pop(prefix + name, None)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        unread = (prefix + "norm.weight", prefix + "norm.bias")
+        kept = {name: value for name, value in state_dict.items() if name not in unread}
+        super()._load_from_state_dict(kept, prefix, *args)
 
 
 class ReversibleInstanceNorm1dOutput(nn.Module):

@@ -103,5 +103,5 @@ class DiagonalSSM(SSMParameters):
         return DiagonalSystem(x, b, c)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
-        state_dict.pop(prefix + "A", None)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        kept = {name: value for name, value in state_dict.items() if name != prefix + "A"}
+        super()._load_from_state_dict(kept, prefix, *args)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import ops
 from ..arguments.values import checked
@@ -167,8 +167,14 @@ class DPLRSSM(SSMParameters):
         *args: object,
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, *args)
-        if int(self.L) > 0:
-            with torch.no_grad():
-                c = self._system(complex_parameter(self.C)).untruncated_readout(int(self.L))
-                self.C.copy_(torch.view_as_real(c))
+        length = state_dict.get(prefix + "L")
+        if length is None or self.L.is_meta or int(length) == 0:
+            return
+        with torch.no_grad():
+            c = torch.view_as_real(self._system(complex_parameter(self.C)).untruncated_readout(int(length)))
+            if metadata.get("assign_to_params_buffers"):  # C and L are the caller's own memory
+                self.C = nn.Parameter(c.to(self.C.dtype), self.C.requires_grad)
+                self.L = torch.zeros_like(self.L)
+            else:
+                self.C.copy_(c)
                 self.L.zero_()

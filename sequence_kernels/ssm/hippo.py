@@ -159,27 +159,39 @@ def dplr_init(
     HiPPO poles come by rising imaginary part, all <= 0, their eigenvectors with the phase that makes b
     positive.
 
-    Returns w (S, n), p (R, S, n), b (S, n) of ``dtype``, S = n_ssm, n = d_state / 2. ValueError for an
-    unknown measure, odd ``d_state``, too small a ``rank`` (legt needs 2), ``n_ssm`` not a multiple of the
-    number of measures; TypeError for ``measure_args`` that the measure does not take.
+    Returns w (S, n), p (R, S, n), b (S, n) of ``dtype`` on torch's default device, S = n_ssm, n = d_state / 2;
+    they are computed on the CPU. ValueError for an unknown measure, odd ``d_state``, too small a ``rank`` (legt
+    needs 2), ``n_ssm`` not a multiple of the number of measures; TypeError for ``measure_args`` that the measure
+    does not take.
     """
     _check_even(d_state)
-    parts = []
     names = _expand(measure, n_ssm)
-    for name in names:
-        copies = n_ssm // len(names)
-        if name in _HIPPO:
-            if measure_args:
-                raise TypeError(f"measure {name!r} takes no measure_args; got {sorted(measure_args)}")
-            w, p, b = _normal_form(name, d_state)
-            if rank < len(p):
-                raise ValueError(f"rank must be at least {len(p)} for measure {name!r}; got {rank}")
-            p = torch.cat([p, p.new_zeros(rank - len(p), d_state // 2)])
-            parts.append((w.expand(copies, -1), p[:, None].expand(-1, copies, -1), b.expand(copies, -1)))
-        else:
-            parts.append(_spectrum(name, d_state, rank, copies, generator, measure_args))
-    w, p, b = (torch.cat(part, dim=-2).to(dtype) for part in zip(*parts, strict=True))
+    with torch.device("cpu"):  # eigenvectors are numbers, which a meta device would not have
+        parts = [_poles(name, d_state, rank, n_ssm // len(names), generator, measure_args) for name in names]
+    w, p, b = (
+        torch.cat(part, dim=-2).to(torch.get_default_device(), dtype) for part in zip(*parts, strict=True)
+    )
     return DPLRInit(w, p, b)
+
+
+def _poles(
+    name: str,
+    d_state: int,
+    rank: int,
+    copies: int,
+    generator: torch.Generator | None,
+    measure_args: dict[str, Any],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """w (S, n), p (R, S, n), b (S, n) of a measure, complex128."""
+    if name not in _HIPPO:
+        return _spectrum(name, d_state, rank, copies, generator, measure_args)
+    if measure_args:
+        raise TypeError(f"measure {name!r} takes no measure_args; got {sorted(measure_args)}")
+    w, p, b = _normal_form(name, d_state)
+    if rank < len(p):
+        raise ValueError(f"rank must be at least {len(p)} for measure {name!r}; got {rank}")
+    p = torch.cat([p, p.new_zeros(rank - len(p), d_state // 2)])
+    return w.expand(copies, -1), p[:, None].expand(-1, copies, -1), b.expand(copies, -1)
 
 
 @checked

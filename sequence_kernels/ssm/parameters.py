@@ -90,11 +90,11 @@ class SSMParameters(CarriesOptions):
     def to_stored(self, real: Tensor) -> Tensor:
         """The stored numbers for given real parts, which are first made at most ``-least``.
 
-        Raises ValueError for a decay that ``real_type`` cannot express.
+        Raises ValueError for a decay that ``real_type`` cannot express, unless ``real`` has no numbers (meta).
         """
         decay = torch.clamp(-real, min=self._least)
         stored = REAL_TYPES[self.real_type].stored(decay)
-        if not torch.isfinite(stored).all():
+        if not stored.is_meta and not torch.isfinite(stored).all():
             most = float(decay.max())
             raise ValueError(
                 f"real_type={self.real_type!r} cannot express the measure's decay rates, up to {most:g}"
