@@ -17,7 +17,7 @@ inline void check_cauchy(const Tensor& weight, const Tensor& z, const Tensor& w,
             (nodes[0] == 1 || nodes[0] == poles[0]) && shape[2] == (transpose ? nodes[1] : poles[1]),
         "cauchy expects v (sets, channels, N) or g (sets, channels, L), z (channels or 1, L) and w "
         "(channels, N)");
-  check(order >= 1, "cauchy expects order >= 1");
+  check(order >= 1 && order < (1 << 16), "cauchy expects an order in 1 .. 65535");
 }
 
 }  // namespace sequence_kernels

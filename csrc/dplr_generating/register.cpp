@@ -58,13 +58,15 @@ void check_arguments(const Tensor& left, const Tensor& right, const Tensor& w, c
   const Dtype dtype = w.dtype();
   for (const Tensor* tensor : {&left, &right, &w, &node})
     check(tensor->is_contiguous() && is_complex(dtype) && tensor->device() == w.device() &&
-              (tensor == &node ? complex_of(node.dtype()) : tensor->dtype()) == dtype,
+              tensor->dtype() == (tensor == &node ? real_of(dtype) : dtype),
           "dplr_generating expects contiguous complex tensors of one dtype, and real nodes, on one device");
   const auto rows = left.sizes(), columns = right.sizes(), poles = w.sizes(), nodes = node.sizes();
   check(rows.size() == 3 && columns.size() == 3 && poles.size() == 2 && nodes.size() == 2 && nodes[0] == 2 &&
             columns[0] >= 1 && rows[0] >= columns[0] - 1 && rows[1] == poles[0] && rows[2] == poles[1] &&
             columns[1] == poles[0] && columns[2] == poles[1],
         "dplr_generating expects left (C + R, H, N), right (1 + R, H, N), w (H, N) and node (2, L)");
+  check(double(rows[0]) * double(columns[0]) * double(poles[1] + 1) < 0x1p40,
+        "dplr_generating: too many channels, ranks or poles");
 }
 
 Tensor dplr_generating_op(const Tensor& left, const Tensor& right, const Tensor& w, const Tensor& node) {

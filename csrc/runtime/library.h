@@ -20,8 +20,11 @@
 
 namespace sequence_kernels {
 
+[[noreturn]] inline void fail(const std::string& message) {
+  throw std::runtime_error("sequence_kernels: " + message);
+}
 inline void check(bool condition, const char* message) {
-  if (!condition) throw std::runtime_error(std::string("sequence_kernels: ") + message);
+  if (!condition) fail(message);
 }
 
 inline void checked(AOTITorchError error, const char* function) {
@@ -39,6 +42,9 @@ inline bool is_complex(Dtype dtype) {
 }
 inline bool is_double(Dtype dtype) {
   return dtype == Dtype::float64 || dtype == Dtype::complex128;
+}
+inline Dtype real_of(Dtype dtype) {
+  return is_double(dtype) ? Dtype::float64 : Dtype::float32;
 }
 
 struct Device {
@@ -164,6 +170,39 @@ T unbox(StableIValue value) {
   }
 }
 
+template <typename T, typename = void>
+struct IsStruct : std::false_type {};
+template <typename T>
+struct IsStruct<T, std::void_t<decltype(T::schema)>> : std::true_type {};
+
+}  // namespace detail
+
+// The arguments of a call, one after the other. A struct of several, which ops share, has their schema and
+// says in which order to take them:
+//
+//   struct Pair {
+//     Tensor x, y;
+//     static constexpr const char* schema = "Tensor x, Tensor y";
+//     static Pair take(Stack& stack) { return {stack.take<Tensor>(), stack.take<Tensor>()}; }
+//   };
+class Stack {
+ public:
+  explicit Stack(const StableIValue* next) : next_(next) {}
+
+  template <typename T>
+  T take() {
+    if constexpr (detail::IsStruct<T>::value)
+      return T::take(*this);
+    else
+      return detail::unbox<T>(*next_++);
+  }
+
+ private:
+  const StableIValue* next_;
+};
+
+namespace detail {
+
 inline void box(Tensor&& value, StableIValue* to) {
   *to = reinterpret_cast<StableIValue>(value.release());
 }
@@ -174,18 +213,15 @@ inline void box(std::vector<Tensor>&& values, StableIValue* to) {
   for (Tensor& value : values) box(std::move(value), to++);
 }
 
-template <auto function, typename Result, typename... Arguments, size_t... index>
-void call(Result (*)(Arguments...), StableIValue* stack, std::index_sequence<index...>) {
-  std::tuple<std::decay_t<Arguments>...> arguments(unbox<std::decay_t<Arguments>>(stack[index])...);
+// Braces, so that the arguments are taken in their order.
+template <auto function, typename Result, typename... Arguments>
+void call(Result (*)(Arguments...), StableIValue* values) {
+  Stack stack(values);
+  std::tuple<std::decay_t<Arguments>...> arguments{stack.take<std::decay_t<Arguments>>()...};
   if constexpr (std::is_void_v<Result>)
-    function(std::get<index>(arguments)...);
+    std::apply(function, arguments);
   else
-    box(function(std::get<index>(arguments)...), stack);
-}
-
-template <typename Result, typename... Arguments>
-constexpr auto argument_indices(Result (*)(Arguments...)) {
-  return std::index_sequence_for<Arguments...>();
+    box(std::apply(function, arguments), values);
 }
 
 }  // namespace detail
@@ -194,7 +230,7 @@ constexpr auto argument_indices(Result (*)(Arguments...)) {
 // references in its arguments. Several results are a vector.
 template <auto function>
 void boxed(StableIValue* stack, uint64_t, uint64_t) {
-  detail::call<function>(function, stack, detail::argument_indices(function));
+  detail::call<function>(function, stack);
 }
 
 constexpr const char* name_space = "sequence_kernels_native";
@@ -214,13 +250,12 @@ struct Implementation {
 
 // Defines an op and implements it, by default for CPU tensors.
 struct Op {
-  Op(const char* schema, void (*function)(StableIValue*, uint64_t, uint64_t),
+  Op(const std::string& schema, void (*function)(StableIValue*, uint64_t, uint64_t),
      const char* dispatch_key = "CPU") {
     TorchLibraryHandle library = nullptr;
     SEQUENCE_KERNELS_CALL(aoti_torch_library_init_fragment, name_space, __FILE__, __LINE__, &library);
-    SEQUENCE_KERNELS_CALL(aoti_torch_library_def, library, schema);
-    const std::string name(schema, std::strchr(schema, '(') - schema);
-    const Implementation implementation(name, function, dispatch_key);
+    SEQUENCE_KERNELS_CALL(aoti_torch_library_def, library, schema.c_str());
+    const Implementation implementation(schema.substr(0, schema.find('(')), function, dispatch_key);
   }
 };
 

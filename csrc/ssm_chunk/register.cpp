@@ -23,6 +23,8 @@ SsmChunkSizes sizes_of(const Tensor& a, const Tensor& p, const Tensor& q, const 
           "ssm_chunk expects contiguous complex128 a, p, q and b");
   check(is_complex(c.dtype()) && c.is_contiguous(), "ssm_chunk expects a contiguous complex c");
   check(chunk > 0 && (chunk & (chunk - 1)) == 0, "ssm_chunk expects chunk to be a power of two");
+  const double size = double(chunk) + double(head[1]) + double(low_rank[0]) + double(readouts[0]);
+  check(size * size < 0x1p40, "ssm_chunk: the chunk matrices have too many elements");
   return {readouts[0], head[0], head[1], low_rank[0], chunk, tail};
 }
 

@@ -9,15 +9,12 @@
 #include "ssm_conv/cuda.h"
 
 #include "runtime/cuda_driver.h"
-#include "ssm_conv/ssm_conv.h"
+#include "ssm_conv/checks.h"
 
 EMBEDDED_KERNELS(ssm_conv);
 
 namespace sequence_kernels {
 namespace {
-
-using Optional = std::optional<Tensor>;
-using Sizes = std::vector<int64_t>;
 
 CudaKernel kernel(const char* name) {
   return {ssm_conv_fatbin, name};
@@ -49,74 +46,42 @@ const CudaKernel tail_adjoint[] = {kernel("ssm_conv_tail_adjoint_f32"), kernel("
 const CudaKernel tail_powers[] = {kernel("ssm_conv_tail_powers_f32"), kernel("ssm_conv_tail_powers_f64")};
 const CudaKernel gradients[] = {kernel("ssm_conv_gradients_f32"), kernel("ssm_conv_gradients_f64")};
 
-template <typename T>
-const T* data_of(const Optional& tensor) {
-  return tensor ? tensor->data<T>() : nullptr;
-}
-
 // A call's arguments, checked, and what all kernels' params take of them.
 struct Call {
-  const Tensor &u, &taps, &e_out, &e_in, &a_powers;
-  const Optional &d, &initial_state, &lengths;
+  const SsmConvTensors& given;
+  const Tensor& u;
+  const SsmConvSizes sizes;
   int64_t B, H, L, M;
   int32_t C, T, S, count;
-  Dtype real;
-  bool dense, wide, tensor_cores, fast;
+  bool tensor_cores, fast;
   int64_t shared_bytes;
 
-  Call(const Tensor& u, const Tensor& taps, const Tensor& e_out, const Tensor& e_in, const Tensor& a_powers,
-       const Optional& d, const Optional& initial_state, const Optional& lengths, int64_t precision,
-       int64_t shared_bytes)
-      : u(u),
-        taps(taps),
-        e_out(e_out),
-        e_in(e_in),
-        a_powers(a_powers),
-        d(d),
-        initial_state(initial_state),
-        lengths(lengths),
-        real(is_double(u.dtype()) ? Dtype::float64 : Dtype::float32),
-        dense(!is_complex(a_powers.dtype())),
-        wide(is_double(a_powers.dtype())),
+  Call(const SsmConvTensors& given, int64_t precision, int64_t shared_bytes)
+      : given(given),
+        u(given.u),
+        sizes(check_ssm_conv(given)),
+        B(sizes.B),
+        H(sizes.H),
+        L(sizes.L),
+        M(ssm_conv::chunks_of(sizes.L, sizes.T)),
+        C(narrow(sizes.C)),
+        T(narrow(sizes.T)),
+        S(narrow(sizes.S)),
+        count(narrow(sizes.powers)),
         tensor_cores(precision > 0),
         fast(precision > 1),
         shared_bytes(shared_bytes) {
-    const Sizes sequence = u.sizes(), columns = e_in.sizes(), kernels = taps.sizes(),
-                powers = a_powers.sizes();
-    check(sequence.size() == 3 && columns.size() == 3 && kernels.size() == 3 && powers.size() > 2,
-          "ssm_conv expects u (B, H, L), e_in (H, T, S), taps (C, H, T) and a_powers (H, count, ..)");
-    B = sequence[0], H = sequence[1], L = sequence[2];
-    C = narrow(kernels[0]), T = narrow(columns[1]), S = narrow(columns[2]), count = narrow(powers[1]);
     narrow(H * (C * (T + int64_t(S) * T) + int64_t(T) * S + int64_t(S) * S));
-    check(T > 0 && (T & (T - 1)) == 0 && (dense || S % 2 == 0) &&
-              (count == 1 || int64_t(1) << (count - 1) == T),
-          "ssm_conv expects T to be a power of two, an even S with a complex a_powers, 1 or log2(T) + 1 "
-          "powers");
-    M = ssm_conv::chunks_of(L, T);
-    check(given(taps, {C, H, T}, real) && e_out.sizes() == Sizes{C, H, S, T} && e_out.dtype() == real &&
-              given(e_in, {H, T, S}, real) && given(d, {C, H}, real) &&
-              given(initial_state, {B, H, S}, real) && given(lengths, {B}, Dtype::int64) &&
-              given(a_powers, dense ? Sizes{H, count, S, S} : Sizes{H, count, S / 2}, a_powers.dtype()) &&
-              (wide || real == Dtype::float32),
-          "ssm_conv expects contiguous arguments of the shapes and dtypes that ops.ssm_conv checks");
-    for (const Tensor* other : {&taps, &e_out, &e_in, &a_powers})
-      check(other->device() == u.device(), "ssm_conv expects all tensors on one device");
   }
 
   static int32_t narrow(int64_t size) {
     check(size >= 0 && size <= 0x7fffffff, "ssm_conv: the chunk matrices have too many elements");
     return static_cast<int32_t>(size);
   }
-  static bool given(const Tensor& tensor, const Sizes& sizes, Dtype dtype) {
-    return tensor.is_contiguous() && tensor.sizes() == sizes && tensor.dtype() == dtype;
-  }
-  static bool given(const Optional& tensor, const Sizes& sizes, Dtype dtype) {
-    return !tensor || given(*tensor, sizes, dtype);
-  }
 
-  bool is_double_precision() const { return real == Dtype::float64; }
+  bool is_double_precision() const { return sizes.real == Dtype::float64; }
   int32_t real_bytes() const { return is_double_precision() ? 8 : 4; }
-  Tensor empty(const Sizes& sizes) const { return Tensor::empty(sizes, real, u.device()); }
+  Tensor empty(const Sizes& shape) const { return Tensor::empty(shape, sizes.real, u.device()); }
   Math math() const {
     if (is_double_precision()) return f64;
     if (!tensor_cores) return f32;
@@ -126,14 +91,14 @@ struct Call {
 
   template <typename Params>
   void fill(Params& params) const {
-    params.lengths = data_of<int64_t>(lengths);
+    params.lengths = data_of<int64_t>(given.lengths);
     params.B = B, params.H = H, params.L = L, params.T = T, params.S = S;
-    params.dense = dense, params.wide = wide;
+    params.dense = sizes.dense, params.wide = sizes.wide;
   }
   template <typename Params>
   void fill_chunk_power(Params& params) const {
-    const int64_t size = dense ? S * S : S;  // real numbers of a power
-    params.a_chunk = a_powers.data<char>() + (count - 1) * size * (wide ? 8 : 4);
+    const int64_t size = sizes.dense ? S * S : S;  // real numbers of a power
+    params.a_chunk = given.a_powers.data<char>() + (count - 1) * size * (sizes.wide ? 8 : 4);
     params.a_head = count * size;
   }
   template <typename Params>
@@ -144,19 +109,13 @@ struct Call {
   }
   template <typename Params>
   void fill_outputs(Params& params) const {
-    const Sizes strides = e_out.strides();
-    params.C = C, params.taps = taps.data<void>(), params.e_out = e_out.data<void>(),
-    params.d = data_of<void>(d);
+    const Sizes strides = given.e_out.strides();
+    params.C = C, params.taps = given.taps.data<void>(), params.e_out = given.e_out.data<void>(),
+    params.d = data_of<void>(given.d);
     params.e_out_channel = strides[0], params.e_out_head = strides[1];
     params.e_out_state = strides[2], params.e_out_step = strides[3];
   }
-  int32_t element() const {
-    const Element element = u.dtype() == Dtype::float16    ? Element::float16
-                            : u.dtype() == Dtype::bfloat16 ? Element::bfloat16
-                            : u.dtype() == Dtype::float32  ? Element::float32
-                                                           : Element::float64;
-    return static_cast<int32_t>(element);
-  }
+  int32_t element() const { return static_cast<int32_t>(element_of(u.dtype())); }
 
   template <typename Layout, typename Params>
   void launch_products(const Products& products, Params params) const {
@@ -181,7 +140,7 @@ struct Call {
     fill(params), fill_chunk_power(params);
     params.input = u.data<void>(), params.element = element(), params.inputs = 1;
     params.input_batch = strides[0], params.input_head = strides[1], params.input_step = strides[2];
-    params.e_in = e_in.data<void>();
+    params.e_in = given.e_in.data<void>();
     params.e_in_head = T * S, params.e_in_step = S, params.e_in_state = 1;
     params.chunks = chunks, params.segments = segments;
     return params;
@@ -189,11 +148,11 @@ struct Call {
   // The gradients of the states from g (B, C, H, L) and e_out.
   SsmConvForwardParams adjoint_params(const Tensor& g, int64_t chunks, int64_t segments) const {
     SsmConvForwardParams params = forward_params(chunks, segments);
-    const Sizes strides = g.strides(), matrix = e_out.strides();
+    const Sizes strides = g.strides(), matrix = given.e_out.strides();
     params.input = g.data<void>(), params.inputs = C;
     params.input_batch = strides[0], params.input_channel = strides[1];
     params.input_head = strides[2], params.input_step = strides[3];
-    params.e_in = e_out.data<void>();
+    params.e_in = given.e_out.data<void>();
     params.e_in_channel = matrix[0], params.e_in_head = matrix[1];
     params.e_in_state = matrix[2], params.e_in_step = matrix[3];
     params.adjoint = true;
@@ -206,7 +165,7 @@ struct Call {
     fill(params), fill_chunk_power(params);
     params.states = states.mutable_data<void>(), params.initial = initial;
     params.chunks = chunks, params.segments = segments, params.adjoint = adjoint;
-    launch((dense ? carry_dense : carry_diagonal)[is_double_precision()], u.device(), params);
+    launch((sizes.dense ? carry_dense : carry_diagonal)[is_double_precision()], u.device(), params);
   }
   Tensor starts(int64_t chunks, int64_t segments) const {
     Tensor states = empty({B, H, segments, S});
@@ -215,27 +174,26 @@ struct Call {
       params.ends = states.mutable_data<void>();
       launch_products<ssm_conv::ForwardLayout>(forward_products, params);
     }
-    carry(states, data_of<void>(initial_state), chunks, segments, false);
+    carry(states, data_of<void>(given.initial_state), chunks, segments, false);
     return states;
   }
 
   SsmConvTailParams tail_params(const Tensor* last, const Tensor* g_final) const {
     SsmConvTailParams params{};
     fill(params), fill_u(params);
-    params.e_in = e_in.data<void>(), params.powers = a_powers.data<void>(), params.count = count;
+    params.e_in = given.e_in.data<void>(), params.powers = given.a_powers.data<void>(), params.count = count;
     if (last) params.last = last->data<void>();
     if (g_final) params.g_final = g_final->data<void>();
     return params;
   }
 };
 
-std::vector<Tensor> forward_op(const Tensor& u, const Tensor& taps, const Tensor& e_out, const Tensor& e_in,
-                               const Tensor& a_powers, const Optional& d, const Optional& initial_state,
-                               const Optional& lengths, int64_t precision, int64_t shared_bytes) {
-  const Call call(u, taps, e_out, e_in, a_powers, d, initial_state, lengths, precision, shared_bytes);
+std::vector<Tensor> forward_op(const SsmConvTensors& given, int64_t precision, int64_t shared_bytes) {
+  const Call call(given, precision, shared_bytes);
+  const Tensor& u = given.u;
   const int64_t chunks = ssm_conv::segment_chunks(call.B, call.H, call.M);
   const int64_t segments = ssm_conv::segments_of(call.M, chunks);
-  Optional starts;
+  std::optional<Tensor> starts;
   if (segments > 1) starts = call.starts(chunks, segments);
 
   std::vector<Tensor> results;
@@ -244,7 +202,7 @@ std::vector<Tensor> forward_op(const Tensor& u, const Tensor& taps, const Tensor
   Tensor last = call.empty({call.B, call.H, call.S});
   SsmConvForwardParams params = call.forward_params(chunks, segments);
   call.fill_outputs(params);
-  params.starts = data_of<void>(segments > 1 ? starts : initial_state);
+  params.starts = data_of<void>(segments > 1 ? starts : given.initial_state);
   params.y = results[0].mutable_data<void>(), params.last = last.mutable_data<void>();
   call.launch_products<ssm_conv::ForwardLayout>(forward_products, params);
 
@@ -254,23 +212,16 @@ std::vector<Tensor> forward_op(const Tensor& u, const Tensor& taps, const Tensor
   return results;
 }
 
-std::vector<Tensor> backward_op(const Tensor& g, const Tensor& g_final, const Tensor& u, const Tensor& taps,
-                                const Tensor& e_out, const Tensor& e_in, const Tensor& a_powers,
-                                const Optional& d, const Optional& initial_state, const Optional& lengths,
+std::vector<Tensor> backward_op(const Tensor& g, const Tensor& g_final, const SsmConvTensors& given,
                                 int64_t precision, int64_t shared_bytes) {
-  const Call call(u, taps, e_out, e_in, a_powers, d, initial_state, lengths, precision, shared_bytes);
+  const Call call(given, precision, shared_bytes);
+  check_ssm_conv_gradients(call.sizes, given, g, g_final);
   const auto [B, C, H, L, T, S] = std::tuple(call.B, call.C, call.H, call.L, call.T, call.S);
-  check(
-      g.sizes() == Sizes{B, C, H, L} && g.dtype() == u.dtype() && Call::given(g_final, {B, H, S}, call.real),
-      "ssm_conv_backward expects g (B, C, H, L) of u's dtype and a contiguous g_final (B, H, S)");
   const bool doubles = call.is_double_precision();
-  const Device device = u.device();
+  const Device device = given.u.device();
   std::vector<Tensor> results;
-  results.push_back(Tensor::empty({B, H, L}, u.dtype(), device));
-  results.push_back(call.empty({C, H, T}));
-  results.push_back(call.empty({C, H, S, T}));
-  results.push_back(call.empty({H, T, S}));
-  results.push_back(Tensor::empty(a_powers.sizes(), a_powers.dtype(), device));
+  for (const Tensor* each : {&given.u, &given.taps, &given.e_out, &given.e_in, &given.a_powers})
+    results.push_back(Tensor::empty(each->sizes(), each->dtype(), device));
   results.push_back(call.empty({C, H}));
   results.push_back(call.empty({B, H, S}));
 
@@ -294,7 +245,7 @@ std::vector<Tensor> backward_op(const Tensor& g, const Tensor& g_final, const Te
   call.carry(afters, joins.data<void>(), chunks, segments, true);
 
   const Sizes strides = g.strides();
-  params.g = g.data<void>(), params.e_in = e_in.data<void>();
+  params.g = g.data<void>(), params.e_in = given.e_in.data<void>();
   params.g_batch = strides[0], params.g_channel = strides[1];
   params.g_head = strides[2], params.g_step = strides[3];
   params.starts = starts.data<void>(), params.afters = afters.data<void>();
@@ -303,7 +254,7 @@ std::vector<Tensor> backward_op(const Tensor& g, const Tensor& g_final, const Te
   params.last = last.mutable_data<void>();
   params.chunks = chunks, params.segments = segments;
   params.splits = ssm_conv::backward_splits(B, H, segments);
-  Tensor partial = call.empty({params.splits, H, ssm_conv::Fragments(C, T, S, call.dense).count, 128});
+  Tensor partial = call.empty({params.splits, H, ssm_conv::Fragments(C, T, S, call.sizes.dense).count, 128});
   params.partial = partial.mutable_data<void>();
   call.launch_products<ssm_conv::BackwardLayout>(backward_products, params);
 
@@ -320,15 +271,11 @@ std::vector<Tensor> backward_op(const Tensor& g, const Tensor& g_final, const Te
   return results;
 }
 
-const Op forward(
-    "ssm_conv_cuda(Tensor u, Tensor taps, Tensor e_out, Tensor e_in, Tensor a_powers, Tensor? d, "
-    "Tensor? initial_state, Tensor? lengths, int precision, int shared_bytes) -> (Tensor, Tensor)",
-    boxed<forward_op>, "CUDA");
-const Op backward(
-    "ssm_conv_backward_cuda(Tensor g, Tensor g_final, Tensor u, Tensor taps, Tensor e_out, Tensor e_in, "
-    "Tensor a_powers, Tensor? d, Tensor? initial_state, Tensor? lengths, int precision, int shared_bytes) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    boxed<backward_op>, "CUDA");
+const std::string schema = std::string(SsmConvTensors::schema) + ", int precision, int shared_bytes";
+const Op forward("ssm_conv_cuda(" + schema + ") -> (Tensor, Tensor)", boxed<forward_op>, "CUDA");
+const Op backward("ssm_conv_backward_cuda(Tensor g, Tensor g_final, " + schema +
+                      ") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+                  boxed<backward_op>, "CUDA");
 
 }  // namespace
 }  // namespace sequence_kernels

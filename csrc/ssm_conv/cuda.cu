@@ -136,6 +136,20 @@ __device__ __forceinline__ Row row_of(const Params& p, int64_t row) {
   return {b, segment, segment * p.chunks, whole_chunks(p, p.lengths ? p.lengths[b] : p.L)};
 }
 
+// Where a row ends.
+struct End {
+  int64_t length;
+  int32_t rest;
+  bool known;  // else the powers for the tail are not given, or the row has no such end: its state is NaN
+};
+template <class Params>
+__device__ __forceinline__ End end_of(const Params& p, int64_t b) {
+  const int64_t length = p.lengths ? p.lengths[b] : p.L;
+  if (length < 0 || length > p.L) return {0, 0, false};
+  const int32_t rest = length & (p.T - 1);
+  return {length, rest, rest == 0 || 1 << (p.count - 1) == p.T};
+}
+
 // Elements of sequences as a tile (rows, channels * padded(T)) of a chunk each: loads of the next chunk are
 // on their way while this one is computed.
 template <class Math, int32_t THREADS>
@@ -605,10 +619,10 @@ __device__ __forceinline__ double tail_gradient(const SsmConvGradientsParams& p,
                                                 int32_t s) {
   double sum = 0;
   for (int64_t b = 0; b < p.B; ++b) {
-    const int64_t length = p.lengths ? p.lengths[b] : p.L, rest = length & (p.T - 1);
-    if (t < p.T - rest || 1 << (p.count - 1) != p.T) continue;
+    const End end = end_of(p, b);
+    if (t < p.T - end.rest || !end.known) continue;
     const double u =
-        load_element<Real>(p.u, p.element, b * p.u_batch + h * p.u_head + (length - p.T + t) * p.u_step);
+        load_element<Real>(p.u, p.element, b * p.u_batch + h * p.u_head + (end.length - p.T + t) * p.u_step);
     sum += u * static_cast<const Real*>(p.g_final)[(b * p.H + h) * p.S + s];
   }
   return sum;
@@ -750,17 +764,6 @@ __device__ __forceinline__ void carry_dense(const SsmConvCarryParams& p) {
 }
 
 // ---- the elements after a row's last whole chunk, in double
-
-struct End {
-  int64_t length;
-  int32_t rest;
-  bool known;  // else the powers for the tail are not given
-};
-__device__ __forceinline__ End end_of(const SsmConvTailParams& p, int64_t b) {
-  const int64_t length = p.lengths ? p.lengths[b] : p.L;
-  const int32_t rest = length & (p.T - 1);
-  return {length, rest, rest == 0 || 1 << (p.count - 1) == p.T};
-}
 
 // to = from A^(2^bit), or its adjoint.
 template <class Real>

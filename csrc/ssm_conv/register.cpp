@@ -6,36 +6,24 @@
 #include "runtime/cpu_isa.h"
 #include "runtime/huge_pages.h"
 #include "runtime/library.h"
-#include "ssm_conv/ssm_conv.h"
+#include "ssm_conv/checks.h"
 
 namespace sequence_kernels {
 namespace {
 
-using Optional = std::optional<Tensor>;
-using Sizes = std::vector<int64_t>;
-
 Sequences sequences(const Tensor& tensor) {
   const auto strides = tensor.strides();
   const size_t dim = strides.size();
-  const Dtype dtype = tensor.dtype();
-  Sequences view{};
-  view.data = tensor.data<void>();
-  view.element = dtype == Dtype::float16    ? Element::float16
-                 : dtype == Dtype::bfloat16 ? Element::bfloat16
-                 : dtype == Dtype::float32  ? Element::float32
-                                            : Element::float64;
-  view.batch = strides[0];
-  view.channel = dim == 4 ? strides[1] : 0;
-  view.head = strides[dim - 2];
-  view.step = strides[dim - 1];
-  return view;
+  return {tensor.data<void>(),       element_of(tensor.dtype()), strides[0],
+          dim == 4 ? strides[1] : 0, strides[dim - 2],           strides[dim - 1]};
 }
 
-bool given(const Tensor& tensor, const Sizes& sizes, Dtype dtype) {
-  return tensor.is_contiguous() && tensor.sizes() == sizes && tensor.dtype() == dtype;
-}
-bool given(const Optional& tensor, const Sizes& sizes, Dtype dtype) {
-  return !tensor || given(*tensor, sizes, dtype);
+// The kernels index by these values, so that they are looked at here, whatever Python has seen of them.
+void check_lengths(const int64_t* lengths, int64_t rows, int64_t most) {
+  for (int64_t row = 0; lengths && row < rows; ++row)
+    if (lengths[row] < 0 || lengths[row] > most)
+      fail("lengths must be in 0 .. " + std::to_string(most) + ", got " + std::to_string(lengths[row]) +
+           " for row " + std::to_string(row));
 }
 
 // A new tensor like u, as large as sequences are.
@@ -48,54 +36,30 @@ Tensor empty_sequences(const Sizes& sizes, const Tensor& u) {
 }
 
 template <typename Real>
-const Real* data(const Optional& tensor) {
-  return tensor ? tensor->data<Real>() : nullptr;
-}
-
-template <typename Real>
-SsmConvArguments<Real> arguments_of(const Tensor& u, const Tensor& taps, const Tensor& e_out,
-                                    const Tensor& e_in, const Tensor& a_powers, const Optional& d,
-                                    const Optional& initial_state, const Optional& lengths) {
-  const Sizes shape = u.sizes(), columns = e_in.sizes(), channels = taps.sizes();
-  const Dtype real = sizeof(Real) == 8 ? Dtype::float64 : Dtype::float32, power = a_powers.dtype();
-  check(shape.size() == 3 && columns.size() == 3 && channels.size() == 3,
-        "ssm_conv expects u (B, H, L), e_in (H, T, S) and taps (C, H, T)");
+SsmConvArguments<Real> arguments_of(const SsmConvSizes& sizes, const SsmConvTensors& given) {
   SsmConvArguments<Real> arguments{};
-  arguments.B = shape[0], arguments.C = channels[0], arguments.H = shape[1], arguments.L = shape[2];
-  arguments.T = columns[1], arguments.S = columns[2];
-  arguments.dense = !is_complex(power);
-  arguments.wide = is_double(power);
-  const auto [B, C, H, L, T, S] =
-      std::tuple(arguments.B, arguments.C, arguments.H, arguments.L, arguments.T, arguments.S);
-  check(T > 0 && (T & (T - 1)) == 0, "ssm_conv expects T to be a power of two");
-  check(arguments.dense || S % 2 == 0, "ssm_conv expects an even S with a complex a_powers");
-  const Sizes given_powers = a_powers.sizes();
-  const int64_t count = given_powers.size() > 1 ? given_powers[1] : 0;
-  arguments.tails = int64_t(1) << (count - 1) == T;
-  const Sizes powers = arguments.dense ? Sizes{H, count, S, S} : Sizes{H, count, S / 2};
-  check(given(taps, {C, H, T}, real) && e_out.sizes() == Sizes{C, H, S, T} && e_out.dtype() == real &&
-            given(e_in, {H, T, S}, real) && given(d, {C, H}, real) && given(initial_state, {B, H, S}, real) &&
-            given(lengths, {B}, Dtype::int64) && given(a_powers, powers, power) &&
-            (arguments.tails || count == 1) && (arguments.wide || sizeof(Real) == 4),
-        "ssm_conv expects contiguous arguments of the shapes and dtypes that ops.ssm_conv checks");
-  arguments.u = sequences(u);
-  arguments.taps = taps.data<Real>();
-  arguments.e_out = e_out.data<Real>();
-  std::copy_n(e_out.strides().data(), 4, arguments.e_out_strides);
-  arguments.e_in = e_in.data<Real>();
-  arguments.powers = a_powers.data<void>();
-  arguments.d = data<Real>(d);
-  arguments.initial = data<Real>(initial_state);
-  arguments.lengths = data<int64_t>(lengths);
+  arguments.B = sizes.B, arguments.C = sizes.C, arguments.H = sizes.H, arguments.L = sizes.L;
+  arguments.T = sizes.T, arguments.S = sizes.S;
+  arguments.dense = sizes.dense, arguments.wide = sizes.wide, arguments.tails = sizes.tails;
+  arguments.u = sequences(given.u);
+  arguments.taps = given.taps.data<Real>();
+  arguments.e_out = given.e_out.data<Real>();
+  std::copy_n(given.e_out.strides().data(), 4, arguments.e_out_strides);
+  arguments.e_in = given.e_in.data<Real>();
+  arguments.powers = given.a_powers.data<void>();
+  arguments.d = data_of<Real>(given.d);
+  arguments.initial = data_of<Real>(given.initial_state);
+  arguments.lengths = data_of<int64_t>(given.lengths);
+  check_lengths(arguments.lengths, sizes.B, sizes.L);
   return arguments;
 }
 
 template <typename Real>
-std::vector<Tensor> run(const Tensor& u, SsmConvArguments<Real> arguments) {
-  const Dtype real = sizeof(Real) == 8 ? Dtype::float64 : Dtype::float32;
+std::vector<Tensor> run(const SsmConvSizes& sizes, const SsmConvTensors& given) {
+  auto arguments = arguments_of<Real>(sizes, given);
   std::vector<Tensor> results;
-  results.push_back(empty_sequences({arguments.B, arguments.C, arguments.H, arguments.L}, u));
-  results.push_back(Tensor::empty({arguments.B, arguments.H, arguments.S}, real));
+  results.push_back(empty_sequences({sizes.B, sizes.C, sizes.H, sizes.L}, given.u));
+  results.push_back(Tensor::empty({sizes.B, sizes.H, sizes.S}, sizes.real));
   arguments.y = results[0].mutable_data<void>();
   arguments.final_state = results[1].mutable_data<Real>();
   with_instruction_set([&](auto isa) {
@@ -108,30 +72,21 @@ std::vector<Tensor> run(const Tensor& u, SsmConvArguments<Real> arguments) {
   return results;
 }
 
-std::vector<Tensor> ssm_conv_op(const Tensor& u, const Tensor& taps, const Tensor& e_out, const Tensor& e_in,
-                                const Tensor& a_powers, const Optional& d, const Optional& initial_state,
-                                const Optional& lengths) {
-  return is_double(u.dtype())
-             ? run(u, arguments_of<double>(u, taps, e_out, e_in, a_powers, d, initial_state, lengths))
-             : run(u, arguments_of<float>(u, taps, e_out, e_in, a_powers, d, initial_state, lengths));
+std::vector<Tensor> ssm_conv_op(const SsmConvTensors& given) {
+  const SsmConvSizes sizes = check_ssm_conv(given);
+  return sizes.real == Dtype::float64 ? run<double>(sizes, given) : run<float>(sizes, given);
 }
 
 template <typename Real>
-std::vector<Tensor> run_backward(const Tensor& g, const Tensor& g_final, const Tensor& u,
-                                 const Tensor& a_powers, SsmConvArguments<Real> arguments) {
-  const Dtype real = sizeof(Real) == 8 ? Dtype::float64 : Dtype::float32;
-  const auto [B, C, H, L, T, S] =
-      std::tuple(arguments.B, arguments.C, arguments.H, arguments.L, arguments.T, arguments.S);
-  check(g.sizes() == Sizes{B, C, H, L} && g.dtype() == u.dtype() && given(g_final, {B, H, S}, real),
-        "ssm_conv_backward expects g (B, C, H, L) of u's dtype and a contiguous g_final (B, H, S)");
+std::vector<Tensor> run_backward(const SsmConvSizes& sizes, const Tensor& g, const Tensor& g_final,
+                                 const SsmConvTensors& given) {
+  auto arguments = arguments_of<Real>(sizes, given);
   std::vector<Tensor> results;
-  results.push_back(empty_sequences({B, H, L}, u));
-  results.push_back(Tensor::empty({C, H, T}, real));
-  results.push_back(Tensor::empty({C, H, S, T}, real));
-  results.push_back(Tensor::empty({H, T, S}, real));
-  results.push_back(Tensor::empty(a_powers.sizes(), a_powers.dtype()));
-  results.push_back(Tensor::empty({C, H}, real));
-  results.push_back(Tensor::empty({B, H, S}, real));
+  results.push_back(empty_sequences(given.u.sizes(), given.u));
+  for (const Tensor* each : {&given.taps, &given.e_out, &given.e_in, &given.a_powers})
+    results.push_back(Tensor::empty(each->sizes(), each->dtype()));
+  results.push_back(Tensor::empty({sizes.C, sizes.H}, sizes.real));
+  results.push_back(Tensor::empty({sizes.B, sizes.H, sizes.S}, sizes.real));
   arguments.g = sequences(g);
   arguments.g_final = g_final.data<Real>();
   arguments.du = results[0].mutable_data<void>();
@@ -142,7 +97,7 @@ std::vector<Tensor> run_backward(const Tensor& g, const Tensor& g_final, const T
   arguments.d_d = results[5].mutable_data<Real>();
   arguments.d_initial = results[6].mutable_data<Real>();
   with_instruction_set([&](auto isa) {
-    parallel_for<Real>(H, ssm_conv_backward_scratch<Real, isa()>(arguments),
+    parallel_for<Real>(sizes.H, ssm_conv_backward_scratch<Real, isa()>(arguments),
                        [&](int64_t begin, int64_t end, Real* scratch) {
                          ssm_conv_backward<Real, isa()>(arguments, begin, end, scratch);
                        });
@@ -150,26 +105,19 @@ std::vector<Tensor> run_backward(const Tensor& g, const Tensor& g_final, const T
   return results;
 }
 
-std::vector<Tensor> ssm_conv_backward_op(const Tensor& g, const Tensor& g_final, const Tensor& u,
-                                         const Tensor& taps, const Tensor& e_out, const Tensor& e_in,
-                                         const Tensor& a_powers, const Optional& d,
-                                         const Optional& initial_state, const Optional& lengths) {
-  return is_double(u.dtype())
-             ? run_backward(g, g_final, u, a_powers,
-                            arguments_of<double>(u, taps, e_out, e_in, a_powers, d, initial_state, lengths))
-             : run_backward(g, g_final, u, a_powers,
-                            arguments_of<float>(u, taps, e_out, e_in, a_powers, d, initial_state, lengths));
+std::vector<Tensor> ssm_conv_backward_op(const Tensor& g, const Tensor& g_final,
+                                         const SsmConvTensors& given) {
+  const SsmConvSizes sizes = check_ssm_conv(given);
+  check_ssm_conv_gradients(sizes, given, g, g_final);
+  return sizes.real == Dtype::float64 ? run_backward<double>(sizes, g, g_final, given)
+                                      : run_backward<float>(sizes, g, g_final, given);
 }
 
-const Op op(
-    "ssm_conv(Tensor u, Tensor taps, Tensor e_out, Tensor e_in, Tensor a_powers, Tensor? d, "
-    "Tensor? initial_state, Tensor? lengths) -> (Tensor, Tensor)",
-    boxed<ssm_conv_op>);
-const Op backward(
-    "ssm_conv_backward(Tensor g, Tensor g_final, Tensor u, Tensor taps, Tensor e_out, Tensor e_in, "
-    "Tensor a_powers, Tensor? d, Tensor? initial_state, Tensor? lengths) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    boxed<ssm_conv_backward_op>);
+const std::string schema = SsmConvTensors::schema;
+const Op op("ssm_conv(" + schema + ") -> (Tensor, Tensor)", boxed<ssm_conv_op>);
+const Op backward("ssm_conv_backward(Tensor g, Tensor g_final, " + schema +
+                      ") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+                  boxed<ssm_conv_backward_op>);
 
 }  // namespace
 }  // namespace sequence_kernels

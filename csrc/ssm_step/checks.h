@@ -26,7 +26,7 @@ inline StepSizes check_step(const Tensor& state, const std::optional<Tensor>& sl
   sizes.output.insert(sizes.output.end() - 1, sizes.channels);
 
   const Device device = state.device();
-  const Dtype complex = state.dtype(), real = is_double(complex) ? Dtype::float64 : Dtype::float32;
+  const Dtype complex = state.dtype(), real = real_of(complex);
   const auto fits = [&](const Tensor& tensor, Dtype dtype) {
     return tensor.dtype() == dtype && tensor.device() == device && tensor.is_contiguous();
   };

@@ -69,6 +69,8 @@ struct Checked {
           const int64_t poles = 2 * size[0] * size[1];
           check(size[0] == channels, "a program's recurrence does not fit");
           check(at.state >= 0 && poles <= state - at.state, "a program's state does not fit");
+          check(double(size[2] + size[3] + 1) * double(poles + 1) < 0x1p60,
+                "a program's recurrence is too large");
           reads(2 * padded(poles) + padded(size[2] * poles) + padded(size[2] * size[0]) +
                 2 * padded(size[3] * poles));
           channels = size[2] * size[0];
@@ -162,7 +164,7 @@ void pack_op(const Tensor& weight, int64_t at, bool panels, Tensor& weights) {
   check(!panels || shape.size() == 2, "pack expects panels of a weight (outputs, inputs)");
   const int64_t numbers = panels ? padded(shape[0]) * shape[1] : elements(shape) * (complex ? 2 : 1);
   check(at >= 0 && numbers <= room[0] - at, "pack writes beyond its weights");
-  (is_double(real) ? pack<double> : pack<float>)(weight, shape, at, panels, weights);
+  if (numbers > 0) (is_double(real) ? pack<double> : pack<float>)(weight, shape, at, panels, weights);
 }
 
 const Op pack_operator("pack(Tensor weight, int at, bool panels, Tensor(a!) weights) -> ()", boxed<pack_op>);

@@ -12,8 +12,7 @@ namespace {
 template <typename Real>
 Tensor run(const Tensor& v, const Tensor& x, int64_t L, bool conjugate, int64_t power) {
   const auto sizes = v.sizes();
-  const Dtype real = is_double(v.dtype()) ? Dtype::float64 : Dtype::float32;
-  Tensor out = Tensor::empty({sizes[0], sizes[1], L}, conjugate ? real : v.dtype());
+  Tensor out = Tensor::empty({sizes[0], sizes[1], L}, conjugate ? real_of(v.dtype()) : v.dtype());
   VandermondeArguments<Real> arguments{};
   arguments.sets = sizes[0], arguments.channels = sizes[1], arguments.N = sizes[2], arguments.L = L;
   arguments.power = power;
@@ -22,7 +21,7 @@ Tensor run(const Tensor& v, const Tensor& x, int64_t L, bool conjugate, int64_t 
   arguments.complex = !conjugate;
   arguments.out = out.mutable_data<Real>();
   with_instruction_set([&](auto isa) {
-    parallel_for<Real>(arguments.channels * tiles(L), vandermonde_scratch(arguments.N),
+    parallel_for<Real>(sizes[0] > 0 ? arguments.channels * tiles(L) : 0, vandermonde_scratch(arguments.N),
                        [&](int64_t begin, int64_t end, Real* scratch) {
                          vandermonde<Real, isa()>(arguments, begin, end, scratch);
                        });
@@ -50,7 +49,7 @@ Tensor run_transpose(const Tensor& g, const Tensor& x, int64_t power) {
   arguments.complex = is_complex(g.dtype());
   arguments.out = parts.mutable_data<Real>();
   with_instruction_set([&](auto isa) {
-    parallel_for<Real>(arguments.channels * tiles(L), vandermonde_transpose_scratch(N),
+    parallel_for<Real>(sizes[0] > 0 ? arguments.channels * tiles(L) : 0, vandermonde_transpose_scratch(N),
                        [&](int64_t begin, int64_t end, Real* scratch) {
                          vandermonde_transpose<Real, isa()>(arguments, begin, end, scratch);
                        });

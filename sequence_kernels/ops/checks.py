@@ -78,12 +78,14 @@ def broadcastable(**named: Tensor) -> None:
         raise ValueError(f"the dimensions before the last must broadcast together, got {shapes}") from None
 
 
-def integer(name: str, value: Any, least: int) -> None:
-    """The value is an integer (or a symbolic one, when traced) not below the least."""
+def integer(name: str, value: Any, least: int, most: int | None = None) -> None:
+    """The value is an integer (or a symbolic one, when traced) not below the least nor above the most."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+    if most is not None and value > most:
+        raise ValueError(f"{name} must be at most {most}, got {value}")
 
 
 def integers(name: str, value: Tensor, least: int, most: int) -> None:

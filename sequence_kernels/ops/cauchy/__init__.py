@@ -25,7 +25,7 @@ def cauchy(
         z: nodes ``(..., L)``. A node with an infinite part gives exactly 0, in value and gradient.
         w: poles ``(..., N)``. The leading dimensions of ``v``, ``z`` and ``w`` broadcast together.
         conjugate: ``v`` and ``w`` hold one of each conjugate pair: add ``conj(v_n) / (z_l - conj(w_n))^order``.
-        order: order q >= 1 of the poles; the derivative of order q - 1 with respect to ``w``, over (q - 1)!.
+        order: order q of the poles, 1 to 1000; the derivative of order q - 1 with respect to ``w``, over (q - 1)!.
         backend: None chooses the fastest that can serve the call.
 
     Returns:
@@ -39,7 +39,7 @@ def cauchy(
     checks.same_last_dim("v", v, "w", w, "N")
     checks.has_last_dim("z", z, "L")
     checks.broadcastable(v=v, z=z, w=w)
-    checks.integer("order", order, 1)
+    checks.integer("order", order, 1, 1000)
     v, z, w = checks.promoted(v, z, w)
     return _cauchy(v, z, w, conjugate, order, choose("cauchy", backend, v))
 
@@ -54,7 +54,7 @@ def cauchy_transpose(
         z: nodes ``(..., L)``. A node with an infinite part adds exactly 0.
         w: poles ``(..., N)``. The leading dimensions of all three broadcast together.
         conjugate: ``g`` and ``z`` are one of each conjugate pair: add ``conj(g_l) / (conj(z_l) - w_n)^order``.
-        order: order q >= 1 of the poles.
+        order: order q of the poles, 1 to 1000.
         backend: None chooses the fastest that can serve the call.
 
     Returns:
@@ -66,7 +66,7 @@ def cauchy_transpose(
     checks.same_last_dim("g", g, "z", z, "L")
     checks.has_last_dim("w", w, "N")
     checks.broadcastable(g=g, z=z, w=w)
-    checks.integer("order", order, 1)
+    checks.integer("order", order, 1, 1000)
     g, z, w = checks.promoted(g, z, w)
     return _cauchy_transpose(g, z, w, conjugate, order, choose("cauchy_transpose", backend, g))
 

@@ -6,7 +6,8 @@ With row vectors u_m of T inputs and X_m of S state entries (X_m is the state be
     X_{m+1} = X_m A_T + u_m E_in
 
 The state after n = m T + r elements is X_m A^r + [0 .. 0, u_{m,0} .. u_{m,r-1}] E_in, where A^r is a product of the
-binary powers of A; where A^T alone is given and r > 0 it is NaN. The adjoint, with P_m the gradient of X_m and G_m that
+binary powers of A; where A^T alone is given and r > 0, or n is not one of 0 .. L, it is NaN. The adjoint, with P_m the
+gradient of X_m and G_m that
 of y_m:
 
     P_m  = P_{m+1} A_T^* + G_m E_out^T  (+ the gradient of the state after n, times A^{r*}, where it was read)
@@ -23,6 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..dispatch import implement
 
 
@@ -74,24 +76,33 @@ def _chunks(sequence: Tensor, chunk: int, dtype: torch.dtype) -> Tensor:
 class _End(NamedTuple):
     """Where each row ends: its chunk m, the r elements it takes of that chunk, and these, shifted to the right."""
 
+    exists: Tensor  # (B,): its length is one of 0 .. L; else it counts as ending before the first element
     chunk: Tensor  # (B,)
     rest: Tensor  # (B,)
     shift: Tensor  # (B, T): position in the chunk that comes to each place; negative means zero
     tail: Tensor  # (H, B, T)
 
 
+def _check_lengths(lengths: Tensor | None, most: int) -> None:
+    """Once more, as nobody looks at them while torch.compile traces."""
+    if lengths is not None:
+        checks.lengths("lengths", lengths, most)
+
+
 def _ends(u: Tensor, lengths: Tensor | None, length: int) -> _End:
     batch, _, chunks, chunk = u.shape
     if lengths is None:
         lengths = torch.full((batch,), length, device=u.device)
-    m, rest = lengths.to(torch.int64) // chunk, lengths.to(torch.int64) % chunk
+    exists = (lengths >= 0) & (lengths <= length)
+    lengths = torch.where(exists, lengths.to(torch.int64), 0)
+    m, rest = lengths // chunk, lengths % chunk
     shift = torch.arange(chunk, device=u.device) - (chunk - rest).unsqueeze(-1)
     last = (
         u[torch.arange(batch, device=u.device), :, m.clamp(max=max(chunks - 1, 0))] if chunks else u.sum(-2)
     )
     index = shift.clamp(min=0).unsqueeze(1).expand(-1, u.shape[1], -1)
     tail = torch.where(shift.unsqueeze(1) >= 0, last.gather(-1, index), 0)
-    return _End(m, rest, shift, tail.transpose(0, 1))
+    return _End(exists, m, rest, shift, tail.transpose(0, 1))
 
 
 def _states(inputs: Tensor, a_chunk: Tensor, initial: Tensor) -> Tensor:
@@ -111,9 +122,9 @@ def _tail_states(start: Tensor, rest: Tensor, a_powers: Tensor) -> list[Tensor]:
     return states
 
 
-def _has_end(rest: Tensor, a_powers: Tensor, chunk: int) -> Tensor:
+def _has_end(end: _End, a_powers: Tensor, chunk: int) -> Tensor:
     """(B, 1): which rows end where their state can be told: not inside a chunk, without the powers for that."""
-    return ((rest == 0) | (a_powers.shape[1] == chunk.bit_length())).unsqueeze(-1)
+    return (end.exists & ((end.rest == 0) | (a_powers.shape[1] == chunk.bit_length()))).unsqueeze(-1)
 
 
 def _initial(u: Tensor, e_in: Tensor, initial_state: Tensor | None) -> Tensor:
@@ -139,6 +150,7 @@ def ssm_conv(
     lengths: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     length, chunk = u.shape[-1], taps.shape[-1]
+    _check_lengths(lengths, length)
     blocks = _chunks(u, chunk, taps.dtype)
     states = _states(
         torch.einsum("bhmt,hts->mhbs", blocks, e_in), a_powers[:, -1], _initial(u, e_in, initial_state)
@@ -149,7 +161,7 @@ def ssm_conv(
         y = y + d[..., None, None] * blocks.unsqueeze(1)
     end = _ends(blocks, lengths, length)
     final = _tail_states(_rows(states, end.chunk), end.rest, a_powers)[-1] + end.tail @ e_in
-    final = torch.where(_has_end(end.rest, a_powers, chunk), final, torch.nan)
+    final = torch.where(_has_end(end, a_powers, chunk), final, torch.nan)
     return y.flatten(-2)[..., :length].to(u.dtype).contiguous(), final.transpose(0, 1).contiguous()
 
 
@@ -167,13 +179,14 @@ def ssm_conv_backward(
     lengths: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     length, chunk = u.shape[-1], taps.shape[-1]
+    _check_lengths(lengths, length)
     blocks, g_blocks = _chunks(u, chunk, taps.dtype), _chunks(g, chunk, taps.dtype)
     a_chunk = a_powers[:, -1]
     states = _states(torch.einsum("bhmt,hts->mhbs", blocks, e_in), a_chunk, _initial(u, e_in, initial_state))
     end = _ends(blocks, lengths, length)
 
     # Back through the tail of each row, from its final state to the state before its last chunk.
-    g_end = torch.where(_has_end(end.rest, a_powers, chunk), g_final.transpose(0, 1), 0)
+    g_end = torch.where(_has_end(end, a_powers, chunk), g_final.transpose(0, 1), 0)
     p_tail = g_end
     met = _tail_states(_rows(states, end.chunk), end.rest, a_powers)
     da = []

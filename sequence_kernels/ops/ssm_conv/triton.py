@@ -220,7 +220,7 @@ def ssm_conv_tail_kernel(
     """``final`` (B, H, S): from the states before the chunks in which the rows end to those where they end.
 
     X A^r by the binary powers of A, and the r elements through the last r rows of E_in; NaN where r > 0 and the
-    powers are not ``known``.
+    powers are not ``known``, and where a row's length is not one of 0 .. ``length``.
     """
     dtype: tl.constexpr = final.dtype.element_ty
     tiles = tl.cdiv(batch, ROWS)
@@ -233,6 +233,8 @@ def ssm_conv_tail_kernel(
     ends = b * 0 + length
     if lengths is not None:
         ends = tl.load(lengths + b, mask=b < batch, other=0)
+    exists = (ends >= 0) & (ends <= length)
+    ends = tl.where(exists, ends, 0)
     rest = ends % chunk
     place = final + (b * heads + h)[:, None] * size + s[None, :]
     x = tl.load(place, mask=at_state, other=0.0)
@@ -247,7 +249,7 @@ def ssm_conv_tail_kernel(
     to_state = e_in + (h * chunk + t[:, None]) * size + s[None, :]
     to_state = tl.load(to_state, mask=(t < chunk)[:, None] & (s < size)[None, :], other=0.0)
     x = _product(inputs, to_state, x, PRECISION)
-    x = tl.where((rest == 0)[:, None] | (known != 0), x, float("nan"))
+    x = tl.where(exists[:, None] & ((rest == 0)[:, None] | (known != 0)), x, float("nan"))
     tl.store(place, x, mask=at_state)
 
 
@@ -513,8 +515,8 @@ def _finish(layout: _Layout, way: _Way, u: Tensor, e_in: Tensor, powers: Tensor,
 
 
 def _ends_inside(layout: _Layout, lengths: Tensor | None) -> bool:
-    """Whether a row may end inside a chunk."""
-    return layout.length > 0 and (lengths is not None or layout.length % layout.chunk != 0)
+    """Whether a row may end inside a chunk, or nowhere."""
+    return lengths is not None or layout.length % layout.chunk != 0
 
 
 def ssm_conv(
@@ -565,12 +567,14 @@ def _tail_gradients(
     batch, heads, length = u.shape
     chunk, chunks = e_in.shape[1], states.shape[2]
     ends = torch.full((batch,), length, device=u.device) if lengths is None else lengths.to(torch.int64)
+    exists = (ends >= 0) & (ends <= length)
+    ends = torch.where(exists, ends, 0)
     rest = ends % chunk
     t = torch.arange(chunk, device=u.device)
     taken = (t >= (chunk - rest).unsqueeze(-1)).unsqueeze(1)
     positions = (ends.unsqueeze(-1) - chunk + t).clamp(min=0).unsqueeze(1).expand(-1, heads, -1)
     tail = torch.where(taken, u.gather(-1, positions).to(e_in.dtype), 0)
-    known = (rest == 0) | (a_powers.shape[1] == chunk.bit_length())
+    known = exists & ((rest == 0) | (a_powers.shape[1] == chunk.bit_length()))
     p = torch.where(known.view(-1, 1, 1), g_final, 0).transpose(0, 1)
     d_e_in, d_tail = torch.einsum("bht,hbs->hts", tail, p), torch.einsum("hbs,hts->bht", p, e_in)
 
@@ -611,7 +615,9 @@ def ssm_conv_backward(
     _walk(one, layout, _starts(one, layout), states=states)
 
     tail = None
-    if _ends_inside(layout, lengths):
+    if length == 0 and lengths is not None:
+        g_final = torch.where((lengths == 0).view(-1, 1, 1), g_final, 0)
+    elif _ends_inside(layout, lengths):
         tail = _tail_gradients(g_final, u, states[0], e_in, a_powers, lengths)
     backward = forward._replace(
         sequence=g,

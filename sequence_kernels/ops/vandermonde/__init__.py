@@ -33,7 +33,7 @@ def vandermonde(
         L: number of positions, at least 0.
         conjugate: ``v`` and ``x`` hold one of each conjugate pair, and both are summed: the result is twice the real
             part, and real.
-        power: the p >= 0 of ``l^p``; the derivative of order p with respect to ``x``.
+        power: the p of ``l^p``, 0 to 1000; the derivative of order p with respect to ``x``.
         dtype: float16 or bfloat16 for a real result that feeds a convolution in half precision: everything is computed
             and accumulated in the precision of ``v`` and ``x``, the result rounded once, its gradient not at all.
         backend: None chooses the fastest that can serve the call.
@@ -50,7 +50,7 @@ def vandermonde(
     checks.same_last_dim("v", v, "x", x, "N")
     checks.broadcastable(v=v, x=x)
     checks.integer("L", L, 0)
-    checks.integer("power", power, 0)
+    checks.integer("power", power, 0, 1000)
     v, x = checks.promoted(v, x)
     if dtype is not None and dtype not in checks.HALF:
         raise TypeError(f"dtype must be None or one of float16, bfloat16, got {dtype}")
@@ -66,7 +66,7 @@ def vandermonde_transpose(g: Tensor, x: Tensor, *, power: int = 0, backend: str 
     Args:
         g: ``(..., L)``, float32, float64, complex64 or complex128.
         x: exponents ``(..., N)``, of any of these dtypes; its leading dimensions broadcast with those of ``g``.
-        power: the p >= 0 of ``l^p``.
+        power: the p of ``l^p``, 0 to 1000.
         backend: None chooses the fastest that can serve the call.
 
     Returns:
@@ -80,7 +80,7 @@ def vandermonde_transpose(g: Tensor, x: Tensor, *, power: int = 0, backend: str 
     checks.has_last_dim("g", g, "L")
     checks.has_last_dim("x", x, "N")
     checks.broadcastable(g=g, x=x)
-    checks.integer("power", power, 0)
+    checks.integer("power", power, 0, 1000)
     real = torch.float64 if torch.float64 in (g.real.dtype, x.real.dtype) else torch.float32
     g, x = (t.to(checks.COMPLEX_OF[real] if t.is_complex() else real) for t in (g, x))
     return _vandermonde_transpose(g, x, power, choose("vandermonde_transpose", backend, g))

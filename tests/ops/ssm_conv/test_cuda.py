@@ -155,6 +155,23 @@ def test_tails_that_are_not_known(plain: Kernels) -> None:
     )
 
 
+@pytest.mark.parametrize("length", [0, 21])
+def test_rows_that_end_nowhere(monkeypatch: pytest.MonkeyPatch, checked: Kernels, length: int) -> None:
+    """A length that is not one of 0 .. L: NaN for that row's state, whose gradient counts for nothing."""
+    monkeypatch.setattr(reference, "_check_lengths", lambda *_: None)
+    lengths = torch.tensor([-5, length, 0, length + 1, length // 2, 2**62, -(2**63)])
+    case = (len(lengths), 1, 1, length, 4, 4, False, False, 2)
+    a = arguments(case, F64)._replace(lengths=lengths)
+    (y, final), (want_y, want) = Emulated(checked, "f64").forward(a, 2), reference.ssm_conv(*a)
+    wrong = (lengths < 0) | (lengths > length)
+    assert (final.isnan().all((1, 2)) == wrong).all()
+    assert (want.isnan().all((1, 2)) == wrong).all()
+    compare((y, final[~wrong]), (want_y, want[~wrong]), 1e-13, 1e-13)
+    g, g_final = gradients_of(case, a)
+    got = Emulated(checked, "f64").backward(g, g_final, a, 2, 1)
+    compare(got, reference.ssm_conv_backward(g, g_final, *a), 1e-13, 1e-13)
+
+
 def test_float32_keeps_its_digits_over_long_sequences(plain: Kernels) -> None:
     """Slow modes, A^T in double: 3 x tf32 and the CUDA cores stay within float32's error over thousands of steps."""
     generator = torch.Generator().manual_seed(0)

@@ -108,6 +108,25 @@ def test_rows_that_end_with_the_chunks(dense: bool, segments: bool) -> None:
         assert relative(a, b) < 1e-12
 
 
+@DENSE
+@pytest.mark.parametrize("length", [0, 30])
+def test_rows_that_end_nowhere(
+    monkeypatch: pytest.MonkeyPatch, dense: bool, segments: bool, length: int
+) -> None:
+    """A length that is not one of 0 .. L: NaN for that row's state, whose gradient counts for nothing."""
+    monkeypatch.setattr(reference, "_check_lengths", lambda *_: None)
+    model = Model(2, 2, 4, 8, dense)
+    lengths = torch.tensor([-5, length, 0, length + 1, length // 2, 2**62, -(2**63)])
+    given = arguments(model, 7, length, lengths)
+    (y, got, *got_all), (want_y, want, *want_all) = run(given, kernels), run(given, reference)
+    wrong = (lengths < 0) | (lengths > length)
+    assert (torch.isnan(got).all((1, 2)) == wrong).all()
+    assert (torch.isnan(want).all((1, 2)) == wrong).all()
+    assert relative(got[~wrong], want[~wrong]) < 1e-12
+    for a, b in zip((y, *got_all), (want_y, *want_all), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
 def test_states_divided_among_programs(monkeypatch: pytest.MonkeyPatch, segments: bool) -> None:
     """Where a diagonal A has more states than a program holds, each holds some, and the outputs are sums."""
     monkeypatch.setattr(kernels, "STATES", 16)
