@@ -286,7 +286,7 @@ def test_bad_arguments_launch_nothing(driver: Driver) -> None:
     with pytest.raises(RuntimeError, match="vandermonde expects contiguous complex v and x of one dtype"):
         driver.run("vandermonde", v.real, x, 5, True, 0)
     v, z, w = samples("cauchy", 1, 2, 3, 5)
-    with pytest.raises(RuntimeError, match="cauchy expects an order in 1 .. 65535"):
+    with pytest.raises(RuntimeError, match="cauchy expects an order in"):
         driver.run("cauchy", v, z, w, True, 0)
     x = step_sample(3, 2, 4, 1, 1)
     with pytest.raises(RuntimeError, match="a step without slots expects as many states as rows"):

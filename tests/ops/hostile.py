@@ -1,4 +1,4 @@
-"""Calls of the native ops by hand with arguments that their Python fronts would refuse: ``python -m tests.ops.hostile``.
+"""Calls of the native ops by hand with arguments that their fronts refuse: ``python -m tests.ops.hostile``.
 
 Every op is called as the samples call it, with one argument spoiled at a time: other shapes, dtypes, strides and
 devices, indices and counts out of range. What is read lies right before a page that must not be touched, so that a read
