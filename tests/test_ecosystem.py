@@ -52,6 +52,7 @@ def through(module: Any) -> Tensor:
 
 def joined(module: Any) -> Tensor:
     x = torch.randn(2, 2, LENGTH, WIDTH, generator=torch.Generator().manual_seed(1))
+    x = x.to(next(module.parameters(), x).dtype)
     return module(x[0], x[1])
 
 
@@ -101,7 +102,7 @@ PARTS: dict[type[nn.Module], tuple[Make, Run]] = {
     norms.TransposedLN: (lambda: norms.TransposedLN(WIDTH, dim=-1), through),
     components.TransposedLinear: (
         lambda: components.TransposedLinear(LENGTH, 3),
-        lambda m: m(torch.ones(2, LENGTH, 4)),
+        lambda m: m(torch.ones(2, LENGTH, 4, dtype=m.weight.dtype)),
     ),
     components.SparedLinear: (lambda: components.SparedLinear(WIDTH, 3), through),
     components.WeightNormLinear: (
@@ -414,3 +415,64 @@ def test_assigning_a_state_dict_leaves_its_tensors_alone(make: Make, run: Run) -
         assert torch.equal(given[name], value)
     close(list(module.state_dict().values()), list(copied.state_dict().values()), 1e-6)
     close(run(module), run(copied), 1e-6)
+
+
+# Memory: parameters and states that are views of other tensors.
+
+#: Where the numbers of a parameter may lie, which need not be where pairs of them can be seen as complex numbers.
+PLACES: dict[str, Callable[[Tensor], Tensor]] = {
+    "from-an-odd-place": lambda p: p.new_empty(p.numel() + 1)[1:].view(p.shape),
+    "apart": lambda p: p.new_empty(*p.shape, 3)[..., 1],
+}
+
+
+@every_module
+@pytest.mark.parametrize("place", PLACES)
+def test_parameters_may_be_any_views(make: Make, run: Run, place: str) -> None:
+    module = make().double()
+    moved = copy.deepcopy(module)
+    for parameter in moved.parameters():
+        parameter.data = PLACES[place](parameter.data).copy_(parameter.data)
+    expected, found = run(module), run(moved)
+    close(found, expected, 1e-9)
+    if expected.requires_grad:
+        for result in (expected, found):
+            result.square().sum().backward()
+        gradients = [
+            torch.cat([p.grad.flatten() for p in m.parameters() if p.grad is not None])
+            for m in (moved, module)
+        ]
+        close(*gradients, 1e-9)
+
+
+@pytest.mark.parametrize("cls", [S4, S4D])
+def test_parameters_set_from_one_vector(cls: type[nn.Module]) -> None:
+    """Also those that a compiled graph has seen somewhere else."""
+    module = cls(7, 8)
+    x = torch.randn(2, 7, 20)
+    expected = module(x)[0]
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    close(compiled(x)[0], expected, 1e-6)
+    vector = nn.utils.parameters_to_vector(module.parameters()).detach()
+    nn.utils.vector_to_parameters(vector, module.parameters())
+    assert any(p.storage_offset() % 2 for p in module.parameters())
+    close(module(x)[0], expected, 1e-6)
+    close(compiled(x)[0], expected, 1e-6)
+
+
+def conjugates(state: Any) -> Any:
+    """The same state, whose complex numbers are the pending conjugates of others."""
+    if isinstance(state, (list, tuple)):
+        return type(state)(conjugates(part) for part in state)
+    return state.conj_physical().conj() if isinstance(state, Tensor) and state.is_complex() else state
+
+
+@pytest.mark.parametrize("make", cases(lambda module: module.causal and module.d_state is not None))
+def test_states_may_be_pending_conjugates(make: Make) -> None:
+    module: Any = make()
+    x = torch.randn(2, 9, WIDTH)
+    state = forward(module, x, module.default_state(2))[1]
+    same = conjugates(state)
+    close(forward(module, x, same), forward(module, x, state), 1e-6)
+    close(module.step(x[:, 0], same), module.step(x[:, 0], state), 1e-6)
+    close(module.state_to_tensor(same), module.state_to_tensor(state), 1e-6)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from ..ops.pairs import as_complex
 from ..ssm.parameters import REAL_TYPES
 
 StateDict = dict[str, Tensor]
@@ -143,7 +144,7 @@ def to_v4(state: Mapping[str, Tensor]) -> StateDict:
 def to_s4d(layer: StateDict) -> StateDict:
     """The inverse of ``from_s4`` for one layer of S4D, with B multiplied into C."""
     kernel = part(layer, "kernel.kernel.")
-    c = torch.view_as_complex(kernel["C"].squeeze(0)) * torch.view_as_complex(kernel["B"])
+    c = as_complex(kernel["C"].squeeze(0)) * as_complex(kernel["B"])
     return {
         "D": layer["D"].squeeze(0),
         "kernel.C": torch.view_as_real(c),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..module import SequenceModule
+from ..ops.pairs import as_complex
 from ..optim import CarriesOptions
 from ..ssm.scan import diagonal_scan
 from ..ssm.system import interleaved
@@ -149,7 +150,7 @@ class _DiagonalLayer(_MixedLayer):
     def _matrices(self, rate: float) -> tuple[Tensor, Tensor, Tensor]:
         """Exponents; the discrete B, and C, as real maps to and from real and imaginary parts: (2 N, H), (H, 2 N)."""
         exponents, factors = self._discrete(rate)
-        b = factors.unsqueeze(-1) * torch.view_as_complex(self.B.double())
+        b = factors.unsqueeze(-1) * as_complex(self.B.double())
         c = self.scale * torch.cat((self.C[..., 0], -self.C[..., 1]), -1)
         return exponents, torch.cat((b.real, b.imag)).to(c.dtype), c
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..arguments.values import checked
 from ..ops.dplr_discretize import dplr_discretize
+from ..ops.pairs import as_complex
 from ..ops.sharing import by_head
 from .parameters import SSMParameters, complex_parameter
 from .system import StepParameters, readout, skip
@@ -67,9 +68,7 @@ class DPLRSystem:
         kept = kept - torch.linalg.matrix_power(matrix, length)
         c = readout(self.c.to(torch.complex128)).unsqueeze(-1)
         c = torch.linalg.solve(kept, c) if solve else kept @ c
-        return (
-            torch.view_as_complex(c.unflatten(-2, (-1, 2)).squeeze(-1).contiguous()).conj().resolve_conj() / 2
-        )
+        return as_complex(c.unflatten(-2, (-1, 2)).squeeze(-1)).conj_physical() / 2
 
     def kernel(self, length: int) -> Tensor:
         """By S4's generating function at the roots of unity, and an FFT.

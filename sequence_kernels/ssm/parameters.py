@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..arguments import values
+from ..ops.pairs import as_complex
 from ..ops.sharing import by_head
 from ..optim import CarriesOptions
 
@@ -33,7 +34,7 @@ REAL_TYPES = {
 
 def complex_parameter(p: Tensor) -> Tensor:
     """A complex tensor from its stored real and imaginary parts (..., 2), half precision widened to float32."""
-    return torch.view_as_complex(p if p.dtype == torch.float64 else p.float())
+    return as_complex(p if p.dtype == torch.float64 else p.float())
 
 
 class SSMParameters(CarriesOptions):

@@ -54,11 +54,11 @@ class System(Protocol):
 
 def interleaved(z: Tensor) -> Tensor:
     """Complex ``(..., N)`` as real ``(..., 2 N)``: re, im, re, im, ..."""
-    return torch.view_as_real(z).flatten(-2)
+    return torch.view_as_real(z.resolve_conj()).flatten(-2)
 
 
 def paired(x: Tensor) -> Tensor:
-    """The inverse of ``interleaved``."""
+    """The inverse of ``interleaved``, a view."""
     return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
 
 
@@ -69,4 +69,4 @@ def skip(d: Tensor | None, c: Tensor) -> Tensor | None:
 
 def readout(c: Tensor) -> Tensor:
     """The real row ``(..., 2 N)`` whose product with an interleaved state is ``2 Re(sum_n c_n x_n)``."""
-    return interleaved(2 * c.conj().resolve_conj())
+    return interleaved(2 * c.conj())

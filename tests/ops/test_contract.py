@@ -94,13 +94,14 @@ def test_forward_mode_is_refused_and_not_dropped(sample: Sample, backend: str) -
 def test_strided_and_expanded_inputs(sample: Sample, backend: str) -> None:
     with use_backend(backend):
         expected = outputs(sample.function(*sample.tensors))
-        strided = []
+        strided, shifted = [], []
         for t in sample.tensors:
             wide = t.new_full((*t.shape[:-1], 2 * t.shape[-1]), float("nan"))
-            wide[..., ::2] = t
-            strided.append(wide[..., ::2])
-        for got, want in zip(outputs(sample.function(*strided)), expected, strict=True):
-            torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+            strided.append(wide[..., ::2].copy_(t))
+            shifted.append(t.new_full((t.numel() + 1,), float("nan"))[1:].view(t.shape).copy_(t))
+        for inputs in (strided, shifted):
+            for got, want in zip(outputs(sample.function(*inputs)), expected, strict=True):
+                torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
         first = sample.tensors[0]
         expanded = first[..., :1].expand(first.shape)
         got_all = outputs(sample.function(expanded, *sample.tensors[1:]))

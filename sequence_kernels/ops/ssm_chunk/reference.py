@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import implement
+from ..pairs import as_complex
 from .krylov import krylov, krylov_backward
 
 
@@ -20,7 +21,7 @@ def _state(x: Tensor) -> Tensor:
 
 
 def _state_gradient(g: Tensor) -> Tensor:
-    return torch.view_as_complex(g.unflatten(-1, (-1, 2)).contiguous())
+    return as_complex(g.unflatten(-1, (-1, 2)))
 
 
 def _row(f: Tensor) -> Tensor:

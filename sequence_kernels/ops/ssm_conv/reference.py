@@ -26,13 +26,14 @@ from torch import Tensor
 
 from .. import checks
 from ..dispatch import implement
+from ..pairs import as_complex
 
 
 def _apply(a: Tensor, x: Tensor) -> Tensor:
     """States x (H, B, S) times one power of A, diagonal complex (H, S/2) or dense (H, S, S), in the precision of A."""
     wide = x.to(a.real.dtype)
     if a.is_complex():
-        pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)).contiguous())
+        pairs = as_complex(wide.unflatten(-1, (-1, 2)))
         return torch.view_as_real(pairs * a.unsqueeze(-2)).flatten(-2).to(x.dtype)
     return (wide @ a).to(x.dtype)
 
@@ -45,7 +46,7 @@ def _outer(x: Tensor, p: Tensor, a: Tensor) -> Tensor:
     """The gradient of a from x, the states it was applied to, and p, the gradients of the results (..., H, B, S)."""
     x, p = x.to(a.real.dtype), p.to(a.real.dtype)
     if a.is_complex():
-        x, p = (torch.view_as_complex(t.unflatten(-1, (-1, 2)).contiguous()) for t in (x, p))
+        x, p = (as_complex(t.unflatten(-1, (-1, 2))) for t in (x, p))
         product = (x.conj() * p).sum(-2)
         return product.sum(0) if product.dim() > a.dim() else product
     return torch.einsum("...hbs,...hbt->hst", x, p)
