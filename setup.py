@@ -1,7 +1,7 @@
 """Builds sequence_kernels/_native_cpu.so, if there is a C++ compiler; everything else is in pyproject.toml.
 
 SEQUENCE_KERNELS_CUDA=13.0 asks for sequence_kernels/_native_cuda.so too, compiled for that CUDA by what
-tools/cuda_compiler.py finds. Beside each library a .json file says what it was built with.
+tools/cuda_compiler.py finds. Beside each library a .json file says what it was built with, its size and its hash.
 
 The libraries are written on torch's stable C functions (csrc/runtime), so building them needs no torch, and the one
 file serves every torch >= 2.10 and every Python. docs/build.md explains the choices made here.
@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.resolve()
 sys.path.insert(0, str(ROOT / "tools"))
 import cuda_compiler  # noqa: E402
 from cuda_compiler import Cuda  # noqa: E402
+from fingerprint import fingerprint  # noqa: E402
 
 # Every csrc/<op>/cpu.cpp and cpu_backward.cpp is compiled once for each instruction set; the best one that the machine
 # has is chosen at run time.
@@ -165,6 +166,7 @@ class BuildNative(build_ext):
         command = [ninja] if ninja else [sys.executable, "-m", "ninja"]
         subprocess.run([*command, "--quiet", "-C", str(build)], check=True)
         for name, facts in built_with(compiler, cuda).items():
+            facts |= fingerprint((folder / f"_native_{name}.so").read_bytes())
             (folder / f"_native_{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
 
     def copy_extensions_to_source(self) -> None:

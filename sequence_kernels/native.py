@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import threading
 from collections.abc import Callable
@@ -47,9 +48,12 @@ def needs(name: str) -> Callable[[str, torch.dtype], str | None]:
 
 
 def built_with(name: str) -> dict[str, Any] | None:
-    """What compiled the library ``name`` and for what (setup.py writes it); None where there is no library."""
-    facts = _DIRECTORY / f"_native_{name}.json"
-    return json.loads(facts.read_text()) if facts.exists() else None
+    """What compiled the library ``name`` and for what (setup.py writes it); None where nothing readable says so."""
+    try:
+        facts = json.loads((_DIRECTORY / f"_native_{name}.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return facts if isinstance(facts, dict) else None
 
 
 def is_installed(name: str) -> bool:
@@ -67,10 +71,25 @@ def _try_to_load(name: str) -> str | None:
     path = _path(name)
     if not path.exists():
         return f"the compiled library {path.name} was not built when sequence_kernels was installed; {_FIX[name]}"
+    if damage := _damage(name):
+        return f"the compiled library {path.name} {damage}; {_FIX[name]}"
     try:
         torch.ops.load_library(path)
     except OSError as error:
         return f"the compiled library {path.name} does not load ({error.__cause__ or error}); {_FIX[name]}"
+    return None
+
+
+def _damage(name: str) -> str | None:
+    """In what the library is not what was built. Opening a damaged one can kill the process, so this comes first."""
+    facts = built_with(name) or {}
+    if not {"size", "sha256"} <= facts.keys():
+        return f"cannot be checked: _native_{name}.json is missing or does not hold its size and hash"
+    library = _path(name).read_bytes()
+    if len(library) != facts["size"]:
+        return f"is damaged: it has {len(library)} bytes, and {facts['size']} were built"
+    if hashlib.sha256(library).hexdigest() != facts["sha256"]:
+        return "is damaged: its bytes are not those that were built"
     return None
 
 

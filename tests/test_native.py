@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shutil
 import subprocess
@@ -9,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -90,12 +93,81 @@ def test_a_missing_library_says_what_to_do(fresh: Path) -> None:
     native.load("cpu")  # does not raise
 
 
+def install(folder: Path, name: str, library: bytes, facts: dict[str, Any]) -> None:
+    """A library and what was written down of it when it was built."""
+    (folder / f"_native_{name}.so").write_bytes(library)
+    (folder / f"_native_{name}.json").write_text(json.dumps(facts))
+
+
+def facts_of(library: bytes) -> dict[str, Any]:
+    return {"size": len(library), "sha256": hashlib.sha256(library).hexdigest()}
+
+
 def test_a_broken_library_gives_the_loaders_reason(fresh: Path) -> None:
-    (fresh / "_native_cpu.so").write_bytes(b"not a library")
+    install(fresh, "cpu", b"not a library", facts_of(b"not a library"))
     reason = native.why_not("cpu")
     assert reason is not None
     assert "does not load" in reason
     assert "invalid ELF header" in reason or "file too short" in reason
+
+
+def damaged(library: bytes) -> dict[str, bytes]:
+    """Copies of which some kill the process that opens them."""
+    middle = len(library) // 2
+    return {
+        "cut off": library[:1_000_000],
+        "empty": b"",
+        "flipped": library[:middle]
+        + bytes(b ^ 0xFF for b in library[middle : middle + 64])
+        + library[middle + 64 :],
+        "another header": bytes(4096) + library[4096:],
+    }
+
+
+@needs_compiler
+@pytest.mark.parametrize("damage", ["cut off", "empty", "flipped", "another header"])
+def test_a_damaged_library_costs_speed_alone(damage: str, tmp_path: Path) -> None:
+    """One warning, then plain torch serves, and the doctor's reason says what happened."""
+    library = LIBRARY.read_bytes()
+    install(tmp_path, "cpu", damaged(library)[damage], facts_of(library))
+    program = (
+        "import sys, warnings, pathlib, torch\n"
+        "from sequence_kernels import S4D, doctor, native, ops\n"
+        f"native._DIRECTORY = pathlib.Path({str(tmp_path)!r})\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    y = S4D(4, 4)(torch.randn(2, 4, 30))[0]\n"
+        "    y.sum().backward()\n"
+        "    ops.vandermonde(torch.ones(3), -torch.ones(3), 4)\n"
+        "assert y.isfinite().all()\n"
+        "print(len(caught), caught[0].message)\n"
+        "report = {'versions': doctor.versions(), 'devices': [], 'libraries': doctor.libraries(), 'self_test': {}}\n"
+        "print(doctor.broken(report))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    warned, broken = done.stdout.splitlines()
+    assert warned.startswith("1 sequence_kernels computes with plain torch, which is slower: ")
+    assert "_native_cpu.so is damaged" in warned
+    assert "`pip install" in warned
+    assert "the cpu library: the compiled library _native_cpu.so is damaged" in broken
+
+
+@pytest.mark.parametrize("name", native.LIBRARIES)
+@pytest.mark.parametrize("facts", [None, "", "{}", "[]", '{"size": 13}', '{"size": 12, "sha256": ""}'])
+def test_what_cannot_be_checked_is_not_opened(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, name: str, facts: str | None
+) -> None:
+    monkeypatch.setattr(native, "_no_cuda", lambda: None)
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: pytest.fail(f"{path} was opened"))
+    native._reasons["cpu"] = None
+    native._reasons.pop(name, None)
+    (fresh / f"_native_{name}.so").write_bytes(b"not a library")
+    if facts is not None:
+        (fresh / f"_native_{name}.json").write_text(facts)
+    assert f"_native_{name}" in str(native.why_not(name))
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="needs a torch without CUDA")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -44,6 +46,11 @@ def test_a_wheel_with_the_library_serves_every_python(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "sequence_kernels/_native_cpu.so" in names
     assert "sequence_kernels/py.typed" in names
+    with zipfile.ZipFile(wheel) as archive:
+        library = archive.read("sequence_kernels/_native_cpu.so")
+        facts = json.loads(archive.read("sequence_kernels/_native_cpu.json"))
+    assert facts["size"] == len(library)
+    assert facts["sha256"] == hashlib.sha256(library).hexdigest()
     assert not [name for name in names if name.startswith(("csrc", "tests", "bench"))]
 
 

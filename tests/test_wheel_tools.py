@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
@@ -77,3 +81,41 @@ def test_dependencies_are_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     source = ROOT / "csrc" / "vandermonde" / "cuda.cu"
     names = {path.name for path in nvrtc.included(source, [ROOT / "csrc"], set())}
     assert {"cuda.cu", "cuda.h", "kernel.cuh", "launch.h"} <= names
+
+
+def test_a_library_changed_after_the_build_is_written_down_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import make_wheel
+
+    def record(data: bytes) -> str:
+        return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
+
+    library, said = (
+        b"a library, as auditwheel left it",
+        b'{"compiler": "g++", "size": 1, "sha256": "of before"}',
+    )
+    folder, information = "sequence_kernels/_native_cpu", "sequence_kernels-0.1.0.dist-info/RECORD"
+    lines = [
+        f"{folder}.so,sha256={record(library)},{len(library)}",
+        f"{folder}.json,sha256={record(said)},{len(said)}",
+    ]
+    wheel = tmp_path / "one.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(f"{folder}.so", library)
+        archive.writestr(f"{folder}.json", said)
+        archive.writestr(information, "\n".join([*lines, f"{information},,", ""]))
+    with zipfile.ZipFile(make_wheel.sealed(wheel)) as archive:
+        facts = archive.read(f"{folder}.json")
+        assert json.loads(facts) == {
+            "compiler": "g++",
+            "size": len(library),
+            "sha256": hashlib.sha256(library).hexdigest(),
+        }
+        assert archive.read(f"{folder}.so") == library
+        assert archive.read(information).decode().splitlines() == [
+            lines[0],
+            f"{folder}.json,sha256={record(facts)},{len(facts)}",
+            f"{information},,",
+        ]

@@ -11,6 +11,8 @@ _native_*.json files what built it. docs/install.md says which wheel to take.
 from __future__ import annotations
 
 import argparse
+import base64
+import hashlib
 import json
 import os
 import shutil
@@ -21,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import cuda_compiler
+from fingerprint import fingerprint
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build"
@@ -66,6 +69,34 @@ def tagged(wheel: Path, output: Path) -> Path:
     return max(output.glob("*.whl"), key=os.path.getmtime)
 
 
+def sealed(wheel: Path) -> Path:
+    """The wheel, in which each _native_*.json tells the library as it is now: auditwheel may have changed it."""
+    with zipfile.ZipFile(wheel) as archive:
+        content = {entry: archive.read(entry) for entry in archive.infolist()}
+    by_name = {entry.filename: data for entry, data in content.items()}
+    changed = {}
+    for name, data in by_name.items():
+        if name.startswith("sequence_kernels/_native_") and name.endswith(".json"):
+            facts = json.loads(data) | fingerprint(by_name[f"{name.removesuffix('json')}so"])
+            changed[name] = f"{json.dumps(facts, indent=1)}\n".encode()
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        for entry, data in content.items():
+            if entry.filename.endswith(".dist-info/RECORD"):
+                lines = [_recorded(line, changed) for line in data.decode().splitlines()]
+                data = "".join(f"{line}\n" for line in lines).encode()
+            archive.writestr(entry, changed.get(entry.filename, data))
+    return wheel
+
+
+def _recorded(line: str, changed: dict[str, bytes]) -> str:
+    """A line of RECORD, true of what has changed."""
+    name = line.split(",")[0]
+    if name not in changed:
+        return line
+    digest = base64.urlsafe_b64encode(hashlib.sha256(changed[name]).digest()).decode().rstrip("=")
+    return f"{name},sha256={digest},{len(changed[name])}"
+
+
 def run(command: list[str], env: dict[str, str]) -> None:
     """Run quietly; exit with all that was said if it fails."""
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
@@ -96,7 +127,7 @@ def main() -> None:
     else:
         cuda, local = given.cuda or DEFAULT_CUDA, given.cuda and f"+cu{given.cuda.replace('.', '')}"
     given.output.mkdir(parents=True, exist_ok=True)
-    wheel = tagged(build(cuda, local), given.output)
+    wheel = sealed(tagged(build(cuda, local), given.output))
     print(f"{wheel}: {wheel.stat().st_size / 1e6:.1f} MB", *facts(wheel), sep="\n  ")
 
 

@@ -112,7 +112,7 @@ def _refusal(op: str, backend: str, device: str, dtype: torch.dtype) -> str | No
 def _serving(op: str, device: str, dtype: torch.dtype) -> str:
     chosen, refused = _first(op, device, dtype)
     for backend, reason in refused.items():
-        if backend in native.LIBRARIES and native.why_not(backend) is not None:
+        if backend in native.LIBRARIES and native.why_not(backend) == reason:
             _warn_that_it_is_slow(reason)
     return chosen
 
