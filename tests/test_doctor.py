@@ -71,10 +71,10 @@ def test_the_self_test_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> 
 
     entry = dispatch.Implementation(wrong, lambda device, dtype: None)
     monkeypatch.setitem(dispatch._implementations["ssm_conv"], "cpu", entry)
-    dispatch._refusal.cache_clear()
+    dispatch.forget()
     errors = doctor.self_test("cpu")
     assert errors["S4D forward"] > 1e-3
-    dispatch._refusal.cache_clear()
+    dispatch.forget()
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_which_gpus_a_library_serves(report: dict[str, Any], capability: str, se
 def test_a_missing_library_is_warned_of_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(native, "_DIRECTORY", tmp_path)
     monkeypatch.setattr(native, "_reasons", {})
-    dispatch._refusal.cache_clear()
+    dispatch.forget()
     dispatch._warn_that_it_is_slow.cache_clear()
     v = torch.ones(3, dtype=torch.complex64)
     try:
@@ -104,5 +104,5 @@ def test_a_missing_library_is_warned_of_once(monkeypatch: pytest.MonkeyPatch, tm
             warnings.simplefilter("error")
             ops.cauchy(v, 1j * v, -v)
     finally:
-        dispatch._refusal.cache_clear()
+        dispatch.forget()
         dispatch._warn_that_it_is_slow.cache_clear()

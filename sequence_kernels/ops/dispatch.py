@@ -55,10 +55,16 @@ def implement(op: str, backend: str, *, needs: Needs | None = None) -> Callable[
         _implementations.setdefault(op, {})[backend] = Implementation(
             function, needs or (lambda device, dtype: None)
         )
-        _refusal.cache_clear()
+        forget()
         return function
 
     return decorate
+
+
+def forget() -> None:
+    """Ask again which implementations can serve: one has been added, or a library has come or gone."""
+    _refusal.cache_clear()
+    able.cache_clear()
 
 
 def implement_in_triton(package: str, *ops: str) -> None:
@@ -102,6 +108,10 @@ def _refusal(op: str, backend: str, device: str, dtype: torch.dtype) -> str | No
         return (
             f"backend {backend!r} does not run on {device!r} tensors; move the tensors or use backend='torch'"
         )
+    return _missing(op, backend, device, dtype)
+
+
+def _missing(op: str, backend: str, device: str, dtype: torch.dtype) -> str | None:
     if backend not in _implementations[op]:
         have = ", ".join(sorted(_implementations[op]))
         return f"{op} has no {backend!r} implementation; it has: {have}"
@@ -148,6 +158,18 @@ def _known(backend: str) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"backend must be None or one of {BACKENDS}, got {backend!r}")
     return backend
+
+
+@functools.cache
+def able(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> Callable[..., Any]:
+    """``implementation``, after the backend's library has been loaded: an exported graph has not come by ``choose``.
+
+    Raises BackendUnavailableError where that fails. On which devices the backend's kernels run, they know themselves.
+    """
+    reason = _missing(op, _known(backend), device.type, dtype)
+    if reason is not None:
+        raise BackendUnavailableError(f"{op}(backend={backend!r}): {reason}")
+    return implementation(op, backend)
 
 
 def _inside_jvp() -> bool:

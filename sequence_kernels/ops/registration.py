@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .dispatch import implementation
+from .dispatch import able
 
 NAMESPACE = "sequence_kernels"
 _library = torch.library.Library(NAMESPACE, "DEF")
+_CONJUGATE = torch._C.DispatchKey.Conjugate
 
 
 def register(
@@ -37,7 +39,11 @@ def register(
 
     def run(*args: Any) -> Any:
         _refuse_tangents(name, args)
-        return implementation(name, args[-1])(*args[:-1])
+        implementation = able(name, args[-1], args[0].device, args[0].dtype)
+        if torch._C._dispatch_tls_is_dispatch_key_excluded(_CONJUGATE):
+            with _views_resolved():
+                return implementation(*args[:-1])
+        return implementation(*args[:-1])
 
     _library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
@@ -56,6 +62,19 @@ def register(
             name, _autocast_rule(op, device, frozenset(follows_autocast)), f"Autocast{device.upper()}"
         )
     return op
+
+
+@contextmanager
+def _views_resolved() -> Iterator[None]:
+    """Conjugated and negated views count again: below a TorchDispatchMode torch takes them for what they view.
+
+    So are ops called that a FlopCounterMode or a selective checkpoint looks at. Plain torch would be silently wrong.
+    """
+    with (
+        torch._C._SetExcludeDispatchKeyGuard(_CONJUGATE, False),
+        torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.Negative, False),
+    ):
+        yield
 
 
 def _refuse_tangents(name: str, args: Sequence[Any]) -> None:
@@ -121,5 +140,6 @@ def only_runs(device: str) -> bool:
         or torch._C._is_torch_function_mode_enabled()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
+        or forward_ad._current_level >= 0
         or torch.is_autocast_enabled(device)
     )

@@ -13,7 +13,7 @@ from sequence_kernels import BackendUnavailableError, ops, use_backend
 from sequence_kernels.ops import dispatch
 
 from .devices import device_of, gpu_backends
-from .samples import SAMPLES, Sample
+from .samples import SAMPLES, Recorded, Sample, every_call
 
 
 def backends(op: str) -> list[str]:
@@ -86,8 +86,40 @@ def test_forward_mode_is_refused_and_not_dropped(sample: Sample, backend: str) -
                 dual = forward_ad.make_dual(tensor, torch.ones_like(tensor))
                 with pytest.raises(NotImplementedError, match="forward-mode"):
                     function(*tensors[:i], dual, *tensors[i + 1 :])
+                plain = [t.to(torch.complex64 if t.is_complex() else torch.float32) for t in tensors]
+                plain[i] = forward_ad.make_dual(plain[i], torch.ones_like(plain[i]))
+                with pytest.raises(NotImplementedError, match="forward-mode"):  # no short cut takes it either
+                    function(*plain)
         with pytest.raises(NotImplementedError, match="forward-mode"):
             torch.func.jvp(function, tensors, tensors)
+
+
+def test_tangents_are_refused_by_every_registered_op() -> None:
+    """By hand, from an exported graph, in a backward pass: nothing but the registered op sees those calls."""
+    calls = every_call()
+    assert {call.op._opname for call in calls} == set(ops.operations())
+    for op, args, _ in calls:
+        for i, value in enumerate(args):
+            if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
+                with forward_ad.dual_level():
+                    dual = forward_ad.make_dual(value.clone(), torch.ones_like(value))
+                    with pytest.raises(NotImplementedError, match=f"^{op._opname} has no forward-mode"):
+                        op(*args[:i], dual, *args[i + 1 :])
+
+
+@every
+def test_a_mode_that_only_looks_changes_nothing(sample: Sample, backend: str) -> None:
+    """Below a TorchDispatchMode torch ignores pending conjugations, and so would plain torch in an op."""
+    with use_backend(backend):
+        inputs = fresh(sample)
+        results = outputs(sample.function(*inputs))
+        weights = [torch.randn_like(r) for r in results]
+        gradients = torch.autograd.grad(results, inputs, weights)
+        with Recorded():
+            seen = outputs(sample.function(*inputs))
+            seen_gradients = torch.autograd.grad(seen, inputs, weights)
+    for got, want in zip((*seen, *seen_gradients), (*results, *gradients), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
 @every
@@ -149,17 +181,9 @@ def test_registration(name: str) -> None:
     """torch's own checks: schema, autograd registration, fake tensors, and tracing with dynamic shapes."""
     sample = SAMPLES[name]
     op = getattr(torch.ops.sequence_kernels, sample.op).default
-    recorded: list[tuple[Any, ...]] = []
-
-    class Record(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func is op:
-                recorded.append(args)
-            return func(*args, **(kwargs or {}))
-
-    with Record():
+    with Recorded() as recorded:
         sample.function(*sample.tensors)
-    (args,) = recorded
+    (args,) = [call.args for call in recorded.calls if call.op is op]
     for requires_grad in (False, True):
         arguments = [
             a.detach().clone().requires_grad_(requires_grad and a.is_floating_point() | a.is_complex())
