@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..arguments.values import checked
 from ..module import SequenceModule
+from .padding import Lengths, real_elements, without_padding
 
 #: Keys and values ``(*batch_shape, n_head, elements, n_feat / n_head)``.
 KeysValues = tuple[Tensor, Tensor]
@@ -62,7 +63,7 @@ class MultiHeadedAttention(SequenceModule):
         state: KeysValues | None = None,
         memory: Tensor | None = None,
         mask: Tensor | None = None,
-        lengths: Tensor | int | None = None,
+        lengths: Lengths | None = None,
     ) -> tuple[Tensor, KeysValues | None]:
         """Map a batch of sequences.
 
@@ -71,13 +72,20 @@ class MultiHeadedAttention(SequenceModule):
             state: what earlier parts of the sequences left.
             memory: ``(..., elements, n_feat)``, to attend to in the place of the sequence itself.
             mask: what may be seen: not 0, ``(..., 1 or length, elements)``, where elements are those of the memory, or
-                those of the state and of x. An element that sees nothing gets 0 before the last linear map.
+                those of the state and of x. An element that sees nothing gets 0 before the last linear map. Without
+                a state, what no element sees is not read.
+            lengths: as in ``S4``; not together with a state, except with a memory.
         """
         if state is not None and memory is None and lengths is not None:
             raise ValueError(
                 "lengths cannot be given together with a state: the cache would hold elements that are not real"
             )
         x = x.mT if self.transposed else x
+        if lengths is not None:
+            x, lengths = without_padding(x, lengths, transposed=False)
+            if memory is None and not self.causal:
+                real = real_elements(x, lengths, transposed=False).mT
+                mask = real if mask is None else (mask != 0) & real
         y, keys_values = self._attend(x, state, memory, mask)
         return (y.mT if self.transposed else y), (None if state is None else keys_values)
 
@@ -103,7 +111,7 @@ class MultiHeadedAttention(SequenceModule):
             raise ValueError(
                 "attention with causal=False looks at the whole sequence: it cannot carry a state"
             )
-        keys, values = self._keys_values(x, state, memory)
+        keys, values = self._keys_values(x, state, memory, mask)
         before = keys.shape[-2] - x.shape[-2]  # elements before those of x
         triangular = memory is None and self.causal and x.shape[-2] > 1
         visible = None if mask is None else (mask != 0).unsqueeze(-3)
@@ -120,7 +128,9 @@ class MultiHeadedAttention(SequenceModule):
         )
         return self.linear_out(y.transpose(-2, -3).flatten(-2)), (keys, values)
 
-    def _keys_values(self, x: Tensor, state: KeysValues | None, memory: Tensor | None) -> KeysValues:
+    def _keys_values(
+        self, x: Tensor, state: KeysValues | None, memory: Tensor | None, mask: Tensor | None
+    ) -> KeysValues:
         """Of all that there is to see: from the state, and from x or from a memory that is not in the state yet."""
         seen = 0 if state is None else state[0].shape[-2]
         if state is not None and seen and memory is not None:
@@ -131,6 +141,9 @@ class MultiHeadedAttention(SequenceModule):
                 )
             return state
         source = x if memory is None else memory
+        if mask is not None and state is None:  # else it may be seen by a later part
+            seen_by_any = (mask != 0).any(-2)[..., -source.shape[-2] :]
+            source = torch.where(seen_by_any.unsqueeze(-1), source, 0)
         keys, values = self._heads(self.linear_k(source)), self._heads(self.linear_v(source))
         if state is None or not seen:
             return keys, values

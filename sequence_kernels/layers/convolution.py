@@ -13,7 +13,7 @@ from ..arguments.values import checked
 from ..module import SequenceModule
 from .activations import inner_activation
 from .components import dropout_module
-from .padding import sequence_lengths
+from .padding import Lengths, without_padding
 
 
 class CausalConv(SequenceModule):
@@ -57,7 +57,7 @@ class CausalConv(SequenceModule):
         self,
         x: Tensor,
         state: Tensor | None = None,
-        lengths: Tensor | int | None = None,
+        lengths: Lengths | None = None,
         rate: float = 1.0,
     ) -> tuple[Tensor, Tensor | None]:
         """Map a batch of sequences; ``lengths`` as in ``S4``: the next state is the one after the real elements."""
@@ -68,6 +68,8 @@ class CausalConv(SequenceModule):
             raise ValueError(f"x must have shape {form} with d_model={self.d_model}, got {tuple(x.shape)}")
         if state is not None:
             self._check_state(state, u.shape[:-2])
+        if lengths is not None:
+            u, lengths = without_padding(u, lengths, transposed=True)
         kept = self.kernel_size - 1
         known = F.pad(u, (kept, 0)) if state is None else torch.cat((state.to(u.dtype), u), -1)
         if u.shape[-1] == 0:
@@ -80,8 +82,7 @@ class CausalConv(SequenceModule):
         if lengths is None:
             return y, known[..., known.shape[-1] - kept :]
         rows = known.reshape(-1, *known.shape[-2:])
-        real = sequence_lengths(lengths, rows[..., kept:])
-        index = real.view(-1, 1, 1) + torch.arange(kept, device=u.device)
+        index = lengths.view(-1, 1, 1) + torch.arange(kept, device=u.device)
         return y, rows.gather(-1, index.expand(-1, self.d_model, -1)).reshape(*u.shape[:-1], kept)
 
     def step(self, x: Tensor, state: Tensor | None = None, rate: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from ..arguments.values import checked
 from ..module import SequenceModule
 from ..stepping.stages import Stage
 from .components import dropout_module, linear_activation
+from .padding import Lengths, without_padding
 from .pointwise import pointwise
 
 
@@ -46,7 +47,10 @@ class FeedForward(SequenceModule):
             linear_activation(d_inner, self.d_output, transposed=transposed, initializer=initializer),
         )
 
-    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+    def forward(self, x: Tensor, state: Any = None, lengths: Lengths | None = None) -> tuple[Tensor, Any]:
+        """``lengths``: as in ``S4``."""
+        if lengths is not None:
+            x, _ = without_padding(x, lengths, self.transposed)
         return self.ff(x), state
 
     def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:

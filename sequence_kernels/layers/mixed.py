@@ -16,7 +16,7 @@ from ..ssm.scan import diagonal_scan
 from ..ssm.system import interleaved
 from .activations import inner_activation
 from .components import dropout_module, linear_activation
-from .padding import sequence_lengths
+from .padding import Lengths, without_padding
 
 
 class _MixedLayer(CarriesOptions, SequenceModule):
@@ -71,7 +71,7 @@ class _MixedLayer(CarriesOptions, SequenceModule):
         self,
         x: Tensor,
         state: Tensor | None = None,
-        lengths: Tensor | int | None = None,
+        lengths: Lengths | None = None,
         rate: float = 1.0,
     ) -> tuple[Tensor, Tensor | None]:
         """Map ``(..., length, d_model)``, or ``(..., d_model, length)`` if transposed.
@@ -90,8 +90,9 @@ class _MixedLayer(CarriesOptions, SequenceModule):
             self._check_state(state, batch_shape)
             state = state.reshape(batch, *self.state_shape)
         rows = u.reshape(batch, *u.shape[-2:])
-        real = None if lengths is None else sequence_lengths(lengths, rows.mT)
-        y, next_state = self._sequence(rows, state, real, rate)
+        if lengths is not None:
+            rows, lengths = without_padding(rows, lengths, transposed=False)
+        y, next_state = self._sequence(rows, state, lengths, rate)
         y = self.output_linear(self.dropout(self.activation(y.reshape(u.shape))))
         next_state = None if next_state is None else next_state.reshape(*batch_shape, *self.state_shape)
         return (y.mT if self.transposed else y), next_state

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from ..arguments import keywords, values
 from ..arguments.values import checked
 from ..optim import CarriesOptions
 from ..stepping.stages import Norm, Pointwise, Stage, holds, is_plain
+from .padding import Lengths, moments, real_elements, without_padding
 
 
 class TransposedLN(CarriesOptions):
@@ -62,6 +64,9 @@ class Normalization(nn.Module):
     ``_name_`` is "layer", "batch", "instance", "group" (one group) or "none"; further keywords go to the
     module that does the work, which is ``self.norm``. "instance" and "group" take statistics over the length:
     they are not ``causal`` and cannot be stepped. Raises ValueError for that, and for another name.
+
+    With ``lengths``, as in ``S4``, all statistics are of the real elements alone, running ones too: "batch" is torch's
+    of the real elements of all sequences, one after another.
     """
 
     @checked
@@ -84,10 +89,21 @@ class Normalization(nn.Module):
         """Whether each position is normalised by itself (in eval mode)."""
         return self.name not in ("instance", "group")
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.transposed or self.name in ("layer", "none"):
+    @property
+    def looks_at_others(self) -> bool:
+        """Whether what a position becomes depends on other positions, if only in training."""
+        return self.name not in ("layer", "none")
+
+    def forward(self, x: Tensor, lengths: Lengths | None = None) -> Tensor:
+        turned = self.looks_at_others and not self.transposed
+        if lengths is None:
+            return self.norm(x.mT).mT if turned else self.norm(x)
+        x, lengths = without_padding(x, lengths, self.transposed)
+        if not self.looks_at_others:
             return self.norm(x)
-        return self.norm(x.mT).mT
+        u = x.mT if turned else x
+        y = _norm_of_real(self.norm, u, real_elements(u, lengths, transposed=True))
+        return y.mT if turned else y
 
     def step(self, x: Tensor) -> Tensor:
         """Normalise one time step ``(..., d)``."""
@@ -107,6 +123,44 @@ class Normalization(nn.Module):
                 return [Norm(gamma, torch.zeros_like(gamma), least=norm.eps, shift=float(norm.m))]
             norm = norm.ln
         return layer_norm(norm) or [Pointwise(self.step)]
+
+
+def _norm_of_real(norm: Any, x: Tensor, real: Tensor) -> Tensor:
+    """A norm over positions, of x ``(batch, channels, length)`` where it is real ``(batch, 1, length)``, else 0."""
+    batch = isinstance(norm, _BatchNorm)
+    if batch and not (type(norm) is nn.BatchNorm1d and is_plain(norm)):  # over several processes, for example
+        y = torch.zeros_like(x)
+        y.mT[real.squeeze(1)] = norm(x.mT[real.squeeze(1)]).to(x.dtype)
+        return y
+    running = isinstance(norm, _NormBase) and norm.running_mean is not None
+    if running and not norm.training:
+        return norm(x)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    dims = (-3, -1) if batch else (-2, -1) if isinstance(norm, nn.GroupNorm) else (-1,)
+    found = moments(wide, real, dims)
+    if running:
+        _remember(norm, *(part.detach() for part in found))
+    y = (wide - found.mean) * (found.variance + norm.eps).rsqrt()
+    if norm.weight is not None:
+        y = y * norm.weight.unsqueeze(-1) + norm.bias.unsqueeze(-1)
+    return y.to(x.dtype)
+
+
+def _remember(norm: Any, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+    """Move the running statistics of a norm in training towards those found, as torch does; a row without elements
+    has none.
+    """
+    factor = norm.momentum or 0.0
+    if isinstance(norm, _BatchNorm) and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:
+            factor = 1.0 / norm.num_batches_tracked.double()
+    some = count > 0
+    rows = some.sum(0).clamp(min=1)
+    unbiased = variance * count / (count - 1).clamp(min=1)
+    for kept, found in ((norm.running_mean, mean), (norm.running_var, unbiased)):
+        new = (torch.where(some, found, 0).sum(0) / rows).squeeze(-1)
+        kept += factor * torch.where(some.any(), new - kept, 0)
 
 
 def layer_norm(norm: nn.Module) -> list[Stage] | None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..arguments.values import checked
 from ..module import SequenceModule
 from .components import linear_activation
+from .padding import Lengths, without_padding
 
 
 class Pool(SequenceModule):
@@ -41,16 +42,28 @@ class Pool(SequenceModule):
         """(..., windows, stride, d_input) to (..., windows, d_output)."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, state: Tensor | None = None, lengths: Lengths | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """``lengths``: as in ``S4``, without a state only; ``self.lengths`` says how many outputs are real."""
         x = x.mT if self.transposed else x
+        if lengths is not None:
+            if state is not None:
+                raise ValueError(
+                    "lengths cannot be given together with a state: a pool would keep elements that are not real"
+                )
+            x, lengths = without_padding(x, lengths, transposed=False)
         if state is None:
-            y, rest = self._windows(x, 0)
+            y, rest = self._windows(x, 0, lengths)
         else:
-            y, rest = self._windows(torch.cat((state.to(x), x), -2), state.shape[-2])
+            y, rest = self._windows(torch.cat((state.to(x), x), -2), state.shape[-2], None)
         return (y.mT if self.transposed else y), (None if state is None else rest)
 
-    def _windows(self, x: Tensor, seen: int) -> tuple[Tensor, Tensor]:
-        """The outputs of all complete windows, and the rest; the first ``seen`` elements of x were there before."""
+    def _windows(self, x: Tensor, seen: int, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The outputs of all complete windows, and the rest; the first ``seen`` elements of x were there before.
+
+        x is zero from the ``lengths`` ``(B,)`` on.
+        """
         whole = x.shape[-2] // self.stride
         windows = x[..., : whole * self.stride, :].unflatten(-2, (whole, self.stride))
         return self._pool(windows), x[..., whole * self.stride :, :]
@@ -60,7 +73,7 @@ class Pool(SequenceModule):
     ) -> tuple[Tensor | None, Tensor]:
         """Map one element ``(..., d_input)``, to None while its window is not complete."""
         state = self.default_state(*x.shape[:-1], device=x.device) if state is None else state
-        y, rest = self._windows(torch.cat((state.to(x), x.unsqueeze(-2)), -2), state.shape[-2])
+        y, rest = self._windows(torch.cat((state.to(x), x.unsqueeze(-2)), -2), state.shape[-2], None)
         return (y.squeeze(-2) if y.shape[-2] else None), rest
 
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:
@@ -137,7 +150,7 @@ class DownSample(Pool):
     A window gives its output when it begins: an incomplete last window gives one too.
     """
 
-    def _windows(self, x: Tensor, seen: int) -> tuple[Tensor, Tensor]:
+    def _windows(self, x: Tensor, seen: int, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         first = self.stride if seen else 0
         y = x[..., first :: self.stride, :].repeat_interleave(self.expand, -1)
         return y, x[..., x.shape[-2] // self.stride * self.stride :, :]
@@ -163,7 +176,18 @@ class DownSpectralPool(Pool):
         super().__init__(d_input, stride, expand, transposed)
         self.legacy = legacy
 
-    def _windows(self, x: Tensor, seen: int) -> tuple[Tensor, Tensor]:
+    def _windows(self, x: Tensor, seen: int, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        if lengths is None:
+            return self._resampled(x).repeat_interleave(self.expand, -1), x[..., :0, :]
+        rows = x.flatten(0, -3)
+        y = rows.new_zeros(len(rows), x.shape[-2] // self.stride, self.d_model)
+        for length in set(lengths.tolist()) - {0}:  # each row by itself: the whole row counts
+            chosen = lengths == length
+            y[chosen, : length // self.stride] = self._resampled(rows[chosen, :length])
+        y = y.reshape(*x.shape[:-2], *y.shape[1:])
+        return y.repeat_interleave(self.expand, -1), x[..., :0, :]
+
+    def _resampled(self, x: Tensor) -> Tensor:
         length = x.shape[-2] // self.stride
         if x.shape[-2] % self.stride or (self.legacy and length % 2):
             wanted = f"a multiple of {self.stride * (2 if self.legacy else 1)}"
@@ -173,19 +197,19 @@ class DownSpectralPool(Pool):
             kept = torch.cat(
                 (spectrum[..., : length // 2, :], spectrum[..., x.shape[-2] - length // 2 :, :]), -2
             )
-            y = torch.fft.ifft(kept, dim=-2).real
-        else:
-            kept = torch.fft.rfft(x, dim=-2)[..., : length // 2 + 1, :]
-            y = torch.fft.irfft(kept, n=length, dim=-2) / self.stride
-        return y.repeat_interleave(self.expand, -1), x[..., :0, :]
+            return torch.fft.ifft(kept, dim=-2).real
+        kept = torch.fft.rfft(x, dim=-2)[..., : length // 2 + 1, :]
+        return torch.fft.irfft(kept, n=length, dim=-2) / self.stride
 
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:
         raise ValueError("a spectral pool looks at the whole sequence: it has no state")
 
-    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, state: Tensor | None = None, lengths: Lengths | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         if state is not None:
             raise ValueError("a spectral pool looks at the whole sequence: it cannot be given a state")
-        return super().forward(x)
+        return super().forward(x, lengths=lengths)
 
 
 class Unpool(SequenceModule):
@@ -205,16 +229,29 @@ class Unpool(SequenceModule):
         raise NotImplementedError
 
     def forward(
-        self, x: Tensor, state: Tensor | None = None, skip: Tensor | None = None
+        self,
+        x: Tensor,
+        state: Tensor | None = None,
+        skip: Tensor | None = None,
+        lengths: Lengths | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """``skip``: in the shape of the output, is added to it."""
+        """``skip``: in the shape of the output, is added to it. ``lengths``: as in ``S4``."""
         x = x.mT if self.transposed else x
+        if lengths is not None:
+            x, lengths = without_padding(x, lengths, transposed=False)
         waiting = self.default_state(*x.shape[:-2], device=x.device) if state is None else state
         outputs = torch.cat((waiting.to(x), self._unpool(x)), -2)
         end = outputs.shape[-2] - self._delay
         y = outputs[..., :end, :]
         y = y.mT if self.transposed else y
-        return (y if skip is None else y + skip), (None if state is None else outputs[..., end:, :])
+        y = y if skip is None else y + skip
+        if state is None:
+            return y, None
+        if lengths is None:
+            return y, outputs[..., end:, :]
+        missing = (x.shape[-2] - lengths).reshape(*x.shape[:-2], 1) * self.stride
+        places = end - missing + torch.arange(self._delay, device=x.device)
+        return y, outputs.gather(-2, places.unsqueeze(-1).expand(*places.shape, self.d_output))
 
     def step(self, x: Tensor | None, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The next output ``(..., d_output)``. x, ``(..., d_input)``, is wanted every ``stride``-th time, else None."""

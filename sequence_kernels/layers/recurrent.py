@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from ..arguments import values
 from ..arguments.values import checked
 from ..module import SequenceModule
-from .padding import sequence_lengths
+from .padding import Lengths, without_padding
 
 
 class _Recurrent(SequenceModule):
@@ -45,7 +45,7 @@ class _Recurrent(SequenceModule):
         self.rnn = self._make(d_model, self.d_output, n_layers, batch_first=True, dropout=between)
 
     def forward(
-        self, x: Tensor, state: Any = None, lengths: Tensor | int | None = None, rate: float = 1.0
+        self, x: Tensor, state: Any = None, lengths: Lengths | None = None, rate: float = 1.0
     ) -> tuple[Tensor, Any]:
         """Map a batch of sequences; ``lengths`` as in ``S4``: the next state is the one after the real elements."""
         values.unit_rate(self, rate)
@@ -59,9 +59,11 @@ class _Recurrent(SequenceModule):
             batch = math.prod(batch_shape)
             given = None if state is None else self._flat(state, batch_shape)
             rows = u.reshape(batch, length, self.d_model)
+            if lengths is not None:
+                rows, lengths = without_padding(rows, lengths, transposed=False)
             y, after = self.rnn(rows, given)
             if lengths is not None and state is not None:
-                after = self._after(rows, given, sequence_lengths(lengths, rows.mT))
+                after = self._after(rows, given, lengths)
             y = y.reshape(*batch_shape, length, self.d_output)
             parts = (after,) if isinstance(after, Tensor) else after
             next_state = tuple(part.transpose(0, 1).reshape(*batch_shape, *self._shape) for part in parts)

@@ -18,7 +18,7 @@ from ..ssm.system import interleaved
 from ..stepping.stages import Join, Pointwise, Recurrence, Save, Stage
 from .activations import activation_module
 from .components import dropout_module, linear_activation
-from .padding import sequence_lengths, without_padding
+from .padding import Lengths, without_padding
 from .pointwise import pointwise
 
 
@@ -125,7 +125,7 @@ class S4(SequenceModule):
         x: Tensor,
         state: Tensor | None = None,
         rate: float = 1.0,
-        lengths: Tensor | int | None = None,
+        lengths: Lengths | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Map a batch of sequences.
 
@@ -133,8 +133,9 @@ class S4(SequenceModule):
             x: ``(..., length, d_model)``, or ``(..., d_model, length)`` if transposed.
             state: ``(..., heads, d_state / 2)``, what an earlier part of the sequences left.
             rate: sampling step of the input, in units of the one that the model was trained with.
-            lengths: how many elements of each sequence are real: an int, or integers ``(batch,)``. The rest is taken
-                as zero, and the state returned is the one after the last real element. Outputs there mean nothing.
+            lengths: how many elements of each sequence are real: an int, or integers ``(batch,)``. The rest is never
+                read: it is taken as zero, and its gradient is zero. The state returned is the one after the last real
+                element. Outputs in the padding mean nothing.
 
         Returns:
             The output in the shape of ``x``, and the next state, None if none was given.
@@ -151,8 +152,7 @@ class S4(SequenceModule):
         u = u.reshape(batch, *u.shape[-2:])
         flat_state = None if state is None else state.reshape(batch, *state.shape[-2:])
         if lengths is not None:
-            lengths = sequence_lengths(lengths, u)
-            u = without_padding(u, lengths)
+            u, lengths = without_padding(u, lengths, transposed=True)
         gate = None
         if self.input_gate is not None:
             gate = self.input_gate(u)
@@ -160,7 +160,7 @@ class S4(SequenceModule):
         if self.input_linear is not None:
             u = self.input_linear(u)
             if lengths is not None:
-                u = without_padding(u, lengths)
+                u, _ = without_padding(u, lengths, transposed=True)
         y, next_state = self._convolve(u, flat_state, rate, lengths)
         y = self._mix(y.reshape(*batch_shape, *y.shape[1:]), gate)
         return y, None if next_state is None else next_state.reshape(*batch_shape, *next_state.shape[-2:])

@@ -12,6 +12,7 @@ from ..arguments import keywords
 from ..arguments.values import checked
 from ..layers.components import dropout_module
 from ..layers.norms import norm_stages
+from ..layers.padding import Lengths, real_elements, sequence_lengths
 from ..module import SequenceModule
 from ..stepping.stages import Stage, stages_of
 from .block import PartConfig, SequenceResidualBlock, make_norm
@@ -132,19 +133,20 @@ class SequenceModel(SequenceModule):
         keywords.refuse_untaken(self, "forward", kwargs)
         states = [None] * len(self.layers) if state is None else self._checked(state)
         x = self.drop(x.mT if self.transposed else x)
+        lengths: Lengths | None = kwargs.get("lengths")
         next_states = []
-        metrics = {"norm/0": _mean_square(x)} if self.track_norms else {}
+        metrics = {"norm/0": self._mean_square(x, lengths)} if self.track_norms else {}
         for i, (block, block_state) in enumerate(zip(self._blocks, states, strict=True), start=1):
             x, next_state = block(x, state=block_state, **keywords.handed(block, "forward", kwargs))
             next_states.append(next_state)
+            if lengths is not None:
+                kwargs["lengths"] = lengths = block.lengths(lengths)
             if self.track_norms:
-                metrics[f"norm/{i}"] = _mean_square(x)
-            if kwargs.get("lengths") is not None:
-                kwargs["lengths"] = block.lengths(kwargs["lengths"])
+                metrics[f"norm/{i}"] = self._mean_square(x, lengths)
         if self.track_norms:
             self.metrics = metrics
         if self.norm is not None:
-            x = self.norm(x)
+            x = self.norm(x, lengths)
         return x.mT if self.transposed else x, None if state is None else next_states
 
     def step(  # type: ignore[override]
@@ -183,6 +185,9 @@ class SequenceModel(SequenceModule):
                 )
         return state
 
-
-def _mean_square(x: Tensor) -> Tensor:
-    return x.detach().square().mean()
+    def _mean_square(self, x: Tensor, lengths: Lengths | None) -> Tensor:
+        """Of the real elements."""
+        if lengths is None:
+            return x.detach().square().mean()
+        real = real_elements(x, sequence_lengths(lengths, x, self.transposed), self.transposed)
+        return torch.where(real, x.detach(), 0).square().sum() / (real.sum() * x.numel() / real.numel())

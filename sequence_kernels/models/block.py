@@ -12,6 +12,7 @@ from ..arguments import keywords
 from ..arguments.values import checked
 from ..layers.components import StochasticDepth, dropout_module
 from ..layers.norms import Normalization, norm_stages
+from ..layers.padding import without_padding
 from ..layers.pointwise import pointwise
 from ..layers.pools import Pool, make_pool
 from ..layers.residuals import Residual, joined, make_residual
@@ -123,14 +124,17 @@ class SequenceResidualBlock(SequenceModule):
             )
         keywords.refuse_untaken(self, "forward", kwargs)
         layer_state, pool_state = self._split(state)
-        y = self.norm(x) if self.norm is not None and self.prenorm else x
+        lengths = kwargs.get("lengths")
+        if lengths is not None:
+            x, lengths = without_padding(x, lengths, self.transposed)
+            kwargs["lengths"] = lengths
+        y = self._normed(x, lengths) if self.prenorm else x
         y, layer_state = self.layer(y, state=layer_state, **keywords.handed(self.layer, "forward", kwargs))
         y = self._join(x, y, self.transposed)
-        if self.norm is not None and not self.prenorm:
-            y = self.norm(y)
+        y = y if self.prenorm else self._normed(y, lengths)
         if self.pool is None:
             return y, None if state is None else layer_state
-        y, pool_state = self.pool(y, pool_state)
+        y, pool_state = self.pool(y, pool_state) if lengths is None else self.pool(y, lengths=lengths)
         return y, None if state is None else (layer_state, pool_state)
 
     def step(  # type: ignore[override]
@@ -161,6 +165,11 @@ class SequenceResidualBlock(SequenceModule):
             stages = joined(self.residual, stages)
         stages += [] if self.prenorm else norm
         return stages if self.pool is None else [*stages, *stages_of(self.pool)]
+
+    def _normed(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        if self.norm is None:
+            return x
+        return self.norm(x, lengths) if self.norm.looks_at_others else self.norm(x)
 
     def _join(self, x: Tensor, y: Tensor, transposed: bool) -> Tensor:
         if self.residual is None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments.values import checked
+from ..layers.padding import without_padding
 from ..module import SequenceModule
 from ..ops import checks
 
@@ -65,7 +66,7 @@ class SequenceDecoder(SequenceModule):
                     f"x must have shape (batch, length, d_model) with lengths, got {tuple(x.shape)}"
                 )
             checks.shape("lengths", lengths, (("batch", x.shape[0]),))
-            checks.lengths("lengths", lengths, x.shape[-2])
+            x, lengths = without_padding(x, lengths, transposed=False)
         readout, next_state = self._readouts(x, state, lengths)
         return self.output_transform(self._chosen(readout, lengths)), None if state is None else next_state
 

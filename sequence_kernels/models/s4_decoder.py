@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from ..arguments import keywords
 from ..arguments.values import checked
+from ..layers.padding import sequence_lengths
 from ..ops import checks
+from ..ops.padding import inside
 from .backbone import SequenceModel
 from .block import PartConfig
 from .registry import LayerConfig
@@ -91,14 +93,16 @@ class S4Decoder(nn.Module):
                 that take no ``memory`` do not see it: ESPnet's searches give it to language models too.
             hlens: how many of its frames are real, integers ``(batch,)``; None for all.
             ys_in_pad: tokens, int64 ``(batch, length)``.
-            ys_in_lens: how many of them are real, integers ``(batch,)``.
+            ys_in_lens: how many of them are real, integers ``(batch,)``. The others may be any number, as -1.
             state: see ``SequenceModel``.
 
         Returns:
             ``(batch, length, vocab_size)``, and ``ys_in_lens``.
         """
         memory = self._memory(hs_pad, hlens)
-        z, _ = self.decoder(self.embed(ys_in_pad), state=state, lengths=ys_in_lens, **memory)
+        lengths = sequence_lengths(ys_in_lens, ys_in_pad.unsqueeze(-1), transposed=False)
+        tokens = torch.where(inside(lengths, ys_in_pad.shape[1]), ys_in_pad, self.eos)
+        z, _ = self.decoder(self.embed(tokens), state=state, lengths=lengths, **memory)
         return self.output(z), ys_in_lens
 
     def _memory(self, hs_pad: Tensor | None, hlens: Tensor | None = None) -> dict[str, Any]:
@@ -111,8 +115,7 @@ class S4Decoder(nn.Module):
     @staticmethod
     def _mask(hs_pad: Tensor, hlens: Tensor) -> Tensor:
         checks.shape("hlens", hlens, (("batch", hs_pad.shape[0]),))
-        real = torch.arange(hs_pad.shape[1], device=hs_pad.device) < hlens.to(hs_pad.device).unsqueeze(-1)
-        return real.unsqueeze(1)
+        return inside(hlens.to(hs_pad.device), hs_pad.shape[1]).unsqueeze(1)
 
     def init_state(self, x: Tensor | None = None) -> Any:
         """The state of a hypothesis without tokens; ``x``, the encoder's output, only says on which device."""

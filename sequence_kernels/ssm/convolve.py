@@ -90,8 +90,8 @@ def convolve(
         u: ``(B, H, L)``, any L >= 0, in the precision of the system, or half if that is single.
         d: real skip ``(C, H)``, of any dtype.
         state: x before the first element, complex ``(B, H, N)``.
-        lengths: integers ``(B,)`` in 0 .. L: the next state is the one after so many elements. No output depends on
-            them.
+        lengths: integers ``(B,)`` in 0 .. L: the next state is the one after so many elements. u must be zero after
+            them: see ``layers.padding``.
         conv: "chunked", "fft", or None for the faster one. A call with a state is chunked in any case.
         taps: the kernel is cut off after so many; a longer u goes by FFT, and takes no state.
         bidirectional: the second half of the channels is a kernel that looks ahead, from the next element on. There

@@ -23,7 +23,7 @@ def diagonal_scan(
         exponents: ``(N,)``, complex128.
         real, imag: the inputs ``(B, N, L)``, in the dtypes of ``ops.ssm_conv``.
         initial: x before the first element ``(B, N)``, complex; None for zero.
-        lengths: as in ``ops.ssm_conv``.
+        lengths: as in ``convolve``.
 
     Returns:
         The real and the imaginary parts of all x ``(B, N, L)``, and the last x; None if no ``initial`` was given.

@@ -173,9 +173,10 @@ def test_the_state_is_the_one_after_the_real_elements(make: Callable[[], Sequenc
     _, start = layer(torch.randn_like(u), layer.default_state(4))
     y, state = layer(u, start, lengths=torch.tensor(lengths))
     whole, last = layer(u, start)
-    close(y, whole)
     flat = layer.state_to_tensor(state)
     for row, length in enumerate(lengths):
+        if length:
+            close(y[row, :length], whole[row, :length])
         _, alone = layer(u[:, :length], start)
         close(flat[row], layer.state_to_tensor(alone)[row])
     close(layer.state_to_tensor(layer(u, start, lengths=40)[1]), layer.state_to_tensor(last))

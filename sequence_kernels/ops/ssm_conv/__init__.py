@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import checks
 from ..dispatch import choose, implement_in_triton
+from ..padding import inside
 from ..registration import register
 from . import cpu, cuda, reference  # noqa: F401 (register the implementations)
 
@@ -46,8 +47,8 @@ def ssm_conv(
             over the chunks, so its digits are what a long sequence keeps, and they cost next to nothing.
         d: skip ``(C, H)``.
         initial_state: ``(B, H, S)``, the state before the first element; zero if None.
-        lengths: ``(B,)`` integers in 0 .. L: the final state of each row is the one after so many elements.
-            The output is not affected.
+        lengths: ``(B,)`` integers in 0 .. L: how many elements of each row are real. The final state is the one after
+            them. The rest is taken as zero, whatever it holds, and its gradient is zero.
         backend: None chooses the fastest that can serve the call.
 
     Returns:
@@ -84,6 +85,7 @@ def ssm_conv(
     if lengths is not None:
         checks.shape("lengths", lengths, (("B", u.shape[0]),))
         checks.lengths("lengths", lengths, u.shape[2])
+        u = torch.where(inside(lengths, u.shape[2]).unsqueeze(1), u, 0)
     return _ssm_conv(
         u, taps, e_out, e_in, a_powers, d, initial_state, lengths, choose("ssm_conv", backend, u)
     )

@@ -99,9 +99,31 @@ def test_lengths_give_each_row_its_own_final_state(backend: str, dense: bool) ->
     u, state = torch.randn(8, 2, 30, dtype=F64), torch.randn(8, 2, 4, dtype=F64)
     y, final = ops.ssm_conv(u, *model.matrices(), model.d, state, lengths=lengths, backend=backend)
     want, states = model.recurrence(u, state)
-    assert relative(y, want) < 1e-12
     for row, length in enumerate(lengths.tolist()):
+        assert length == 0 or relative(y[row, ..., :length], want[row, ..., :length]) < 1e-12
         assert relative(final[row], states[length][row]) < 1e-12
+
+
+@every_backend
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dense", [False, True])
+def test_what_lies_past_the_end_of_a_row_is_never_read(backend: str, dense: bool, bad: float) -> None:
+    model = Model(2, 2, 4, 8, dense)
+    lengths = torch.tensor([0, 1, 7, 8, 9, 24, 29, 30])
+    real = (torch.arange(30) < lengths.unsqueeze(-1)).unsqueeze(1)
+    clean, state = torch.randn(8, 2, 30, dtype=F64), torch.randn(8, 2, 4, dtype=F64)
+    results = []
+    for padding in (0.0, bad):
+        u = torch.where(real, clean, padding)
+        inputs = [t.clone().requires_grad_() for t in (u, *model.matrices(), model.d, state)]
+        y, final = ops.ssm_conv(*inputs, lengths=lengths, backend=backend)
+        gradients = torch.autograd.grad(
+            (torch.cos(y) * real.unsqueeze(1)).sum() + final.square().sum(), inputs
+        )
+        assert bool((gradients[0].masked_select(~real) == 0).all())
+        results.append((y, final, *gradients))
+    for got, want in zip(*results, strict=True):
+        assert torch.equal(got, want)
 
 
 @every_backend
