@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize, prune
 
 import sequence_kernels
 from sequence_kernels import (
+    DSS,
     S4,
     S4D,
     S4Decoder,
@@ -476,3 +477,39 @@ def test_states_may_be_pending_conjugates(make: Make) -> None:
     close(forward(module, x, same), forward(module, x, state), 1e-6)
     close(module.step(x[:, 0], same), module.step(x[:, 0], state), 1e-6)
     close(module.state_to_tensor(same), module.state_to_tensor(state), 1e-6)
+
+
+# Gradients: finite wherever the value is.
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda **steps: S4D(4, 8, disc="bilinear", measure="diag-real", **steps),
+        lambda **steps: S4D(4, 8, disc="dss", l_max=5000, **steps),
+        lambda **steps: DSS(4, 8, version="softmax", l_max=5000, **steps),
+    ],
+)
+def test_gradients_of_long_steps(layer: Callable[..., SequenceModule]) -> None:
+    """A pole at -2 / dt, which bilinear puts to 0; modes that decay over more than floating point has."""
+    module = layer(dt_min=1.0, dt_max=1.0)
+    for state in (None, module.default_state(2)):
+        y, _ = module(torch.randn(2, 4, 4), state)
+        y.square().sum().backward()
+        for parameter in module.parameters():
+            assert parameter.grad is not None
+            assert parameter.grad.isfinite().all()
+
+
+@every_module
+@pytest.mark.parametrize("value", [0.0, 1.0, -8.0])
+def test_gradients_where_all_parameters_are_equal(make: Make, run: Run, value: float) -> None:
+    module = make().double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(value)
+    y = run(module)
+    parameters = list(module.parameters())
+    if y.isfinite().all() and y.requires_grad:
+        for gradient in torch.autograd.grad(y.square().sum(), parameters, allow_unused=True):
+            assert gradient is None or gradient.isfinite().all()

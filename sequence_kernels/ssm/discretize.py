@@ -34,7 +34,10 @@ def discretize(
     step = dt.to(torch.float64).unsqueeze(-1)
     x = a * step
     if method == "bilinear":
-        return torch.log((1 + x / 2) / (1 - x / 2)), b * step / (1 - x / 2)
+        half = x / 2
+        below = 1 - half
+        # A_bar is 0 at x = -2, where its logarithm has no gradient: then it is 1e-30, else the sum does not change.
+        return torch.log((1 + half + 1e-30) / below), b * step / below
     if method == "zoh":
         return x, b * step * _expm1_over(x)
     assert length is not None
@@ -60,5 +63,5 @@ def _softmax_weights(a: Tensor, x: Tensor, length: int) -> Tensor:
     decaying = torch.where(growing, -x, x)
     denominator = (torch.exp(decaying * length) - 1) * a
     reciprocal = denominator.conj() / (denominator.abs().square() + 1e-7)
-    shift = torch.where(growing, torch.exp(-x * (length - 1)), 1)
+    shift = torch.exp(torch.where(growing, -x * (length - 1), 0))
     return (torch.exp(decaying) - 1) * reciprocal * shift / 2

@@ -182,7 +182,7 @@ SAMPLES: dict[str, Sample] = {
     ),
     "ssm_conv-diagonal": _conv(dense=False),
     "ssm_conv-dense-lengths": _conv(dense=True, lengths=torch.tensor([0, 6, 11])),
-    "fft_conv": Sample("fft_conv", ops.fft_conv, (real(2, 3, 7), real(2, 3, 5), real(2, 3))),
+    "fft_conv": Sample("fft_conv", ops.fft_conv, (real(2, 3, 7), real(4, 3, 5), real(4, 3))),
     "fft_conv-bidirectional": Sample(
         "fft_conv",
         lambda u, k, d: ops.fft_conv(u, k, d, bidirectional=True),

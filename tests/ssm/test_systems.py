@@ -17,6 +17,7 @@ from sequence_kernels.ssm import (
     dplr_init,
     hippo_matrices,
 )
+from sequence_kernels.ssm.diagonal import DiagonalSystem
 from sequence_kernels.ssm.parameters import REAL_TYPES, initial_log_dt
 
 C128 = torch.complex128
@@ -199,6 +200,23 @@ def test_zoh_is_continuous_at_zero() -> None:
     for i in range(1, 5):
         want = torch.expm1(a[0, i]) / a[0, i]
         assert abs(b[0, i] - want) < 1e-12
+
+
+@pytest.mark.parametrize("disc", ["zoh", "bilinear", "dss"])
+@pytest.mark.parametrize("pole", [0, -2, -2 + 1e-17j, 1e-9j, -1e-2, -1.5 - 3j, -300, -1e4])
+def test_gradients_where_a_discretisation_divides_by_zero(disc: str, pole: complex) -> None:
+    """... or takes the logarithm of it, or overflows in what is not used: at a step of 1 that is at 0 and at -2."""
+
+    def kernel(real: Tensor, imag: Tensor, log_dt: Tensor) -> Tensor:
+        a = torch.complex(real, imag)
+        x, b = discretize(a, torch.ones_like(a), log_dt.exp(), disc, 3000)
+        system = DiagonalSystem(x, b, torch.full((1, 1, 1), 1 + 0.5j, dtype=C128))
+        return torch.cat((system.kernel(4).flatten(), torch.view_as_real(system.a * b).flatten()))
+
+    at = complex(pole)
+    parts = [torch.full((1, 1), part, dtype=torch.float64) for part in (at.real, at.imag)]
+    inputs = [t.requires_grad_() for t in (*parts, torch.zeros(1, dtype=torch.float64))]
+    assert torch.autograd.gradcheck(kernel, inputs, eps=1e-9, atol=1e-6)
 
 
 @pytest.mark.parametrize("real_type", REAL_TYPES)

@@ -26,7 +26,7 @@ def fft_conv(
         backend: None chooses the fastest that can serve the call.
 
     Returns:
-        ``(B, C, H, L)`` in the dtype of ``u``. Half precision is computed in float32.
+        ``(B, C, H, L)`` in the dtype of ``u``, computed in float64 if any argument has it, otherwise in float32.
 
     Differentiable in ``u``, ``k`` and ``d``, any number of times.
     """

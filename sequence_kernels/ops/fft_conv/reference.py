@@ -7,6 +7,8 @@ du = F^-1[sum_c G_c conj(K_c)], dk = F^-1[sum_b G conj(U)]. Half precision is co
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -27,8 +29,10 @@ def fast_length(least: int) -> int:
     return best
 
 
-def _working(t: Tensor) -> Tensor:
-    return t if t.dtype == torch.float64 else t.float()
+def _working(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """In the dtype that is computed in: float64 if any has it, otherwise float32."""
+    double = any(t is not None and t.dtype == torch.float64 for t in tensors)
+    return tuple(t if t is None else t.to(torch.float64 if double else torch.float32) for t in tensors)
 
 
 def _spectra(u: Tensor, k: Tensor, bidirectional: bool) -> tuple[Tensor, Tensor, int, int]:
@@ -36,43 +40,45 @@ def _spectra(u: Tensor, k: Tensor, bidirectional: bool) -> tuple[Tensor, Tensor,
     length = u.shape[-1]
     taps = min(k.shape[-1], length)
     size = fast_length(length + taps)
-    kernel = _working(k[..., :taps])
+    kernel = k[..., :taps]
     if bidirectional:
         causal, anticausal = kernel.chunk(2)
         middle = causal.new_zeros((*causal.shape[:-1], size - 2 * taps))
         kernel = torch.cat((causal, middle, anticausal.flip(-1)), -1)
-    u_spectrum = torch.fft.rfft(_working(u), n=size).unsqueeze(1)
+    u_spectrum = torch.fft.rfft(u, n=size).unsqueeze(1)
     return u_spectrum, torch.fft.rfft(kernel, n=size), size, taps
 
 
 @implement("fft_conv", "torch")
 def fft_conv(u: Tensor, k: Tensor, d: Tensor | None, bidirectional: bool) -> Tensor:
-    length = u.shape[-1]
-    if u.numel() == 0:
+    length, dtype = u.shape[-1], u.dtype
+    if u.numel() == 0 or k.numel() == 0:
         return u.new_zeros((u.shape[0], k.shape[0] // (2 if bidirectional else 1), *u.shape[1:]))
+    u, k, d = _working(u, k, d)
     u_spectrum, k_spectrum, size, _ = _spectra(u, k, bidirectional)
     y = torch.fft.irfft(u_spectrum * k_spectrum, n=size)[..., :length]
     if d is not None:
-        y = y + _working(d).unsqueeze(-1) * _working(u).unsqueeze(1)
-    return y.to(u.dtype).contiguous()
+        y = y + d.unsqueeze(-1) * u.unsqueeze(1)
+    return y.to(dtype).contiguous()
 
 
 @implement("fft_conv_backward", "torch")
 def fft_conv_backward(
     g: Tensor, u: Tensor, k: Tensor, d: Tensor | None, bidirectional: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    length = u.shape[-1]
-    skip_gradient = torch.einsum("bchl,bhl->ch", _working(g), _working(u)).to(k.dtype)
-    if u.numel() == 0:
-        return torch.zeros_like(u), torch.zeros_like(k), skip_gradient
+    length, u_dtype, k_dtype = u.shape[-1], u.dtype, k.dtype
+    if u.numel() == 0 or k.numel() == 0:
+        return torch.zeros_like(u), torch.zeros_like(k), k.new_zeros(g.shape[1:3])
+    g, u, k, d = _working(g, u, k, d)
     u_spectrum, k_spectrum, size, taps = _spectra(u, k, bidirectional)
-    g_spectrum = torch.fft.rfft(_working(g), n=size)
+    g_spectrum = torch.fft.rfft(g, n=size)
     du = torch.fft.irfft((g_spectrum * k_spectrum.conj()).sum(1), n=size)[..., :length]
     if d is not None:
-        du = du + torch.einsum("bchl,ch->bhl", _working(g), _working(d))
+        du = du + torch.einsum("bchl,ch->bhl", g, d)
     lags = torch.fft.irfft((g_spectrum * u_spectrum.conj()).sum(0), n=size)
     dk = lags[..., :taps]
     if bidirectional:
         dk = torch.cat((dk, lags[..., size - taps :].flip(-1)))
     dk = torch.nn.functional.pad(dk, (0, k.shape[-1] - taps))
-    return du.to(u.dtype).contiguous(), dk.to(k.dtype).contiguous(), skip_gradient
+    skip_gradient = torch.einsum("bchl,bhl->ch", g, u).to(k_dtype)
+    return du.to(u_dtype).contiguous(), dk.to(k_dtype).contiguous(), skip_gradient
