@@ -95,11 +95,10 @@ class DiagonalSSM(SSMParameters):
 
         ``length``: what dss normalises over where there is no ``l_max``; needed there, and only there.
         """
-        c = complex_parameter(self.C)
+        c, b = complex_parameter(self.C), complex_parameter(self.B)
         a = torch.complex(self.negative(self.inv_A_real), self.A_imag.to(checks.REAL_OF[c.dtype]))
-        a, b = by_head(a, self.heads), by_head(complex_parameter(self.B), self.heads)
         c, dt = self.within_band(c, self.A_imag), self.dt(rate)
-        x, b = discretize(a, b, dt, self.disc, self.l_max or length)
+        x, b = discretize(by_head(a, self.heads), by_head(b, self.heads), dt, self.disc, self.l_max or length)
         return DiagonalSystem(x, b, c)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
