@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import importlib
@@ -23,18 +24,21 @@ from sequence_kernels import (
     S4,
     S4D,
     S4Decoder,
+    SequenceDecoder,
     SequenceModel,
     SequenceModule,
     StateDecoder,
     StateEncoder,
     parameter_groups,
+    use_backend,
 )
 from sequence_kernels.layers import activations, components, norms, residuals, series_norms
+from sequence_kernels.models import merge_states, select_state, split_states
 from sequence_kernels.optim import CarriesOptions, parameter_options
 from sequence_kernels.ssm import DPLRSSM, DiagonalSSM
 from sequence_kernels.ssm.kernel import SSKernel
 from sequence_kernels.ssm.parameters import SSMParameters
-from tests.test_law import WIDTH, cases, close, forward
+from tests.test_law import WIDTH, cases, close, forward, keeps_length, layout_of, steps, tensors
 
 LENGTH = 36
 
@@ -513,3 +517,66 @@ def test_gradients_where_all_parameters_are_equal(make: Make, run: Run, value: f
     if y.isfinite().all() and y.requires_grad:
         for gradient in torch.autograd.grad(y.square().sum(), parameters, allow_unused=True):
             assert gradient is None or gradient.isfinite().all()
+
+
+# States: their memory, and how far they count.
+
+
+def owns_its_memory(tensor: Tensor) -> bool:
+    return tensor.untyped_storage().nbytes() <= tensor.numel() * tensor.element_size()
+
+
+@pytest.mark.parametrize("make", cases(lambda module: module.causal))
+@pytest.mark.parametrize("backend", [None, "torch"])
+def test_a_state_owns_just_its_memory(make: Make, backend: str | None) -> None:
+    """What is kept of a long sequence, of a step, and of one sequence of a batch."""
+    module: Any = make()
+    x = torch.randn(3, 35, WIDTH)
+    with use_backend(backend) if backend else contextlib.nullcontext(), torch.no_grad():
+        start = module.default_state(3)
+        found = [start, forward(module, x, start)[1], forward(module, x[:, :1], start)[1]]
+        if "lengths" in inspect.signature(module.forward).parameters and keeps_length(module):
+            with contextlib.suppress(ValueError):  # a cache takes no lengths
+                turned = x.mT if layout_of(module) else x
+                found.append(module(turned, start, lengths=torch.tensor([0, 9, 35]))[1])
+        found += steps(module, x[:, :1], start)[1:] + steps(module, x, start)[1:]
+        for state in list(found):
+            found += [select_state(state, 1), select_state(state, torch.tensor([1])), *split_states(state, 3)]
+            found.append(merge_states(split_states(state, 3)[1:]))
+            close(select_state(state, 2), split_states(state, 3)[-1], 0)
+        stepper = module.stepper((3,)) if keeps_length(module) else None
+        if stepper is not None:
+            stepper.step(x[:, 0])
+            stepper.forward(x)
+            found.append(stepper.state)
+    for state in found:
+        for tensor in tensors(state):
+            assert owns_its_memory(tensor)
+
+
+@every_module
+def test_a_module_owns_just_its_memory(make: Make, run: Run) -> None:
+    module = make()
+    run(module)
+    held = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
+    for tensor in (*module.parameters(), *module.buffers(), *held):
+        assert owns_its_memory(tensor)
+
+
+@pytest.mark.parametrize("mode", ["pool", "sum"])
+def test_a_decoder_counts_on_after_2_to_the_24(mode: str) -> None:
+    decoder = SequenceDecoder(1, mode=mode)
+    state, ones = decoder.default_state(1), torch.ones(1, 1 << 20, 1)
+    for _ in range(17):
+        y, state = decoder(ones, state)
+    for _ in range(3):
+        y, state = decoder.step(ones[:, 0], state)
+    elements = (17 << 20) + 3
+    assert int(state[1]) == elements
+    assert float(state[0]) == elements
+    close(y, torch.tensor([[1.0 if mode == "pool" else elements]]), 1e-7)
+    three, state = decoder(torch.full((1, 3, 1), float(elements)), state)
+    expected = [2 * elements / (elements + 1), 3 * elements / (elements + 2), 4 * elements / (elements + 3)]
+    if mode == "pool":
+        close(three.flatten(), torch.tensor(expected), 1e-7)
+    assert decoder.state_to_tensor(state).dtype == torch.float32

@@ -80,7 +80,7 @@ class CausalConv(SequenceModule):
         if state is None:
             return y, None
         if lengths is None:
-            return y, known[..., known.shape[-1] - kept :]
+            return y, known[..., known.shape[-1] - kept :].clone()
         rows = known.reshape(-1, *known.shape[-2:])
         index = lengths.view(-1, 1, 1) + torch.arange(kept, device=u.device)
         return y, rows.gather(-1, index.expand(-1, self.d_model, -1)).reshape(*u.shape[:-1], kept)
@@ -95,7 +95,7 @@ class CausalConv(SequenceModule):
         known = torch.cat((state, x.unsqueeze(-1).to(state.dtype)), -1)
         y = (known * self.weight.squeeze(1)).sum(-1, keepdim=True)
         y = y if self.bias is None else y + self.bias.unsqueeze(-1)
-        return self.dropout(self.activation(y)).squeeze(-1), known[..., 1:]
+        return self.dropout(self.activation(y)).squeeze(-1), known[..., 1:].clone()
 
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:
         """Zeros ``(*batch_shape, d_model, kernel_size - 1)``."""

@@ -57,7 +57,7 @@ class Pool(SequenceModule):
             y, rest = self._windows(x, 0, lengths)
         else:
             y, rest = self._windows(torch.cat((state.to(x), x), -2), state.shape[-2], None)
-        return (y.mT if self.transposed else y), (None if state is None else rest)
+        return (y.mT if self.transposed else y), (None if state is None else rest.clone())
 
     def _windows(self, x: Tensor, seen: int, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """The outputs of all complete windows, and the rest; the first ``seen`` elements of x were there before.
@@ -74,7 +74,7 @@ class Pool(SequenceModule):
         """Map one element ``(..., d_input)``, to None while its window is not complete."""
         state = self.default_state(*x.shape[:-1], device=x.device) if state is None else state
         y, rest = self._windows(torch.cat((state.to(x), x.unsqueeze(-2)), -2), state.shape[-2], None)
-        return (y.squeeze(-2) if y.shape[-2] else None), rest
+        return (y.squeeze(-2) if y.shape[-2] else None), rest.clone()
 
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:
         """A window without elements."""
@@ -248,7 +248,7 @@ class Unpool(SequenceModule):
         if state is None:
             return y, None
         if lengths is None:
-            return y, outputs[..., end:, :]
+            return y, outputs[..., end:, :].clone()
         missing = (x.shape[-2] - lengths).reshape(*x.shape[:-2], 1) * self.stride
         places = end - missing + torch.arange(self._delay, device=x.device)
         return y, outputs.gather(-2, places.unsqueeze(-1).expand(*places.shape, self.d_output))
@@ -265,7 +265,7 @@ class Unpool(SequenceModule):
             )
         if x is not None:
             state = torch.cat((state.to(x), self._unpool(x.unsqueeze(-2))), -2)
-        return state[..., 0, :], state[..., 1:, :]
+        return state[..., 0, :], state[..., 1:, :].clone()
 
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:
         return torch.zeros(*batch_shape, self._delay, self.d_output, device=device)

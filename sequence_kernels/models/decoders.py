@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..arguments.values import checked
 from ..layers.padding import without_padding
@@ -29,8 +30,8 @@ class SequenceDecoder(SequenceModule):
             n elements ``(batch, n, d_output)``, 0 for the last one alone, ``(batch, d_output)``.
         mode: "last", "pool" or "sum".
 
-    The state is ``(sum so far (*batch_shape, d_model), elements so far (*batch_shape, 1))``, at least in float32;
-    there is none for "last".
+    The state is ``(sum so far (*batch_shape, d_model), elements so far (*batch_shape, 1))``, float64 and int64, so that
+    both go on after 2^24 elements; there is none for "last".
     """
 
     @checked
@@ -76,16 +77,19 @@ class SequenceDecoder(SequenceModule):
         if self.mode == "last":
             return x, state
         total, count = self.default_state(*x.shape[:-2], device=x.device) if state is None else state
-        position = torch.arange(1, x.shape[-2] + 1, device=x.device, dtype=count.dtype).unsqueeze(-1)
-        sums = torch.cat((total.unsqueeze(-2), x), -2).cumsum(-2)
-        counts = count.unsqueeze(-2) + position
+        here = x.cumsum(-2, dtype=torch.promote_types(x.dtype, torch.float32))
         if lengths is None:
-            final = sums[..., -1, :], count + x.shape[-2]
+            last = here[..., -1, :] if x.shape[-2] else 0
+            final = total + last, count + x.shape[-2]
         else:
             rows = torch.arange(x.shape[0], device=x.device)
-            final = sums[rows, lengths], count + lengths.unsqueeze(-1)
-        sums = sums[..., 1:, :]
-        return (sums / counts if self.mode == "pool" else sums).to(x.dtype), final
+            final = total + F.pad(here, (0, 0, 1, 0))[rows, lengths], count + lengths.unsqueeze(-1)
+        sums = here if state is None else total.unsqueeze(-2) + here
+        if self.mode == "pool":
+            sums = sums / (
+                count.unsqueeze(-2) + torch.arange(1, x.shape[-2] + 1, device=x.device).unsqueeze(-1)
+            )
+        return sums.to(x.dtype), final
 
     def _chosen(self, readout: Tensor, lengths: Tensor | None) -> Tensor:
         if self.l_output is None:
@@ -108,17 +112,17 @@ class SequenceDecoder(SequenceModule):
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Any:
         if self.mode == "last":
             return None
-        like = next(self.parameters(), torch.empty(0))
-        target: dict[str, Any] = {
-            "dtype": torch.promote_types(like.dtype, torch.float32),
-            "device": device or like.device,
-        }
-        return torch.zeros(*batch_shape, self.d_model, **target), torch.zeros(*batch_shape, 1, **target)
+        device = device or next(self.parameters(), torch.empty(0)).device
+        total = torch.zeros(*batch_shape, self.d_model, dtype=torch.float64, device=device)
+        return total, torch.zeros(*batch_shape, 1, dtype=torch.int64, device=device)
 
     @property
     def state_to_tensor(self) -> Callable[[Any], Tensor | None]:
-        """Sum and number of elements so far, one after the other."""
-        return (lambda _: None) if self.mode == "last" else (lambda state: torch.cat(state, -1))
+        """Sum and number of elements so far, one after the other, in the parameters' precision, at least float32."""
+        if self.mode == "last":
+            return lambda _: None
+        dtype = torch.promote_types(next(self.parameters(), torch.empty(0)).dtype, torch.float32)
+        return lambda state: torch.cat([part.to(dtype) for part in state], -1)
 
     @property
     def d_state(self) -> int | None:

@@ -27,9 +27,9 @@ def merge_states(states: Sequence[Any]) -> Any:
 
 
 def select_state(state: Any, index: int | Tensor) -> Any:
-    """The state of one sequence of a batch; with a tensor of indices, of a batch of such, repeats allowed."""
+    """The state of one sequence of a batch; with a tensor of indices, of a batch of such, repeats allowed. A copy."""
     if isinstance(state, Tensor):
-        return state[index]
+        return state[index] if isinstance(index, Tensor) else state[index].clone()
     if isinstance(state, (list, tuple)):
         return type(state)(select_state(part, index) for part in state)
     if isinstance(state, dict):
