@@ -37,10 +37,11 @@ def ours(x: Inputs) -> tuple[Tensor, Tensor]:
 
 
 def naive(x: Inputs) -> tuple[Tensor, Tensor]:
-    state = x["a"] * x["state"] + x["b"] * x["u"].unsqueeze(-1)
+    moved = x["a_minus_one"] * x["state"] + x["b"] * x["u"].unsqueeze(-1)
     if x["p"] is not None:
         pulled = 2 * torch.einsum("rhn,bhn->rbh", x["q"], x["state"]).real
-        state = state + torch.einsum("rbh,rhn->bhn", pulled.to(x["p"].dtype), x["p"])
+        moved = moved + torch.einsum("rbh,rhn->bhn", pulled.to(x["p"].dtype), x["p"])
+    state = x["state"] + moved
     y = 2 * torch.einsum("chn,bhn->bch", x["c"], state).real
     return y + x["d"] * x["u"].unsqueeze(1), state
 
@@ -51,7 +52,7 @@ def dense_matrix(x: Inputs) -> Inputs:
     low_rank = torch.einsum("rhn,rhm->hnm", full(x["p"]), full(x["q"]))
     return {
         **x,
-        "matrix": torch.diag_embed(full(x["a"])) + low_rank,
+        "matrix": torch.diag_embed(1 + full(x["a_minus_one"])) + low_rank,
         "full": {name: full(x[name]) for name in ("state", "b", "c")},
     }
 
@@ -60,7 +61,7 @@ def dense(x: Inputs) -> tuple[Tensor, Tensor]:
     f = x["full"]
     state = torch.einsum("hnm,bhm->bhn", x["matrix"], f["state"]) + f["b"] * x["u"].unsqueeze(-1)
     y = torch.einsum("chn,bhn->bch", f["c"], state).real
-    return y + x["d"] * x["u"].unsqueeze(1), state[..., : x["a"].shape[-1]]
+    return y + x["d"] * x["u"].unsqueeze(1), state[..., : x["b"].shape[-1]]
 
 
 def has_a_rank(shape: Shape) -> str | None:

@@ -10,8 +10,9 @@ from bench.harness.declare import Inputs
 
 def for_accelerated(x: Inputs) -> Inputs:
     """Every state's factor at every step."""
-    system, (batch, heads, length) = x["system"], x["u"].shape
-    forget = system.a.flatten()[None, :, None].expand(batch, heads * system.a.shape[-1], length)
+    system, (batch, _, length) = x["system"], x["u"].shape
+    a = torch.exp(system.x).to(system.c.dtype).flatten()
+    forget = a[None, :, None].expand(batch, len(a), length)
     return {**x, "forget": forget.contiguous()}
 
 

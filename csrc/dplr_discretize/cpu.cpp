@@ -1,7 +1,7 @@
 // With h = dt / 2, g = 1 / (1 - h w), M_rs = 2 Re(sum_n conj(p_r) g p_s) and K = (I + h M)^-1, Woodbury's
 // identity gives
 //
-//   a = 2 g - 1,  lift_s = -dt sum_r g p_r K_rs,  pull_r = g conj(p_r),
+//   a - 1 = dt w g,  lift_s = -dt sum_r g p_r K_rs,  pull_r = g conj(p_r),
 //   drive = dt g b + h sum_r lift_r 2 Re(sum_n pull_r b)
 //
 // In double precision, a head at a time, real and imaginary parts apart.
@@ -154,14 +154,15 @@ void discretize(const DiscretizeArguments<In, Out>& arguments, int64_t begin, in
     const double dt = arguments.dt[h], half = dt / 2;
     part(arguments.w + copy, pairs, g);
     for (int64_t i = 0; i < size; i += kLanes<double>) {
-      const auto re = 1 - half * load(g.re + i), im = -half * load(g.im + i);
-      const auto scale = 1 / (re * re + im * im);
-      store<double>(g.re + i, re * scale);
-      store<double>(g.im + i, -im * scale);
-      store<double>(spare.re + i, 2 * re * scale - 1);
-      store<double>(spare.im + i, -2 * im * scale);
+      const auto wr = load(g.re + i), wi = load(g.im + i);
+      const auto re = 1 - half * wr, im = -half * wi;
+      const auto scale = 1 / (re * re + im * im), gr = re * scale, gi = -im * scale;
+      store<double>(g.re + i, gr);
+      store<double>(g.im + i, gi);
+      store<double>(spare.re + i, dt * (wr * gr - wi * gi));
+      store<double>(spare.im + i, dt * (wr * gi + wi * gr));
     }
-    join(spare, pairs, arguments.a + to);
+    join(spare, pairs, arguments.a_minus_one + to);
     part(arguments.b + copy, pairs, b);
     multiply<false>(g, b, size, drive);  // g b
     for (int64_t r = 0; r < rank; ++r) {

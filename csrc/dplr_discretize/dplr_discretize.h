@@ -10,10 +10,10 @@ namespace sequence_kernels {
 // Complex values are interleaved; all arrays contiguous.
 template <typename In, typename Out>
 struct DiscretizeArguments {
-  int64_t heads, copies, pairs, rank;  // head h has the parameters of copy h mod copies
-  const In *w, *p, *b;                 // (copies, pairs), (rank, copies, pairs), (copies, pairs)
-  const double* dt;                    // (heads)
-  Out *a, *lift, *pull, *drive;        // (heads, pairs), (rank, heads, pairs) twice, (heads, pairs)
+  int64_t heads, copies, pairs, rank;      // head h has the parameters of copy h mod copies
+  const In *w, *p, *b;                     // (copies, pairs), (rank, copies, pairs), (copies, pairs)
+  const double* dt;                        // (heads)
+  Out *a_minus_one, *lift, *pull, *drive;  // (heads, pairs), (rank, heads, pairs) twice, (heads, pairs)
 };
 
 // Doubles of scratch memory that a thread needs.

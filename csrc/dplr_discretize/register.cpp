@@ -44,8 +44,8 @@ std::vector<Tensor> run(const Tensor& w, const Tensor& p, const Tensor& b, const
   return results;
 }
 
-// Of w, b (S, N), p (R, S, N) and dt (H), H a multiple of S: a (H, N), p, q (R, H, N), b (H, N) of a step,
-// in the dtype of w or, if `wide`, in complex128.
+// Of w, b (S, N), p (R, S, N) and dt (H), H a multiple of S: a_minus_one (H, N), p, q (R, H, N), b (H, N) of
+// a step, in the dtype of w or, if `wide`, in complex128.
 std::vector<Tensor> dplr_discretize(const Tensor& w, const Tensor& p, const Tensor& b, const Tensor& dt,
                                     bool wide) {
   const auto copies = w.sizes(), low_rank = p.sizes(), heads = dt.sizes();

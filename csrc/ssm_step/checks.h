@@ -11,15 +11,15 @@ struct StepSizes {
 };
 
 inline StepSizes check_step(const Tensor& state, const std::optional<Tensor>& slots, const Tensor& u,
-                            const Tensor& a, const Tensor& b, const Tensor& c, const std::optional<Tensor>& d,
-                            const std::optional<Tensor>& p, const std::optional<Tensor>& q,
-                            const Tensor& next) {
-  const auto shape = state.sizes(), input = u.sizes(), poles = a.sizes(), readout = c.sizes();
+                            const Tensor& a_minus_one, const Tensor& b, const Tensor& c,
+                            const std::optional<Tensor>& d, const std::optional<Tensor>& p,
+                            const std::optional<Tensor>& q, const Tensor& next) {
+  const auto shape = state.sizes(), input = u.sizes(), poles = a_minus_one.sizes(), readout = c.sizes();
   const size_t dim = shape.size();
   check(dim >= 2 && !input.empty() && poles.size() == 2 && readout.size() == 3 && shape == next.sizes() &&
             shape[dim - 2] == poles[0] && shape[dim - 1] == poles[1] && input.back() == poles[0] &&
             poles == b.sizes() && readout[1] == poles[0] && readout[2] == poles[1],
-        "a step expects state and next (..., H, N), u (..., H), a and b (H, N), c (C, H, N)");
+        "a step expects state and next (..., H, N), u (..., H), a_minus_one and b (H, N), c (C, H, N)");
   StepSizes sizes{1, 1, poles[0], poles[1], readout[0], 0, input};
   for (size_t i = 0; i + 1 < input.size(); ++i) sizes.rows *= input[i];
   for (size_t i = 0; i + 2 < dim; ++i) sizes.places *= shape[i];
@@ -31,8 +31,9 @@ inline StepSizes check_step(const Tensor& state, const std::optional<Tensor>& sl
     return tensor.dtype() == dtype && tensor.device() == device && tensor.is_contiguous();
   };
   check(is_complex(complex) && state.is_contiguous() && fits(next, complex) && fits(u, real) &&
-            fits(a, complex) && fits(b, complex) && fits(c, complex),
-        "a step expects contiguous complex state, next, a, b, c and real u, of one precision on one device");
+            fits(a_minus_one, complex) && fits(b, complex) && fits(c, complex),
+        "a step expects contiguous complex state, next, a_minus_one, b, c and real u, of one precision on "
+        "one device");
   check(p.has_value() == q.has_value(), "a step expects p and q, or neither");
   if (p) {
     const auto low_rank = p->sizes();

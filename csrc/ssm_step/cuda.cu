@@ -29,7 +29,7 @@ __device__ __forceinline__ void step(const SsmStepParams& p) {
   const bool used = h < p.heads;  // all threads go on to the shuffles
   const int64_t begin = used ? lane : p.pairs;
   const int64_t at = h * p.pairs, size = p.heads * p.pairs;
-  const Complex<T>* const a = static_cast<const Complex<T>*>(p.a) + at;
+  const Complex<T>* const a_minus_one = static_cast<const Complex<T>*>(p.a_minus_one) + at;
   const Complex<T>* const b = static_cast<const Complex<T>*>(p.b) + at;
   const Complex<T>* const c = static_cast<const Complex<T>*>(p.c) + at;
   const Complex<T>* const state = static_cast<const Complex<T>*>(p.state) + at;
@@ -70,13 +70,13 @@ __device__ __forceinline__ void step(const SsmStepParams& p) {
   for (int r = 0; r < ROWS; ++r) sum[r] = 0;
 #pragma unroll 1
   for (int64_t n = begin; n < p.pairs; n += lanes) {
-    const Complex<T> pole = a[n], input = b[n], readout = p.channels > 0 ? c[n] : zero;
-    Complex<T> moved[ROWS];
+    const Complex<T> pole = a_minus_one[n], input = b[n], readout = p.channels > 0 ? c[n] : zero;
+    Complex<T> old[ROWS], moved[ROWS];
 #pragma unroll
-    for (int r = 0; r < ROWS; ++r) moved[r] = slot[r] >= 0 ? state[slot[r] * size + n] : zero;
+    for (int r = 0; r < ROWS; ++r) old[r] = slot[r] >= 0 ? state[slot[r] * size + n] : zero;
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
-      moved[r] = multiply(pole, moved[r]);
+      moved[r] = multiply(pole, old[r]);
       moved[r].x += input.x * u[r];
       moved[r].y += input.y * u[r];
     }
@@ -92,6 +92,7 @@ __device__ __forceinline__ void step(const SsmStepParams& p) {
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
       if (slot[r] < 0) continue;
+      moved[r] = add(old[r], moved[r]);  // once, and last
       sum[r] += real_product<T>(readout, moved[r]);
       next[slot[r] * size + n] = moved[r];
     }

@@ -1,21 +1,21 @@
 // The CUDA kernels of the steps: what they take and where they run.
 //
 // ssm_step_{one,many}_{f32,f64}: for each row i with the state x of slot slots[i] (of slot i without slots)
-//   s_r = 2 Re(sum_n q_rn x_n),  x'_n = a_n x_n + sum_r p_rn s_r + b_n u,
+//   s_r = 2 Re(sum_n q_rn x_n),  x'_n = x_n + ((a_n - 1) x_n + sum_r p_rn s_r + b_n u),
 //   y_c = 2 Re(sum_n c_cn x'_n) + d_c u
 // Rank 0 is a diagonal system. Out of place or, with next == state, in place. A row whose slot is -1 gives
 // y = 0; one whose slot does not exist, y = NaN; both touch no state. No slot may be named twice.
-// a, b, c, p, q and states are complex, u, d and y real; all contiguous. Without rows or heads no launch is
-// needed, and none must be made.
+// a_minus_one, b, c, p, q and states are complex, u, d and y real; all contiguous. Without rows or heads no
+// launch is needed, and none must be made.
 #pragma once
 #include "common/launch.h"
 
 struct SsmStepParams {
-  const void* state;     // (places, heads, pairs)
-  void* next;            // like state
-  const int64_t* slots;  // (rows), or null
-  const void* u;         // (rows, heads)
-  const void* a;         // (heads, pairs), b too
+  const void* state;        // (places, heads, pairs)
+  void* next;               // like state
+  const int64_t* slots;     // (rows), or null
+  const void* u;            // (rows, heads)
+  const void* a_minus_one;  // (heads, pairs), b too
   const void* b;
   const void* p;  // (rank, heads, pairs), q too
   const void* q;

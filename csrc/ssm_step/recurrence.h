@@ -1,8 +1,9 @@
 // One step of the heads of a diagonal or diagonal-plus-low-rank state-space model:
 //
-//   s_r = 2 Re(sum_n q_rn x_n),  x'_n = a_n x_n + sum_r p_rn s_r + b_n u,  y_c = 2 Re(sum_n c_cn x'_n) + d_c
-//   u
+//   s_r = 2 Re(sum_n q_rn x_n),  x'_n = x_n + ((a_n - 1) x_n + sum_r p_rn s_r + b_n u)
+//   y_c = 2 Re(sum_n c_cn x'_n) + d_c u
 //
+// What is added to x is rounded to its own size; the sum with x, once and last, to that of x.
 // Complex values are interleaved, in memory as in vectors.
 #pragma once
 
@@ -75,6 +76,31 @@ inline Real paired_inner(int64_t pairs, const Real* v, const Real* x) {
   return 2 * total;
 }
 
+// Elements [begin, 2 pairs) of head h, pair by pair; returns Re(sum_n c_n x'_n). Not inlined: compilers
+// vectorise this loop too, and spend on that the registers and the time of the loop over whole vectors.
+template <int low_rank, typename Real>
+[[gnu::noinline]] Real step_pairs(const Recurrence<Real>& system, int64_t h, int64_t begin, const Real* x,
+                                  Real* next, Real input, const Real* pulls) {
+  const int64_t size = 2 * system.pairs, stride = system.heads * size, end = (h + 1) * size;
+  const int64_t rank = low_rank >= 0 ? low_rank : system.rank;
+  const Real *a_minus_one = system.a_minus_one, *b = system.b, *p = system.p;
+  const Real* c = system.channels > 0 ? system.c : b;
+  Real total = 0;
+  for (int64_t i = h * size + begin; i < end; i += 2) {
+    const Real old_re = x[i], old_im = x[i + 1];
+    Real re = a_minus_one[i] * old_re - a_minus_one[i + 1] * old_im + b[i] * input;
+    Real im = a_minus_one[i] * old_im + a_minus_one[i + 1] * old_re + b[i + 1] * input;
+    for (int64_t r = 0; r < rank; ++r) {
+      re += p[r * stride + i] * pulls[r];
+      im += p[r * stride + i + 1] * pulls[r];
+    }
+    re += old_re, im += old_im;
+    total += c[i] * re - c[i + 1] * im;
+    next[i] = re, next[i + 1] = im;
+  }
+  return total;
+}
+
 // Heads [first, last) of one sequence: x and next (heads, pairs), which may be the same; u (heads); y
 // (channels, heads). pulls is room for s_r. The same heads are wanted next `ahead` elements further on; 0: no
 // more.
@@ -87,7 +113,8 @@ inline void step_heads(const Recurrence<Real>& system, int64_t first, int64_t la
   const Real* readout = channels > 0 ? system.c : system.b;  // of the first channel
   for (int64_t h = first; h < last; ++h) {
     const int64_t at = h * size;
-    const Real *a = system.a + at, *b = system.b + at, *c = readout + at, *p = system.p + at, *from = x + at;
+    const Real *a_minus_one = system.a_minus_one + at, *b = system.b + at, *c = readout + at,
+               *p = system.p + at, *from = x + at;
     Real* to = next + at;
     const Real input = u[h];
     for (int64_t r = 0; r < rank; ++r) pulls[r] = paired_inner(pairs, system.q + r * stride + at, from);
@@ -97,22 +124,15 @@ inline void step_heads(const Recurrence<Real>& system, int64_t first, int64_t la
     }
     Vector<Real> products = {};
     for (int64_t i = 0; i < whole; i += kLanes<Real>) {
-      Vector<Real> moved = complex_product<Real>(load(a + i), load(from + i)) + load(b + i) * input;
+      const Vector<Real> old = load(from + i);
+      Vector<Real> moved = complex_product<Real>(load(a_minus_one + i), old) + load(b + i) * input;
       for (int64_t r = 0; r < rank; ++r) moved += load(p + r * stride + i) * pulls[r];
+      moved += old;
       products += load(c + i) * moved;
       store(to + i, moved);
     }
     Real total = difference<kLanes<Real> / 2, Real>(products);
-    for (int64_t i = whole; i < size; i += 2) {
-      Real re = a[i] * from[i] - a[i + 1] * from[i + 1] + b[i] * input;
-      Real im = a[i] * from[i + 1] + a[i + 1] * from[i] + b[i + 1] * input;
-      for (int64_t r = 0; r < rank; ++r) {
-        re += p[r * stride + i] * pulls[r];
-        im += p[r * stride + i + 1] * pulls[r];
-      }
-      total += c[i] * re - c[i + 1] * im;
-      to[i] = re, to[i + 1] = im;
-    }
+    if (whole < size) total += step_pairs<low_rank>(system, h, whole, x, next, input, pulls);
     for (int64_t channel = 0; channel < channels; ++channel) {
       const Real output = channel == 0 ? 2 * total : paired_inner(pairs, c + channel * stride, to);
       y[channel * heads + h] = system.d ? output + system.d[channel * heads + h] * input : output;

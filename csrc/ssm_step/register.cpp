@@ -18,14 +18,14 @@ const Real* data_of(const std::optional<Tensor>& tensor) {
 
 template <typename Real>
 Tensor run(const StepSizes& sizes, const Tensor& state, const std::optional<Tensor>& slots, const Tensor& u,
-           const Tensor& a, const Tensor& b, const Tensor& c, const std::optional<Tensor>& d,
+           const Tensor& a_minus_one, const Tensor& b, const Tensor& c, const std::optional<Tensor>& d,
            const std::optional<Tensor>& p, const std::optional<Tensor>& q, Tensor& next) {
   StepArguments<Real> arguments{};
   Recurrence<Real>& system = arguments.system;
   arguments.rows = sizes.rows, system.heads = sizes.heads, system.pairs = sizes.pairs;
   system.channels = sizes.channels, system.rank = sizes.rank;
-  system.a = a.data<Real>(), system.b = b.data<Real>(), system.c = c.data<Real>();
-  system.p = p ? p->data<Real>() : system.a, system.q = q ? q->data<Real>() : system.a;
+  system.a_minus_one = a_minus_one.data<Real>(), system.b = b.data<Real>(), system.c = c.data<Real>();
+  system.p = p ? p->data<Real>() : system.a_minus_one, system.q = q ? q->data<Real>() : system.a_minus_one;
   system.d = data_of<Real>(d);
   arguments.state = state.data<Real>(), arguments.next = next.mutable_data<Real>();
   arguments.slots = data_of<int64_t>(slots);
@@ -47,19 +47,20 @@ Tensor run(const StepSizes& sizes, const Tensor& state, const std::optional<Tens
 
 // One step of all rows. `next` gets the new states, and may be `state`; returns y (..., C, H). Without slots
 // each row drives the state of its number; without p and q the system is diagonal.
-Tensor step(const Tensor& state, const std::optional<Tensor>& slots, const Tensor& u, const Tensor& a,
-            const Tensor& b, const Tensor& c, const std::optional<Tensor>& d, const std::optional<Tensor>& p,
-            const std::optional<Tensor>& q, Tensor& next) {
-  const StepSizes sizes = check_step(state, slots, u, a, b, c, d, p, q, next);
+Tensor step(const Tensor& state, const std::optional<Tensor>& slots, const Tensor& u,
+            const Tensor& a_minus_one, const Tensor& b, const Tensor& c, const std::optional<Tensor>& d,
+            const std::optional<Tensor>& p, const std::optional<Tensor>& q, Tensor& next) {
+  const StepSizes sizes = check_step(state, slots, u, a_minus_one, b, c, d, p, q, next);
   const int64_t* slot = data_of<int64_t>(slots);
   for (int64_t row = 0; slot && row < sizes.rows; ++row)
     check(slot[row] >= -1 && slot[row] < sizes.places, "a step expects slots from -1 to below their number");
-  return is_double(u.dtype()) ? run<double>(sizes, state, slots, u, a, b, c, d, p, q, next)
-                              : run<float>(sizes, state, slots, u, a, b, c, d, p, q, next);
+  return is_double(u.dtype()) ? run<double>(sizes, state, slots, u, a_minus_one, b, c, d, p, q, next)
+                              : run<float>(sizes, state, slots, u, a_minus_one, b, c, d, p, q, next);
 }
 
 const Op op(
-    "ssm_step(Tensor state, Tensor? slots, Tensor u, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? p, "
+    "ssm_step(Tensor state, Tensor? slots, Tensor u, Tensor a_minus_one, Tensor b, Tensor c, Tensor? d, "
+    "Tensor? p, "
     "Tensor? q, Tensor(a!) next) -> Tensor",
     boxed<step>);
 

@@ -11,10 +11,10 @@ namespace sequence_kernels {
 template <typename Real>
 struct Recurrence {
   int64_t heads, pairs, channels, rank;
-  const Real *a, *b;  // (heads, pairs) complex
-  const Real *p, *q;  // (rank, heads, pairs) complex; any address if the rank is 0
-  const Real* c;      // (channels, heads, pairs) complex
-  const Real* d;      // (channels, heads) real, or null
+  const Real *a_minus_one, *b;  // (heads, pairs) complex
+  const Real *p, *q;            // (rank, heads, pairs) complex; any address if the rank is 0
+  const Real* c;                // (channels, heads, pairs) complex
+  const Real* d;                // (channels, heads) real, or null
 };
 
 constexpr int64_t kHeadsAtOnce = 16;  // a work item: these heads of all sequences, one after the other

@@ -136,7 +136,7 @@ inline void recur(Rows<Real>& rows, const Instruction& instruction, const Real* 
   const int64_t channels = instruction.size[2], rank = instruction.size[3], poles = heads * pairs * 2;
   Recurrence<Real> system{};
   system.heads = heads, system.pairs = pairs, system.channels = channels, system.rank = rank;
-  system.a = weights, system.b = system.a + padded(poles), system.c = system.b + padded(poles);
+  system.a_minus_one = weights, system.b = weights + padded(poles), system.c = system.b + padded(poles);
   system.d = system.c + padded(channels * poles), system.p = system.d + padded(channels * heads);
   system.q = system.p + padded(rank * poles);
   constexpr int64_t at_once = 16;  // heads whose parameters stay in the first level of cache

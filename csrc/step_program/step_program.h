@@ -19,7 +19,7 @@ enum class Code : int64_t {
   linear,      // size0 to size1 channels; weights: bias, panels (ceil(size1 / kPanel), size0, kPanel)
   glu,         // 2 size0 to size0 channels
   activation,  // size0: an Activation
-  recurrence,  // size0 heads, size1 pairs, size2 channels, rank size3; weights: a, b, c, d, p, q
+  recurrence,  // size0 heads, size1 pairs, size2 channels, rank size3; weights: a - 1, b, c, d, p, q
 };
 enum class Activation : int64_t { gelu, relu, tanh, silu, sigmoid };
 

@@ -170,6 +170,7 @@ class _DiagonalLayer(_MixedLayer):
     def _element(self, u: Tensor, state: Tensor, rate: float) -> tuple[Tensor, Tensor]:
         exponents, b, c = self._matrices(rate)
         real, imag = nn.functional.linear(u, b).to(state.real.dtype).chunk(2, -1)
-        state = exponents.exp().to(state.dtype) * state + torch.complex(real, imag)
+        moved = torch.expm1(exponents).to(state.dtype) * state + torch.complex(real, imag)
+        state = state + moved
         parts = torch.cat((state.real, state.imag), -1).to(u.dtype)
         return nn.functional.linear(parts, c) + self.D * u, state

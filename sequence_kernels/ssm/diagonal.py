@@ -30,11 +30,6 @@ class DiagonalSystem:
     b: Tensor
     c: Tensor
 
-    @property
-    def a(self) -> Tensor:
-        """The eigenvalues of one step ``(H, N)``."""
-        return torch.exp(self.x).to(self.c.dtype)
-
     def kernel(self, length: int) -> Tensor:
         dtype = self.c.dtype
         return ops.vandermonde((self.c * self.b).to(dtype), self.x.to(dtype), length)
@@ -44,7 +39,8 @@ class DiagonalSystem:
         return torch.exp(self.x), none, none, self.b
 
     def step_parameters(self, d: Tensor | None = None) -> StepParameters:
-        return StepParameters(self.a, self.b.to(self.c.dtype), self.c, skip(d, self.c))
+        dtype = self.c.dtype
+        return StepParameters(torch.expm1(self.x).to(dtype), self.b.to(dtype), self.c, skip(d, self.c))
 
     def channels(self, start: int, stop: int) -> DiagonalSystem:
         return DiagonalSystem(self.x, self.b, self.c[start:stop])

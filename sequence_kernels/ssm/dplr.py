@@ -46,9 +46,9 @@ class DPLRSystem:
         w, p, b = (by_head(t.to(torch.complex128), len(self.dt)) for t in (self.w, self.p, self.b))
         return w, p, b
 
-    def discrete(self, dtype: torch.dtype = torch.complex128) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``a``, ``p``, ``q``, ``b`` of ``ops.ssm_step``."""
-        return dplr_discretize(self.w, self.p, self.b, self.dt, dtype)
+    def discrete(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        a_minus_one, p, q, b = dplr_discretize(self.w, self.p, self.b, self.dt, torch.complex128)
+        return 1 + a_minus_one, p, q, b
 
     def _dense(self) -> Tensor:
         """A_bar as a real (H, S, S) matrix that acts on rows, in float64."""
@@ -88,8 +88,8 @@ class DPLRSystem:
         return torch.fft.irfft(generating, n=odd)[..., :length].to(self.c.real.dtype)
 
     def step_parameters(self, d: Tensor | None = None) -> StepParameters:
-        a, p, q, b = self.discrete(self.c.dtype)
-        return StepParameters(a, b, self.c, skip(d, self.c), p, q)
+        a_minus_one, p, q, b = dplr_discretize(self.w, self.p, self.b, self.dt, self.c.dtype)
+        return StepParameters(a_minus_one, b, self.c, skip(d, self.c), p, q)
 
     def channels(self, start: int, stop: int) -> DPLRSystem:
         return DPLRSystem(self.w, self.p, self.b, self.dt, self.c[start:stop])

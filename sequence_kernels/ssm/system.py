@@ -22,7 +22,7 @@ class ChunkMatrices(NamedTuple):
 class StepParameters(NamedTuple):
     """The parameters of ``ops.ssm_step``, in its order and shapes."""
 
-    a: Tensor
+    a_minus_one: Tensor
     b: Tensor
     c: Tensor
     d: Tensor | None = None

@@ -13,7 +13,7 @@ from ..sharing import by_head
 def dplr_discretize(
     w: Tensor, p: Tensor, b: Tensor, dt: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``a`` (H, N), ``p``, ``q`` (R, H, N), ``b`` (H, N) of a step of ``x' = (diag(w) - P P^*) x + B u``.
+    """``a_minus_one`` (H, N), ``p``, ``q`` (R, H, N), ``b`` (H, N) of a step of ``x' = (diag(w) - P P^*) x + B u``.
 
     Args:
         w, b: complex ``(S, N)``, one of each conjugate pair; head h has copy h mod S.
@@ -45,8 +45,9 @@ def _by_torch(
     small = torch.linalg.inv(small) if len(p) > 1 else small.reciprocal()
     lift = -2 * half * torch.einsum("rhn,hrq->qhn", gp, small.to(gp.dtype))
     pull = torch.einsum("qhn,hq->hn", lift, _paired_inner(q, b.unsqueeze(0)).squeeze(-1).to(lift.dtype))
-    a, lift, q, drive = (t.to(dtype) for t in (2 * g - 1, lift, q, half * (2 * g * b + pull)))
-    return a, lift, q, drive
+    results = (2 * half * w * g, lift, q, half * (2 * g * b + pull))
+    a_minus_one, lift, q, drive = (t.to(dtype) for t in results)
+    return a_minus_one, lift, q, drive
 
 
 def _paired_inner(left: Tensor, right: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ implement_in_triton(__name__, "ssm_step", "ssm_step_")
 def ssm_step(
     state: Tensor,
     u: Tensor,
-    a: Tensor,
+    a_minus_one: Tensor,
     b: Tensor,
     c: Tensor,
     d: Tensor | None = None,
@@ -27,12 +27,14 @@ def ssm_step(
     *,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One step of ``x' = a x + sum_r p_r 2 Re(sum_n q_rn x_n) + b u``, ``y = 2 Re(sum_n c x') + d u``.
+    """One step of ``x' = x + ((a - 1) x + sum_r p_r 2 Re(sum_n q_rn x_n) + b u)``, ``y = 2 Re(sum_n c x') + d u``.
 
     Args:
         state: x, complex ``(..., H, N)``, one of each conjugate pair; the leading dimensions are the batch.
         u: input ``(..., H)``, with the batch of ``state``; float16, bfloat16, float32 or float64.
-        a, b: complex ``(H, N)``, in the dtype of ``state``.
+        a_minus_one: the diagonal of A - I, complex ``(H, N)``, in the dtype of ``state``: where it is small it has
+            digits that a itself has not.
+        b: complex ``(H, N)``, in the dtype of ``state``.
         c: complex ``(C, H, N)``.
         d: real skip ``(C, H)``.
         p, q: complex ``(R, H, N)``, any R >= 0; neither for a diagonal model. ``q`` enters as it is, not conjugated.
@@ -43,17 +45,17 @@ def ssm_step(
 
     Differentiable in every argument, any number of times.
     """
-    short = _check(state, u, a, b, c, d, p, q)
+    short = _check(state, u, a_minus_one, b, c, d, p, q)
     chosen = choose("ssm_step", backend, state)
     if short:
-        return implementation("ssm_step", chosen)(state, u, a, b, c, d, p, q)
-    return _ssm_step(state, u, a, b, c, d, p, q, chosen)
+        return implementation("ssm_step", chosen)(state, u, a_minus_one, b, c, d, p, q)
+    return _ssm_step(state, u, a_minus_one, b, c, d, p, q, chosen)
 
 
 def ssm_step_(
     state: Tensor,
     u: Tensor,
-    a: Tensor,
+    a_minus_one: Tensor,
     b: Tensor,
     c: Tensor,
     d: Tensor | None = None,
@@ -73,14 +75,16 @@ def ssm_step_(
 
     The others are those of ``ssm_step``. There is no gradient: raises RuntimeError if one would be needed.
     """
-    _check(state, u, a, b, c, d, p, q, state_indices)
-    return _ssm_step_(state, u, a, b, c, d, p, q, state_indices, choose("ssm_step_", backend, state))
+    _check(state, u, a_minus_one, b, c, d, p, q, state_indices)
+    return _ssm_step_(
+        state, u, a_minus_one, b, c, d, p, q, state_indices, choose("ssm_step_", backend, state)
+    )
 
 
 def _check(
     state: Tensor,
     u: Tensor,
-    a: Tensor,
+    a_minus_one: Tensor,
     b: Tensor,
     c: Tensor,
     d: Tensor | None,
@@ -89,11 +93,15 @@ def _check(
     state_indices: Tensor | None = None,
 ) -> bool:
     """Returns whether the implementation may be called as it is: a step is short, and the way through torch is not."""
-    if not torch.compiler.is_compiling() and state_indices is None and _plain(state, u, a, b, c, d, p, q):
+    if (
+        not torch.compiler.is_compiling()
+        and state_indices is None
+        and _plain(state, u, a_minus_one, b, c, d, p, q)
+    ):
         return only_runs(state.device.type)
     optional = {"d": d, "p": p, "q": q, "state_indices": state_indices}
     given = {name: value for name, value in optional.items() if value is not None}
-    checks.tensors(state=state, u=u, a=a, b=b, c=c, **given)
+    checks.tensors(state=state, u=u, a_minus_one=a_minus_one, b=b, c=c, **given)
     checks.dtype("state", state, checks.COMPLEX)
     if state.dim() < 2:
         raise ValueError(f"state must have shape (..., H, N), got {tuple(state.shape)}")
@@ -104,9 +112,10 @@ def _check(
     double = state.dtype == torch.complex128
     checks.dtype("u", u, (torch.float64,) if double else (*checks.HALF, torch.float32))
     last = (("H", state.shape[-2]), ("N", state.shape[-1]))
-    for name, value in {"a": a, "b": b, "c": c, "p": p, "q": q}.items():
+    matrices = {"a_minus_one": a_minus_one, "b": b, "c": c, "p": p, "q": q}
+    for name, value in matrices.items():
         if value is not None:
-            leading = () if name in "ab" else (("C" if name == "c" else "R", None),)
+            leading = () if value is a_minus_one or value is b else (("C" if name == "c" else "R", None),)
             checks.shape(name, value, (*leading, *last))
             checks.dtype(name, value, (state.dtype,))
     if (p is None) != (q is None) or (p is not None and q is not None and len(p) != len(q)):
@@ -121,10 +130,10 @@ def _check(
 _ORDINARY = (Tensor, torch.nn.Parameter)
 
 
-def _plain(state: Any, u: Any, a: Any, b: Any, c: Any, d: Any, p: Any, q: Any) -> bool:
+def _plain(state: Any, u: Any, a_minus_one: Any, b: Any, c: Any, d: Any, p: Any, q: Any) -> bool:
     """Whether all is plainly as the checks want it: ordinary tensors of the common precision that need no gradient."""
     low_rank = () if p is None and q is None else (p, q)
-    parameters = (a, b, c, *low_rank)
+    parameters = (a_minus_one, b, c, *low_rank)
     tensors = (state, u, *parameters) if d is None else (state, u, d, *parameters)
     needs_gradient = torch.is_grad_enabled()
     for t in tensors:
@@ -154,7 +163,9 @@ def _empty_output(u: Tensor, c: Tensor) -> Tensor:
     return u.new_empty((*u.shape[:-1], c.shape[0], u.shape[-1]))
 
 
-def _fake(state: Tensor, u: Tensor, a: Tensor, b: Tensor, c: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _fake(
+    state: Tensor, u: Tensor, a_minus_one: Tensor, b: Tensor, c: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
     return _empty_output(u, c), state.new_empty(state.shape)
 
 
@@ -168,7 +179,7 @@ def _backward(ctx: Any, g: Tensor, g_state: Tensor) -> tuple[Tensor | None, ...]
 
 _ssm_step = register(
     "ssm_step",
-    "(Tensor state, Tensor u, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? p, Tensor? q, str backend) "
+    "(Tensor state, Tensor u, Tensor a_minus_one, Tensor b, Tensor c, Tensor? d, Tensor? p, Tensor? q, str backend) "
     "-> (Tensor, Tensor)",
     fake=_fake,
     setup_context=_save,
@@ -177,8 +188,8 @@ _ssm_step = register(
 )
 _ssm_step_ = register(
     "ssm_step_",
-    "(Tensor(a!) state, Tensor u, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? p, Tensor? q, "
+    "(Tensor(a!) state, Tensor u, Tensor a_minus_one, Tensor b, Tensor c, Tensor? d, Tensor? p, Tensor? q, "
     "Tensor? state_indices, str backend) -> Tensor",
-    fake=lambda state, u, a, b, c, *rest: _empty_output(u, c),
+    fake=lambda state, u, a_minus_one, b, c, *rest: _empty_output(u, c),
     follows_autocast=(1,),
 )

@@ -12,9 +12,9 @@ from torch import Tensor
 from ... import native
 from ..dispatch import implement
 
-#: ``(state, slots, u, a, b, c, d, p, q, next_state) -> y``: steps from ``state`` to ``next_state``, which may be the
-#: same. All contiguous; u is of the state's precision, ``slots`` (rows) int64. slots, d and, of
-#: a diagonal system, p and q may be None.
+#: ``(state, slots, u, a_minus_one, b, c, d, p, q, next_state) -> y``: steps from ``state`` to ``next_state``, which may
+#: be the same. All contiguous; u is of the state's precision, ``slots`` (rows) int64. slots, d and, of a diagonal
+#: system, p and q may be None.
 Kernel = Callable[..., Tensor]
 
 _REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}

@@ -1,6 +1,6 @@
 """The recurrent steps by a Triton kernel, for CUDA and HIP (and, under TRITON_INTERPRET=1, for tests on the CPU).
 
-s_r = 2 Re(sum_n q_rn x_n),  x' = a x + sum_r p_r s_r + b u,  y_c = 2 Re(sum_n c_cn x'_n) + d_c u
+s_r = 2 Re(sum_n q_rn x_n),  x' = x + ((a - 1) x + sum_r p_r s_r + b u),  y_c = 2 Re(sum_n c_cn x'_n) + d_c u
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _complex(pointer, row, n, mask):
 
 @triton.jit
 def ssm_step_kernel(
-    state, following, slots, u, a, b, c, d, p, q, y, rows, places, heads, N, channels, rank,
+    state, following, slots, u, a_minus_one, b, c, d, p, q, y, rows, places, heads, N, channels, rank,
     ROWS: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     """States (places, heads, N), u (rows, heads) -> y (rows, channels, heads); complex ones as pairs of reals.
@@ -45,16 +45,17 @@ def ssm_step_kernel(
     drive = tl.load(u + row * heads + h, mask=busy, other=0.0)
     poles = tl.zeros((1, 1), tl.int64) + h * N
     size = tl.zeros((1, 1), tl.int64) + heads * N  # of one rank, or one channel
-    a_re, a_im = _complex(a, poles, n, here)
+    a_re, a_im = _complex(a_minus_one, poles, n, here)
     b_re, b_im = _complex(b, poles, n, here)
-    new_re = a_re * x_re - a_im * x_im + b_re * drive[:, None]
-    new_im = a_re * x_im + a_im * x_re + b_im * drive[:, None]
+    moved_re = a_re * x_re - a_im * x_im + b_re * drive[:, None]
+    moved_im = a_re * x_im + a_im * x_re + b_im * drive[:, None]
     for r in range(rank):
         q_re, q_im = _complex(q, poles + r * size, n, here)
         p_re, p_im = _complex(p, poles + r * size, n, here)
         pull = 2 * tl.sum(q_re * x_re - q_im * x_im, 1)[:, None]
-        new_re += p_re * pull
-        new_im += p_im * pull
+        moved_re += p_re * pull
+        moved_im += p_im * pull
+    new_re, new_im = x_re + moved_re, x_im + moved_im  # once, and last
     to = following + 2 * (base + n)[:, :, None] + tl.arange(0, 2)[None, None, :]
     tl.store(to, tl.join(new_re, new_im), mask=mine[:, :, None])
     idle = tl.where(slot == -1, 0.0, float("nan")).to(dtype)
@@ -70,7 +71,7 @@ def kernel(
     state: Tensor,
     slots: Tensor | None,
     u: Tensor,
-    a: Tensor,
+    a_minus_one: Tensor,
     b: Tensor,
     c: Tensor,
     d: Tensor | None,
@@ -79,16 +80,16 @@ def kernel(
     next_state: Tensor,
 ) -> Tensor:
     """The step of ``kernels.Kernel``."""
-    heads, pairs = a.shape
+    heads, pairs = a_minus_one.shape
     channels, rows = len(c), math.prod(u.shape[:-1])
     y = u.new_empty((*u.shape[:-1], channels, heads))
     if rows and heads:
         together = 1 if rows == 1 else 8
         block = triton.next_power_of_2(max(1, pairs))
-        p, q, rank = (a, a, 0) if p is None or q is None else (p, q, len(p))
+        p, q, rank = (a_minus_one, a_minus_one, 0) if p is None or q is None else (p, q, len(p))
         ssm_step_kernel[(triton.cdiv(rows, together) * heads,)](
             torch.view_as_real(state), torch.view_as_real(next_state), slots, u,
-            *(torch.view_as_real(t) for t in (a, b, c)), d, torch.view_as_real(p), torch.view_as_real(q), y,
+            *(torch.view_as_real(t) for t in (a_minus_one, b, c)), d, torch.view_as_real(p), torch.view_as_real(q), y,
             rows, math.prod(state.shape[:-2]), heads, pairs, channels, rank,
             ROWS=together, PAIRS=block, num_warps=max(1, min(8, together * block // 256)),
         )  # fmt: skip

@@ -38,12 +38,12 @@ def whole(x: Tensor) -> Tensor:
 def test_is_the_bilinear_transform(backend: str, rank: int, copies: int) -> None:
     w, p, b, dt = parameters(copies, 4, rank, 6)
     with use_backend(backend):
-        a, lift, pull, drive = dplr_discretize(w, p, b, dt, C128)
+        a_minus_one, lift, pull, drive = dplr_discretize(w, p, b, dt, C128)
     w, p, b = (whole(by_head(t, 6)) for t in (w, p, b))
     matrix = torch.diag_embed(w) - torch.einsum("rhm,rhn->hmn", p, p.conj())
     half, eye = dt.view(-1, 1, 1) / 2, torch.eye(8)
     discrete = torch.linalg.solve(eye - half * matrix, eye + half * matrix)
-    found = torch.diag_embed(whole(a)) + torch.einsum("rhm,rhn->hmn", whole(lift), whole(pull))
+    found = torch.diag_embed(1 + whole(a_minus_one)) + torch.einsum("rhm,rhn->hmn", whole(lift), whole(pull))
     torch.testing.assert_close(found, discrete)
     expected = torch.linalg.solve(eye - half * matrix, (2 * half * b.unsqueeze(-1)).to(C128)).squeeze(-1)
     torch.testing.assert_close(whole(drive), expected)

@@ -15,7 +15,7 @@ class Step(NamedTuple):
     state: Tensor  # (places, H, N)
     slots: Tensor | None  # (rows)
     u: Tensor  # (rows, H)
-    a: Tensor  # (H, N)
+    a_minus_one: Tensor  # (H, N)
     b: Tensor
     c: Tensor  # (C, H, N)
     d: Tensor | None  # (C, H)
@@ -62,7 +62,7 @@ def sample(
 
 def step(x: Step) -> tuple[Tensor, Tensor]:
     """y (rows, C, H) in float64, and all states after it in complex128."""
-    state, u, a, b, c = (t.to(torch.complex128) for t in (x.state, x.u, x.a, x.b, x.c))
+    state, u, a_minus_one, b, c = (t.to(torch.complex128) for t in (x.state, x.u, x.a_minus_one, x.b, x.c))
     slots = list(range(len(u))) if x.slots is None else x.slots.tolist()
     y = torch.zeros(len(u), *x.c.shape[:2], dtype=torch.float64)
     after = state.clone()
@@ -71,7 +71,7 @@ def step(x: Step) -> tuple[Tensor, Tensor]:
             y[row] = 0 if slot == -1 else float("nan")
             continue
         old, drive = state[slot], u[row].unsqueeze(-1)
-        new = a * old + b * drive
+        new = (1 + a_minus_one) * old + b * drive
         if x.p is not None and x.q is not None:
             pulls = 2 * (x.q.to(state.dtype) * old).sum(-1, keepdim=True).real
             new = new + (x.p.to(state.dtype) * pulls).sum(0)
@@ -92,3 +92,29 @@ def check(x: Step, y: Tensor, after: Tensor) -> None:
     if x.slots is not None:
         idle = [place for place in range(len(after)) if place not in x.slots.tolist()]
         assert torch.equal(torch.view_as_real(after[idle]), torch.view_as_real(x.state[idle]))
+
+
+def nearly_still(rows: int, rank: int | None) -> Step:
+    """Every part of a state is 1, and two or three parts of 1.5 / 2^24 move it: together, but none alone, a digit."""
+    pairs, part = 19, 1.5 / (2 if rank is None else 3) / 2**24
+    both, none = complex(1, 1), None
+    p = q = none
+    if rank is not None:
+        p, q = torch.full((1, 2, pairs), part * both), torch.full((1, 2, pairs), complex(0.5 / pairs))
+    shape = (2, pairs)
+    return Step(
+        torch.full((rows, *shape), both),
+        None,
+        torch.ones(rows, 2),
+        torch.full(shape, complex(part)),
+        torch.full(shape, part * both),
+        torch.ones(1, *shape, dtype=torch.complex64),
+        None,
+        p,
+        q,
+    )
+
+
+def rounded_up(after: Tensor) -> None:
+    """The states after ``nearly_still``: one digit above 1. A added in parts, or rounded itself, leaves them at 1."""
+    assert torch.equal(torch.view_as_real(after), torch.full((*after.shape, 2), 1 + 2.0**-23))

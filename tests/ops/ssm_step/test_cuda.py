@@ -36,7 +36,7 @@ def fields(x: exact.Step) -> dict[str, Any]:
         "rows": rows,
         "places": len(x.state),
         "heads": heads,
-        "pairs": x.a.shape[1],
+        "pairs": x.b.shape[1],
         "channels": len(x.c),
     }
     kernel = {"rows_together": 1 if rows == 1 else 8, "bytes": x.u.element_size()}
@@ -126,3 +126,12 @@ def test_launch_rules(plain: Kernels) -> None:
     assert rule(2, 256, 3, rank=1, dtype=torch.complex128) == (8, 128, 32 * 8 * 8)
     assert rule(2, 5, 1000) == (2, 128, 4 * 8 * 4)
     assert rule(0, 5, 3)[0] == rule(3, 0, 3)[0] == 0
+
+
+@pytest.mark.parametrize("rank", [None, 1])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_what_moves_a_state_is_added_at_once(plain: Kernels, rows: int, rank: int | None) -> None:
+    x = exact.nearly_still(rows, rank)
+    after, y = torch.full_like(x.state, complex("nan")), torch.zeros(rows, 1, 2)
+    plain.run(name(x), {**fields(x), "next": after, "y": y})
+    exact.rounded_up(after)

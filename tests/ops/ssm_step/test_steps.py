@@ -35,9 +35,9 @@ def parts(batch: tuple[int, ...], device: str = "cpu") -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("backend", backends("ssm_step") + gpu_backends("ssm_step"))
 @pytest.mark.parametrize("batch", [(), (5,), (2, 3), (0,)])
 def test_diagonal(backend: str, batch: tuple[int, ...]) -> None:
-    state, u, a, b, c, d = parts(batch, device_of(backend))
-    y, new_state = ops.ssm_step(state, u, a, b, c, d, backend=backend)
-    matrix = torch.diag_embed(whole(a))
+    state, u, a_minus_one, b, c, d = parts(batch, device_of(backend))
+    y, new_state = ops.ssm_step(state, u, a_minus_one, b, c, d, backend=backend)
+    matrix = torch.diag_embed(1 + whole(a_minus_one))
     moved = torch.einsum("hmn,...hn->...hm", matrix, whole(state)) + whole(b) * u.unsqueeze(-1)
     torch.testing.assert_close(whole(new_state), moved)
     torch.testing.assert_close(
@@ -50,10 +50,10 @@ def test_diagonal(backend: str, batch: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("batch", [(), (5,), (2, 3), (0,)])
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_diagonal_plus_low_rank(backend: str, batch: tuple[int, ...], rank: int) -> None:
-    state, u, a, b, c, d = parts(batch, device_of(backend))
+    state, u, a_minus_one, b, c, d = parts(batch, device_of(backend))
     p, q = torch.randn(2, rank, 3, 4, dtype=C128, device=state.device)
-    y, new_state = ops.ssm_step(state, u, a, b, c, d, p, q, backend=backend)
-    matrix = torch.diag_embed(whole(a)) + torch.einsum("rhm,rhn->hmn", whole(p), whole(q))
+    y, new_state = ops.ssm_step(state, u, a_minus_one, b, c, d, p, q, backend=backend)
+    matrix = torch.diag_embed(1 + whole(a_minus_one)) + torch.einsum("rhm,rhn->hmn", whole(p), whole(q))
     moved = torch.einsum("hmn,...hn->...hm", matrix, whole(state)) + whole(b) * u.unsqueeze(-1)
     torch.testing.assert_close(whole(new_state), moved)
     torch.testing.assert_close(
@@ -62,28 +62,30 @@ def test_diagonal_plus_low_rank(backend: str, batch: tuple[int, ...], rank: int)
 
 
 def test_half_precision_input_keeps_a_float32_state() -> None:
-    state, u, a, b, c, d = (t.to(torch.complex64 if t.is_complex() else torch.float32) for t in parts((5,)))
-    y, new_state = ops.ssm_step(state, u.bfloat16(), a, b, c, d)
-    want, want_state = ops.ssm_step(state, u.bfloat16().float(), a, b, c, d)
+    state, u, a_minus_one, b, c, d = (
+        t.to(torch.complex64 if t.is_complex() else torch.float32) for t in parts((5,))
+    )
+    y, new_state = ops.ssm_step(state, u.bfloat16(), a_minus_one, b, c, d)
+    want, want_state = ops.ssm_step(state, u.bfloat16().float(), a_minus_one, b, c, d)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y, want.bfloat16())
     torch.testing.assert_close(new_state, want_state)
 
 
 def test_bad_arguments() -> None:
-    state, u, a, b, c, d = parts((5,))
+    state, u, a_minus_one, b, c, d = parts((5,))
     with pytest.raises(ValueError, match=r"u must have shape \(..., H\) = \(5, 3\), got \(4, 3\)"):
-        ops.ssm_step(state, u[:4], a, b, c, d)
+        ops.ssm_step(state, u[:4], a_minus_one, b, c, d)
     with pytest.raises(TypeError, match=r"state must be one of complex64, complex128, got torch.float64"):
-        ops.ssm_step(state.real, u, a, b, c, d)
-    with pytest.raises(TypeError, match=r"a must be one of complex128, got torch.complex64"):
-        ops.ssm_step(state, u, a.to(torch.complex64), b, c, d)
+        ops.ssm_step(state.real, u, a_minus_one, b, c, d)
+    with pytest.raises(TypeError, match=r"a_minus_one must be one of complex128, got torch.complex64"):
+        ops.ssm_step(state, u, a_minus_one.to(torch.complex64), b, c, d)
     with pytest.raises(ValueError, match=r"p and q must have the same rank R"):
-        ops.ssm_step(state, u, a, b, c, d, c, c[:1])
+        ops.ssm_step(state, u, a_minus_one, b, c, d, c, c[:1])
     with pytest.raises(ValueError, match=r"p and q must have the same rank R, got \(2, 3, 4\) and None"):
-        ops.ssm_step(state, u, a, b, c, d, c)
+        ops.ssm_step(state, u, a_minus_one, b, c, d, c)
     with pytest.raises(ValueError, match=r"p must have shape \(R, H=3, N=4\), got \(2, 3, 3\)"):
-        ops.ssm_step(state, u, a, b, c, d, c[..., :3], c)
+        ops.ssm_step(state, u, a_minus_one, b, c, d, c[..., :3], c)
 
 
 class Seen(TorchDispatchMode):

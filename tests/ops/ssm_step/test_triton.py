@@ -50,6 +50,15 @@ def test_slots(rank: int | None) -> None:
     run(exact.sample(1, 2, 3, slots=[-1], places=2), in_place=True)
 
 
+@pytest.mark.parametrize("rank", [None, 1])
+def test_what_moves_a_state_is_added_at_once(rank: int | None) -> None:
+    x = exact.nearly_still(3, rank)
+    on = exact.Step(*(None if t is None else t.to(DEVICE) for t in x))
+    after = torch.full_like(on.state, complex("nan"))
+    kernels.kernel(*on, after)  # type: ignore[arg-type]
+    exact.rounded_up(after.cpu())
+
+
 def test_empty_dimensions() -> None:
     for rows, heads in ((0, 2), (2, 0)):
         run(exact.sample(rows, heads, 3), in_place=True)
@@ -70,7 +79,8 @@ def test_registered_ops(dtype: torch.dtype) -> None:
     """Strides, dtypes and layouts are the Python side's, the same as for the C++ kernels."""
     x = exact.sample(3, 2, 5, 2, 1)
     state, u, *parameters = (
-        None if t is None else t.to(DEVICE) for t in (x.state, x.u.to(dtype), x.a, x.b, x.c, x.d, x.p, x.q)
+        None if t is None else t.to(DEVICE)
+        for t in (x.state, x.u.to(dtype), x.a_minus_one, x.b, x.c, x.d, x.p, x.q)
     )
     op, op_ = torch.ops.sequence_kernels.ssm_step.default, torch.ops.sequence_kernels.ssm_step_.default
     for given in (parameters, [*parameters[:4], None, None]):
