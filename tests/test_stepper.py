@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -404,6 +405,49 @@ def test_another_precision(dtype: torch.dtype) -> None:
     y = torch.stack([stepper.step(x[:, t].to(dtype)) for t in range(10)], 1)
     assert y.dtype == dtype
     close(y.double(), stepped(module.double(), x.double(), (3,))[0], 1e-12 if dtype == torch.float64 else 0.1)
+
+
+@every
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_wider_state(make: Factory, backend: str | None) -> None:
+    """In float32 in and out it is what a stepper in float64 is, rounded, bit for bit."""
+    module, x = make().float(), torch.randn(3, 20, WIDTH)
+    with stepping(backend):
+        stepper = module.stepper((3,), dtype=torch.float32, state_dtype=torch.float64)
+        exact = copy.deepcopy(module).double().stepper((3,), dtype=torch.float64)
+        for t in range(5):
+            y = stepper.step(x[:, t])
+            assert y.dtype == torch.float32
+            assert torch.equal(y, exact.step(x[:, t].double()).float())
+        assert torch.equal(stepper.forward(x[:, 5:]), exact.forward(x[:, 5:].double()).float())
+        close(stepper.state, exact.state, 0)
+
+
+@torch.no_grad()
+def test_a_wider_state_keeps_what_a_float32_state_loses() -> None:
+    """Zeros after an input, at dt = 1e-6: 5,000 small decays, which float32 rounds the same way each time."""
+    layer = S4D(1, 16, dt_min=1e-6, dt_max=1e-6)
+    errors = []
+    for options in ({}, {"state_dtype": torch.float64}):
+        stepper = layer.stepper((1,), **options)  # type: ignore[arg-type]
+        stepper.state = torch.ones(1, 1, 8, dtype=torch.complex64) * complex(1.3, 0.7)
+        exact = copy.deepcopy(layer).double().stepper((1,))
+        exact.state = stepper.state.to(torch.complex128)
+        exact.forward(torch.zeros(1, 5_000, 1, dtype=torch.float64))
+        for _ in range(5_000):
+            stepper.step(torch.zeros(1, 1))
+        errors.append(float((stepper.state - exact.state).norm() / exact.state.norm()))
+    assert errors[0] > 1e-5
+    assert errors[1] < 1e-9
+
+
+def test_a_narrower_state_is_refused() -> None:
+    for dtype, state_dtype in ((torch.float64, torch.float32), (torch.float32, torch.bfloat16)):
+        with pytest.raises(
+            ValueError, match=r"state_dtype must be torch\.float32 or torch\.float64, and as wide"
+        ):
+            model().stepper((3,), dtype=dtype, state_dtype=state_dtype)
+    assert model().stepper((3,), dtype=torch.bfloat16, state_dtype=torch.float32).dtype == torch.bfloat16
 
 
 def test_another_rate() -> None:

@@ -31,6 +31,9 @@ class Stepper:
         module: any causal SequenceModule.
         batch_shape: the shape of the batch of sequences.
         device, dtype: where and in which precision to compute; those of the module by default.
+        state_dtype: float64, or float32 for half precision, keeps the states in that precision, and computes in it all
+            that is between x and y, which stay in ``dtype``. A float32 state loses its last digit at every step, a
+            float64 one nothing that float32 shows.
         graph: False takes steps on CUDA without a CUDA graph.
         **arguments: what the module's ``step`` takes besides, such as ``rate``.
 
@@ -47,6 +50,7 @@ class Stepper:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
+        state_dtype: torch.dtype | None = None,
         graph: bool = True,
         **arguments: Any,
     ) -> None:
@@ -58,7 +62,8 @@ class Stepper:
             keywords.refuse(f"{type(module).__name__}.stepper", arguments, known)
         self.module = module
         self.batch_shape = tuple(batch_shape)
-        self._target: dict[str, Any] = {"device": device, "dtype": dtype}
+        self._target: dict[str, Any] = {"device": device, "dtype": state_dtype or dtype}
+        self._dtype, self._state_dtype = dtype, state_dtype
         self._arguments = arguments
         self._graph = graph
         self._prepare()
@@ -68,9 +73,10 @@ class Stepper:
     def _prepare(self) -> None:
         module = cast("nn.Module", self.module)
         self._watched = _Watched(module)
-        first = next(module.parameters(), torch.empty(0, **self._target))
+        first = next(module.parameters(), torch.empty(0, dtype=self._dtype, device=self._target["device"]))
         moved = first.to(**self._target)
-        self.device, self.dtype = moved.device, moved.dtype
+        self.device, self.dtype = moved.device, self._dtype or first.dtype
+        self._inner = self.dtype if self._state_dtype is None else _wider(self._state_dtype, self.dtype)
         as_it_is = moved is first and not _computes_parameters(module)
         self._source = self.module
         self._stages = stages_of(self.module, **self._arguments) if as_it_is else []
@@ -82,10 +88,10 @@ class Stepper:
 
     def _translated(self) -> Program | None:
         """The stages as a program of the C++ interpreter; None if it cannot serve them."""
-        example = torch.empty(0, dtype=self.dtype, device=self.device)
-        if self.dtype not in checks.REAL or choose("ssm_step_", None, example) != "cpu":
+        example = torch.empty(0, dtype=self._inner, device=self.device)
+        if self._inner not in checks.REAL or choose("ssm_step_", None, example) != "cpu":
             return None
-        program = Program(self.module.d_model, self.dtype)
+        program = Program(self.module.d_model, self._inner)
         if not all(stage.translate(program) for stage in self._stages):
             return None
         program.finish()
@@ -97,7 +103,7 @@ class Stepper:
         self._empty = self._source.default_state(*self.batch_shape, device=self.device)
         self._flat: Tensor | None = None
         if self._program is not None:
-            self._flat = torch.zeros(math.prod(self.batch_shape), self._program.state_size, dtype=self.dtype)
+            self._flat = torch.zeros(math.prod(self.batch_shape), self._program.state_size, dtype=self._inner)
         for carrier in self._carriers:
             carrier.allocate(self.batch_shape, self.device, self._flat)
         self._graphs: dict[tuple[int, bool, str], StepGraph] = {}
@@ -169,7 +175,7 @@ class Stepper:
         """
         self._check_fresh()
         self._check_input(x, (), state_indices)
-        rows = x.detach().reshape(-1, x.shape[-1])
+        rows = self._widened(x.detach().reshape(-1, x.shape[-1]))
         slots = None if state_indices is None else state_indices.to(torch.int64)
         if self._program is not None and self._flat is not None:
             y = self._program.run(self._flat, rows, slots)
@@ -177,7 +183,7 @@ class Stepper:
             y = self._step_graph(capture, rows, slots)(rows, slots)
         else:
             y = self._by_stages(rows, slots)
-        return None if y is None else y.view(*x.shape[:-1], y.shape[-1])
+        return None if y is None else self._narrowed(y.view(*x.shape[:-1], y.shape[-1]))
 
     def forward(self, x: Tensor, *, state_indices: Tensor | None = None) -> Tensor:
         """Map the next elements ``(*batch_shape, length, d_model)`` to ``(*batch_shape, length, d_output)``.
@@ -187,10 +193,16 @@ class Stepper:
         """
         self._check_fresh()
         self._check_input(x, ("length",), state_indices)
-        rows = x.detach().reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
+        rows = self._widened(x.detach().reshape(math.prod(x.shape[:-2]), *x.shape[-2:]))
         slots = None if state_indices is None else state_indices.to(torch.int64)
         y = self._by_stages(rows, slots)
-        return y.view(*x.shape[:-2], *y.shape[-2:])
+        return self._narrowed(y.view(*x.shape[:-2], *y.shape[-2:]))
+
+    def _widened(self, x: Tensor) -> Tensor:
+        return x if self._inner is self.dtype else x.to(self._inner)
+
+    def _narrowed(self, y: Tensor) -> Tensor:
+        return y if self._inner is self.dtype else y.to(self.dtype)
 
     def _wholes(self) -> bool:
         """Whether a part is stepped as it is, whatever that does."""
@@ -210,7 +222,7 @@ class Stepper:
                 self._by_stages,
                 rows,
                 x.shape[-1],
-                self.dtype,
+                self._inner,
                 self.device,
                 slots is not None,
                 [carrier.state for carrier in self._carriers],
@@ -246,6 +258,15 @@ class Stepper:
             if x is None:
                 return None
         return x if slots is None else x.masked_fill(slots.view(-1, *(1,) * (x.dim() - 1)) < 0, 0)
+
+
+def _wider(state_dtype: torch.dtype, dtype: torch.dtype) -> torch.dtype:
+    """``state_dtype``, if it holds all numbers of ``dtype``."""
+    if state_dtype not in checks.REAL or torch.promote_types(state_dtype, dtype) != state_dtype:
+        raise ValueError(
+            f"state_dtype must be torch.float32 or torch.float64, and as wide as the dtype {dtype}, got {state_dtype}"
+        )
+    return state_dtype
 
 
 def _computes_parameters(module: nn.Module) -> bool:

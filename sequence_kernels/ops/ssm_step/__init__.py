@@ -31,7 +31,8 @@ def ssm_step(
 
     Args:
         state: x, complex ``(..., H, N)``, one of each conjugate pair; the leading dimensions are the batch.
-        u: input ``(..., H)``, with the batch of ``state``; float16, bfloat16, float32 or float64.
+        u: input ``(..., H)``, with the batch of ``state``; float16, bfloat16, float32, or float64 if ``state`` is
+            complex128.
         a_minus_one: the diagonal of A - I, complex ``(H, N)``, in the dtype of ``state``: where it is small it has
             digits that a itself has not.
         b: complex ``(H, N)``, in the dtype of ``state``.
@@ -109,8 +110,8 @@ def _check(
         _check_state_indices(state, u, state_indices)
     elif u.shape != state.shape[:-1]:
         raise ValueError(f"u must have shape (..., H) = {tuple(state.shape[:-1])}, got {tuple(u.shape)}")
-    double = state.dtype == torch.complex128
-    checks.dtype("u", u, (torch.float64,) if double else (*checks.HALF, torch.float32))
+    wide = (torch.float64,) if state.dtype == torch.complex128 else ()
+    checks.dtype("u", u, (*checks.HALF, torch.float32, *wide))
     last = (("H", state.shape[-2]), ("N", state.shape[-1]))
     matrices = {"a_minus_one": a_minus_one, "b": b, "c": c, "p": p, "q": q}
     for name, value in matrices.items():

@@ -72,6 +72,19 @@ def test_half_precision_input_keeps_a_float32_state() -> None:
     torch.testing.assert_close(new_state, want_state)
 
 
+@pytest.mark.parametrize("backend", backends("ssm_step") + gpu_backends("ssm_step"))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_narrower_input_keeps_a_float64_state(backend: str, dtype: torch.dtype) -> None:
+    state, u, *parameters = parts((5,), device_of(backend))
+    u = u.to(dtype)
+    y, new_state = ops.ssm_step(state, u, *parameters, backend=backend)
+    want, want_state = ops.ssm_step(state, u.double(), *parameters, backend=backend)
+    assert y.dtype == dtype
+    assert torch.equal(y, want.to(dtype))
+    assert torch.equal(torch.view_as_real(new_state), torch.view_as_real(want_state))
+    assert torch.equal(ops.ssm_step_(state, u, *parameters, backend=backend), y)
+
+
 def test_bad_arguments() -> None:
     state, u, a_minus_one, b, c, d = parts((5,))
     with pytest.raises(ValueError, match=r"u must have shape \(..., H\) = \(5, 3\), got \(4, 3\)"):
