@@ -59,6 +59,11 @@ class SequenceModule(nn.Module):
         """The names of the arguments that ``forward``, ``step`` or ``stages`` takes; None: any keyword."""
         return self._taken[method]
 
+    @property
+    def channels_first(self) -> bool:
+        """Whether ``forward`` takes ``(batch, d_model, length)``."""
+        return bool(getattr(self, "transposed", False))
+
     def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """Map a whole sequence; return the output and the state after it."""
         return x, None

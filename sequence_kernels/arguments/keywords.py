@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 
+from . import inputs
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 #: The methods whose keywords are looked at; ``stages`` takes those of ``step``.
@@ -69,22 +71,24 @@ def taken(function: Callable[..., Any]) -> frozenset[str] | None:
 def guarded(function: Function, dropped: Collection[str] = frozenset()) -> Function:
     """The method, with a TypeError for a keyword that it does not take; those ``dropped`` it does not get.
 
-    A method that takes any keyword is returned as it is.
+    A method that takes any keyword gets all. Where ``forward`` or ``step`` fails, see ``inputs.explain``.
     """
     names = taken(function)
-    if names is None:
-        return function
 
     @functools.wraps(function)
     def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if kwargs:
+        if kwargs and names is not None:
             for name in kwargs:
                 if name not in names and name not in dropped:
                     raise TypeError(
                         unknown(f"{type(self).__name__}.{function.__name__}", name, names, dropped)
                     )
             kwargs = {name: value for name, value in kwargs.items() if name in names}
-        return function(self, *args, **kwargs)
+        try:
+            return function(self, *args, **kwargs)
+        except Exception as error:
+            inputs.explain(self, function.__name__, args, kwargs, error)
+            raise
 
     return checked  # type: ignore[return-value]
 

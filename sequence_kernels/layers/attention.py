@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..arguments import inputs
 from ..arguments.values import checked
 from ..module import SequenceModule
 from .padding import Lengths, real_elements, without_padding
@@ -105,8 +106,7 @@ class MultiHeadedAttention(SequenceModule):
         self, x: Tensor, state: KeysValues | None, memory: Tensor | None, mask: Tensor | None
     ) -> tuple[Tensor, KeysValues]:
         """Channels last; the keys and values that were seen are returned."""
-        if x.shape[-1] != self.d_model:
-            raise ValueError(f"x must have {self.d_model} channels, got shape {tuple(x.shape)}")
+        inputs.of_width(x, self.d_model)
         if state is not None and not self.causal:
             raise ValueError(
                 "attention with causal=False looks at the whole sequence: it cannot carry a state"

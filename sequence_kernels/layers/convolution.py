@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..arguments import values
+from ..arguments import inputs, values
 from ..arguments.values import checked
 from ..module import SequenceModule
 from .activations import inner_activation
@@ -63,9 +63,7 @@ class CausalConv(SequenceModule):
         """Map a batch of sequences; ``lengths`` as in ``S4``: the next state is the one after the real elements."""
         values.unit_rate(self, rate)
         u = x if self.transposed else x.mT
-        if u.dim() < 2 or u.shape[-2] != self.d_model:
-            form = "(..., d_model, length)" if self.transposed else "(..., length, d_model)"
-            raise ValueError(f"x must have shape {form} with d_model={self.d_model}, got {tuple(x.shape)}")
+        inputs.of_width(u, self.d_model, axis=-2)
         if state is not None:
             self._check_state(state, u.shape[:-2])
         if lengths is not None:
@@ -89,10 +87,10 @@ class CausalConv(SequenceModule):
         """Map one time step ``(..., d_model)``; without a state, from zeros."""
         values.unit_rate(self, rate)
         state = self.default_state(*x.shape[:-1], device=x.device) if state is None else state
-        if x.dim() < 1 or x.shape[-1] != self.d_model:
-            raise ValueError(f"x must have shape (..., d_model={self.d_model}), got {tuple(x.shape)}")
+        inputs.of_width(x, self.d_model)
+        inputs.of_dtype(x, self.weight.dtype)
         self._check_state(state, x.shape[:-1])
-        known = torch.cat((state, x.unsqueeze(-1).to(state.dtype)), -1)
+        known = torch.cat((state.to(x.dtype), x.unsqueeze(-1)), -1)
         y = (known * self.weight.squeeze(1)).sum(-1, keepdim=True)
         y = y if self.bias is None else y + self.bias.unsqueeze(-1)
         return self.dropout(self.activation(y)).squeeze(-1), known[..., 1:].clone()

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..arguments import inputs
 from ..module import SequenceModule
 from ..ops.pairs import as_complex
 from ..optim import CarriesOptions
@@ -81,9 +82,7 @@ class _MixedLayer(CarriesOptions, SequenceModule):
         with, for layers that have a step.
         """
         u = x.mT if self.transposed else x
-        if u.dim() < 2 or u.shape[-1] != self.d_model:
-            form = "(..., d_model, length)" if self.transposed else "(..., length, d_model)"
-            raise ValueError(f"x must have shape {form} with d_model={self.d_model}, got {tuple(x.shape)}")
+        inputs.of_width(u, self.d_model)
         batch_shape = u.shape[:-2]
         batch = math.prod(batch_shape)
         if state is not None:
@@ -99,8 +98,7 @@ class _MixedLayer(CarriesOptions, SequenceModule):
 
     def step(self, x: Tensor, state: Tensor | None = None, rate: float = 1.0) -> tuple[Tensor, Tensor]:
         """Map one time step ``(..., d_model)``; without a state, from the default one."""
-        if x.dim() < 1 or x.shape[-1] != self.d_model:
-            raise ValueError(f"x must have shape (..., d_model={self.d_model}), got {tuple(x.shape)}")
+        inputs.of_width(x, self.d_model)
         if state is None:
             state = self.default_state(*x.shape[:-1], device=x.device)
         self._check_state(state, x.shape[:-1])

@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import inputs
 from ..arguments.values import checked
 from ..module import SequenceModule
+from ..ops import checks
 from .components import linear_activation
 from .padding import Lengths, without_padding
 
@@ -47,6 +49,7 @@ class Pool(SequenceModule):
     ) -> tuple[Tensor, Tensor | None]:
         """``lengths``: as in ``S4``, without a state only; ``self.lengths`` says how many outputs are real."""
         x = x.mT if self.transposed else x
+        inputs.of_width(x, self.d_model)
         if lengths is not None:
             if state is not None:
                 raise ValueError(
@@ -72,6 +75,7 @@ class Pool(SequenceModule):
         self, x: Tensor, state: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor]:
         """Map one element ``(..., d_input)``, to None while its window is not complete."""
+        inputs.of_width(x, self.d_model)
         state = self.default_state(*x.shape[:-1], device=x.device) if state is None else state
         y, rest = self._windows(torch.cat((state.to(x), x.unsqueeze(-2)), -2), state.shape[-2], None)
         return (y.squeeze(-2) if y.shape[-2] else None), rest.clone()
@@ -192,14 +196,15 @@ class DownSpectralPool(Pool):
         if x.shape[-2] % self.stride or (self.legacy and length % 2):
             wanted = f"a multiple of {self.stride * (2 if self.legacy else 1)}"
             raise ValueError(f"a spectral pool needs a length that is {wanted}, got {x.shape[-2]}")
+        dtype, x = x.dtype, x.float() if x.dtype in checks.HALF else x
         if self.legacy:
             spectrum = torch.fft.ifft(x, dim=-2)
             kept = torch.cat(
                 (spectrum[..., : length // 2, :], spectrum[..., x.shape[-2] - length // 2 :, :]), -2
             )
-            return torch.fft.ifft(kept, dim=-2).real
+            return torch.fft.ifft(kept, dim=-2).real.to(dtype)
         kept = torch.fft.rfft(x, dim=-2)[..., : length // 2 + 1, :]
-        return torch.fft.irfft(kept, n=length, dim=-2) / self.stride
+        return (torch.fft.irfft(kept, n=length, dim=-2) / self.stride).to(dtype)
 
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:
         raise ValueError("a spectral pool looks at the whole sequence: it has no state")

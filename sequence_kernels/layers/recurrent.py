@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from ..arguments import values
+from ..arguments import inputs, values
 from ..arguments.values import checked
 from ..module import SequenceModule
 from .padding import Lengths, without_padding
@@ -50,9 +50,7 @@ class _Recurrent(SequenceModule):
         """Map a batch of sequences; ``lengths`` as in ``S4``: the next state is the one after the real elements."""
         values.unit_rate(self, rate)
         u = x.mT if self.transposed else x
-        if u.dim() < 2 or u.shape[-1] != self.d_model:
-            form = "(..., d_model, length)" if self.transposed else "(..., length, d_model)"
-            raise ValueError(f"x must have shape {form} with d_model={self.d_model}, got {tuple(x.shape)}")
+        inputs.of_width(u, self.d_model)
         batch_shape, length = u.shape[:-2], u.shape[-2]
         y, next_state = u.new_zeros(*batch_shape, 0, self.d_output), state
         if length:  # torch refuses an empty sequence

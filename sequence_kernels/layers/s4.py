@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..arguments import keywords, values
+from ..arguments import inputs, keywords, values
 from ..arguments.values import checked
 from ..module import SequenceModule
 from ..ssm import SSKernel, System, convolve
@@ -142,8 +142,7 @@ class S4(SequenceModule):
         """
         u = x if self.transposed else x.mT
         if u.dim() < 2 or u.shape[-2] != self.d_model:
-            form = "(..., d_model, length)" if self.transposed else "(..., length, d_model)"
-            raise ValueError(f"x must have shape {form} with d_model={self.d_model}, got {tuple(x.shape)}")
+            inputs.of_width(u, self.d_model, axis=-2)
         if state is not None:
             self._require_causal("be given a state")
             self._check_state(state, u.shape[:-2])
@@ -205,8 +204,7 @@ class S4(SequenceModule):
     def step(self, x: Tensor, state: Tensor | None = None, rate: float = 1.0) -> tuple[Tensor, Tensor]:
         """Map one time step ``(..., d_model)``; without a state, from the default one. Returns the next state."""
         self._require_causal("be stepped")
-        if x.dim() < 1 or x.shape[-1] != self.d_model:
-            raise ValueError(f"x must have shape (..., d_model={self.d_model}), got {tuple(x.shape)}")
+        inputs.of_width(x, self.d_model)
         if state is None:
             state = self.default_state(*x.shape[:-1], device=x.device)
         self._check_state(state, x.shape[:-1])

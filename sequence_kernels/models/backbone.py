@@ -103,6 +103,10 @@ class SequenceModel(SequenceModule):
     def causal(self) -> bool:  # type: ignore[override]
         return all(block.causal for block in self._blocks) and (self.norm is None or self.norm.causal)
 
+    @property
+    def channels_first(self) -> bool:
+        return False
+
     def takes(self, method: str = "forward") -> frozenset[str] | None:
         return keywords.of_parts(self._blocks, method)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..arguments import inputs
 from ..arguments.values import checked
 from ..layers.padding import without_padding
 from ..module import SequenceModule
@@ -58,8 +59,7 @@ class SequenceDecoder(SequenceModule):
         ``lengths``: integers ``(batch,)``, how many elements of each sequence are real. The last readouts are then
         those of the last real elements, and the state returned is the one after them.
         """
-        if x.dim() < 2 or x.shape[-1] != self.d_model:
-            raise ValueError(f"x must have shape (..., length, d_model={self.d_model}), got {tuple(x.shape)}")
+        inputs.of_width(x, self.d_model)
         if lengths is not None:
             checks.tensors(x=x, lengths=lengths)
             if x.dim() != 3:

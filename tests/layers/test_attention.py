@@ -123,7 +123,7 @@ def test_widths_are_set() -> None:
     assert (layer.d_model, layer.d_output) == (WIDTH, WIDTH)
     with pytest.raises(ValueError, match="n_head must divide the width 6, got 4"):
         MultiHeadedAttention(WIDTH, 4)
-    with pytest.raises(ValueError, match=r"x must have 6 channels, got shape \(2, 3, 5\)"):
+    with pytest.raises(ValueError, match=r"x must have shape \(..., length, d_model=6\), got \(2, 3, 5\)"):
         layer(torch.randn(2, 3, 5))
     with pytest.raises(TypeError, match="colour"):
         MultiHeadedAttention(WIDTH, HEADS, colour="red")

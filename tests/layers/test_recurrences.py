@@ -150,7 +150,7 @@ def test_recurrent_networks_are_torchs(
         close(mine.transpose(0, 1), want)
     with pytest.raises(TypeError, match="state must be a tuple of"):
         ours(u, torch.zeros(2))
-    with pytest.raises(ValueError, match="with d_model=5"):
+    with pytest.raises(ValueError, match="d_model=5"):
         ours(torch.zeros(2, 3, 4))
 
 
@@ -208,7 +208,7 @@ def test_the_convolution_by_its_definition(size: int, bias: bool) -> None:
         (lambda: CausalConv(4, 0), "kernel_size must be at least 1"),
         (
             lambda: S5(4)(torch.zeros(2, 3, 5)),
-            r"x must have shape \(\.\.\., length, d_model\) with d_model=4",
+            r"x must have shape \(\.\.\., length, d_model=4\)",
         ),
         (
             lambda: S5(4, 8)(torch.zeros(2, 3, 4), torch.zeros(2, 3) + 0j),

@@ -440,7 +440,7 @@ def test_unknown_keywords_are_refused() -> None:
 def test_bad_inputs(layer: type[S4]) -> None:
     module = layer(WIDTH, 8)
     x = torch.randn(2, WIDTH, 20)
-    with pytest.raises(ValueError, match=r"x must have shape \(..., d_model, length\) with d_model=6, got"):
+    with pytest.raises(ValueError, match=r"x must have shape \(..., d_model=6, length\), got"):
         module(x.mT)
     with pytest.raises(ValueError, match=r"x must have shape \(..., d_model=6\), got \(2, 5\)"):
         module.step(torch.randn(2, 5))
