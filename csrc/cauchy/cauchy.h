@@ -38,7 +38,7 @@ struct CauchyArguments {
 // Scratch elements that one thread needs.
 template <typename Real>
 int64_t cauchy_scratch(const CauchyArguments<Real>& arguments) {
-  return arguments.N * (3 + 4 * arguments.sets);
+  return arguments.N * (3 + 4 * arguments.sets) + arguments.sets;
 }
 inline int64_t cauchy_transpose_scratch() {
   return 10 * kNodes;

@@ -20,6 +20,16 @@ inline Complex<T> operator*(Complex<T> a, Complex<T> b) {
 }
 
 template <typename T>
+inline Complex<T> operator+(Complex<T> a, Complex<T> b) {
+  return {a.re + b.re, a.im + b.im};
+}
+
+template <typename T>
+inline Complex<T> conj(Complex<T> a) {
+  return {a.re, -a.im};
+}
+
+template <typename T>
 inline Complex<T> reciprocal(Complex<T> a) {
   const T scale = 1 / (a.re * a.re + a.im * a.im);
   return {a.re * scale, -a.im * scale};
@@ -32,15 +42,64 @@ inline Complex<T> to_power(Complex<T> a, int64_t power) {
   return result;
 }
 
-inline bool infinite(double x) {
-  return x - x != 0 && x == x;
+// Of numbers, of vectors of them, and of both parts of complex ones.
+template <typename T>
+inline auto infinite(T x) {
+  return (x - x != 0) & (x == x);
+}
+template <typename T>
+inline auto infinite(Complex<T> z) {
+  return infinite(z.re) | infinite(z.im);
 }
 template <typename T>
 inline T magnitude(T x) {
   return x < 0 ? -x : x;
 }
+template <typename T>
+inline T larger(T a, T b) {
+  return a > b ? a : b;
+}
 inline int64_t smaller(int64_t a, int64_t b) {
   return a < b ? a : b;
+}
+
+// What the vectors hold: weights whose largest part is near 2^weight, and nodes and poles with parts up to
+// 2^part for which |z - w|^order is below 2^power. A part that underflows is then too small to count, and a
+// term that overflows makes its sum infinite or NaN. Such sums, and those over larger nodes or poles, are
+// taken in Wide, where no product of three numbers and no |z - w|^4 leaves the range.
+template <typename Real>
+struct Range {
+  using Wide = double;
+  static constexpr int weight = 60, most_shift = 120, part = 28, power = 57;
+  static constexpr Real smallest = Real(0x1p-126);  // without loss of digits
+};
+template <>
+struct Range<double> {
+  using Wide = long double;
+  static constexpr int weight = 480, most_shift = 1000, part = 250, power = 456;
+  static constexpr double smallest = 0x1p-1022;
+};
+template <typename Real>
+using Wide = typename Range<Real>::Wide;
+
+template <typename Real>
+inline Real largest_part(int64_t order) {
+  return __builtin_ldexp(1., static_cast<int>(smaller(Range<Real>::part, Range<Real>::power / order - 2)));
+}
+
+template <typename T, typename Real>
+inline auto huge(Complex<T> z, Real largest) {
+  return (z.re > largest) | (z.re < -largest) | (z.im > largest) | (z.im < -largest);
+}
+
+// The power of two that brings weights with this largest part to 2^weight, or nearer. Times 2^most_shift
+// none is too small for all its digits.
+template <typename Real>
+inline Real scale_of(Real largest) {
+  if (!(largest > 0) || infinite(largest)) return 1;
+  const int64_t exponent = (bits<int64_t>(static_cast<double>(largest)) >> 52) - 1023;
+  const int64_t shift = smaller(Range<Real>::weight - exponent, Range<Real>::most_shift);
+  return static_cast<Real>(bits<double>((shift + 1023) << 52));
 }
 
 // What is summed, the cases that have code of their own: pairs are with conj(v) / (z - conj(w))^q added.
@@ -57,9 +116,9 @@ struct Terms {
 // pair_powers: the sum of both powers and i times their difference; c0 = Re v, c1 = Im v.
 // pairs, with d = (z - w)(z - conj(w)): (z - Re w) / d and 1 / d; c0 = 2 Re v, c1 = -2 Im v Im w. Neither d
 // nor the numerator cancels, however near to the pole or far from it the node is.
-// Of z and w one is a vector.
+// Of z and w one is a vector. A call costs as much as the terms.
 template <Kind kind, typename Z, typename W>
-inline auto terms(Complex<Z> z, Complex<W> w, int64_t order) {
+[[gnu::always_inline]] inline auto terms(Complex<Z> z, Complex<W> w, int64_t order) {
   using T = decltype(z.re - w.re);
   const T x = z.re - w.re, below = z.im - w.im, above = z.im + w.im;
   if constexpr (kind == Kind::powers || kind == Kind::reciprocals) {
@@ -75,7 +134,7 @@ inline auto terms(Complex<Z> z, Complex<W> w, int64_t order) {
 }
 
 template <typename Real, typename T>
-inline void add(Complex<T>& sum, Real factor, Complex<T> term) {
+[[gnu::always_inline]] inline void add(Complex<T>& sum, Real factor, Complex<T> term) {
   sum.re += term.re * factor;
   sum.im += term.im * factor;
 }
@@ -149,29 +208,24 @@ inline void coefficients_of(const Real* v, const Real* w, Real* to) {
   }
 }
 
-inline Complex<double> power_of_reciprocal(Complex<double> a, int64_t power) {
-  const double most = magnitude(a.re) > magnitude(a.im) ? magnitude(a.re) : magnitude(a.im);
-  const Complex<double> scaled = reciprocal(Complex<double>{a.re / most, a.im / most});
-  return to_power(Complex<double>{scaled.re / most, scaled.im / most}, power);
+template <typename Real>
+inline Complex<Wide<Real>> wide(const Real* from) {
+  return {from[0], from[1]};
 }
 
-// One node of any size, in float64: where |z|^4 would overflow Real.
+// One term, of a pair both: the second has the conjugate pole, in the transpose the conjugate node.
+template <bool transpose, typename T>
+inline Complex<T> wide_term(Complex<T> weight, Complex<T> z, Complex<T> w, int64_t order, bool pairs) {
+  const auto term = [&](Complex<T> weight, Complex<T> z, Complex<T> w) {
+    return weight * to_power(reciprocal(Complex<T>{z.re - w.re, z.im - w.im}), order);
+  };
+  const Complex<T> first = term(weight, z, w);
+  return pairs ? first + term(conj(weight), transpose ? conj(z) : z, transpose ? w : conj(w)) : first;
+}
+
 template <typename Real>
-Complex<double> any_node(const CauchyArguments<Real>& arguments, Complex<double> z, const Real* w,
-                         const Real* v) {
-  Complex<double> sum = {};
-  if (infinite(z.re) || infinite(z.im)) return sum;
-  for (int64_t n = 0; n < arguments.N; ++n) {
-    const double w_re = w[2 * n], w_im = w[2 * n + 1], v_re = v[2 * n], v_im = v[2 * n + 1];
-    const auto p =
-        Complex<double>{v_re, v_im} * power_of_reciprocal({z.re - w_re, z.im - w_im}, arguments.order);
-    sum.re += p.re, sum.im += p.im;
-    if (!arguments.conjugate) continue;
-    const auto q =
-        Complex<double>{v_re, -v_im} * power_of_reciprocal({z.re - w_re, z.im + w_im}, arguments.order);
-    sum.re += q.re, sum.im += q.im;
-  }
-  return sum;
+inline void store_one(Complex<Wide<Real>> value, Real* to) {
+  to[0] = static_cast<Real>(value.re), to[1] = static_cast<Real>(value.im);
 }
 
 // Where a work item lies.
@@ -184,14 +238,6 @@ struct Place {
         base(block * kNodes),
         length(smaller(L - base, kNodes)) {}
 };
-
-template <typename Real>
-constexpr Real kLargest = sizeof(Real) == 4 ? 0x1p28 : 0x1p250;  // whose fourth power is finite
-
-template <typename T, typename Real>
-inline auto huge(Complex<T> z, Real largest) {
-  return (z.re > largest) | (z.re < -largest) | (z.im > largest) | (z.im < -largest);
-}
 
 template <typename Mask>
 inline bool any(Mask mask) {
@@ -246,30 +292,48 @@ class Channel {
  public:
   Pole<Real>* poles;
   bool huge_pole = false;
+  bool squares = true;  // those of the poles' real parts are exact to rounding, as sums on the axis need them
+  const Real largest;
 
   Channel(const CauchyArguments<Real>& arguments, Real* scratch)
       : poles(reinterpret_cast<Pole<Real>*>(scratch)),
+        largest(largest_part<Real>(arguments.order)),
         arguments_(arguments),
-        coefficients_(scratch + 3 * arguments.N) {}
+        inverse_scales_(scratch + 3 * arguments.N),
+        coefficients_(inverse_scales_ + arguments.sets) {}
 
   // Does nothing where the last call did it.
-  template <Kind kind>
-  void prepare(int64_t channel) {
-    if (channel == channel_ && kind == kind_) return;
-    channel_ = channel, kind_ = kind;
-    const int64_t N = arguments_.N;
-    const Real* w = arguments_.w + channel * N * 2;
-    huge_pole = false;
-    for (int64_t n = 0; n < N; ++n) {
-      poles[n] = {w[2 * n], w[2 * n + 1], w[2 * n] * w[2 * n]};
-      huge_pole |= huge(Complex<Real>{poles[n].re, poles[n].im}, kLargest<Real>);
+  void load_poles(int64_t channel) {
+    if (channel == channel_) return;
+    channel_ = channel, prepared_ = false;
+    const Real* w = arguments_.w + channel * arguments_.N * 2;
+    huge_pole = false, squares = true;
+    for (int64_t n = 0; n < arguments_.N; ++n, w += 2) {
+      poles[n] = {w[0], w[1], w[0] * w[0]};
+      huge_pole |= huge(Complex<Real>{w[0], w[1]}, largest);
+      squares &= w[0] == 0 || poles[n].re_squared >= Range<Real>::smallest;
     }
+  }
+
+  // The same.
+  template <Kind kind>
+  void prepare() {
+    if (prepared_ && kind == kind_) return;
+    prepared_ = true, kind_ = kind;
+    const int64_t N = arguments_.N;
+    const Real* w = arguments_.w + channel_ * N * 2;
     in_groups<kMostSets>(arguments_.sets, [&](int64_t first, auto count) {
       for (int set = 0; set < count.count; ++set) {
-        const Real* v = arguments_.weight + ((first + set) * arguments_.channels + channel) * N * 2;
+        const Real* v = arguments_.weight + ((first + set) * arguments_.channels + channel_) * N * 2;
         Real* to = coefficients_ + (first * N + set) * kCoefficients<kind>;
-        for (int64_t n = 0; n < N; ++n, to += count.count * kCoefficients<kind>)
-          coefficients_of<kind>(v + 2 * n, w + 2 * n, to);
+        Real most = 0;
+        for (int64_t i = 0; i < 2 * N; ++i) most = larger(magnitude(v[i]), most);
+        const Real scale = scale_of(most);
+        inverse_scales_[first + set] = 1 / scale;
+        for (int64_t n = 0; n < N; ++n, to += count.count * kCoefficients<kind>) {
+          const Real scaled[] = {v[2 * n] * scale, v[2 * n + 1] * scale};
+          coefficients_of<kind>(scaled, w + 2 * n, to);
+        }
       }
     });
   }
@@ -279,144 +343,176 @@ class Channel {
     return coefficients_ + first_set * arguments_.N * kCoefficients<kind>;
   }
 
+  // Of scaled weights, as the weights are.
+  Complex<Vector<Real>> unscaled(Complex<Vector<Real>> sum, int64_t set) const {
+    return {sum.re * inverse_scales_[set], sum.im * inverse_scales_[set]};
+  }
+
  private:
   const CauchyArguments<Real>& arguments_;
-  Real* coefficients_;
+  Real *inverse_scales_, *coefficients_;  // (sets); (groups of sets, N, sets of the group, kCoefficients)
   int64_t channel_ = -1;
+  bool prepared_ = false;
   Kind kind_ = Kind::powers;
 };
 
+// The sums for a node in Wide, in the sets whose sum is not finite or in all.
+template <typename Real>
+[[gnu::noinline]] void node_in_wide(const CauchyArguments<Real>& arguments, int64_t channel, int64_t l,
+                                    bool all) {
+  const Real* z = arguments.z + 2 * (channel * arguments.z_stride + l);
+  const Real* w = arguments.w + 2 * channel * arguments.N;
+  for (int64_t set = 0; set < arguments.sets; ++set) {
+    const int64_t row = set * arguments.channels + channel;
+    const Real* v = arguments.weight + 2 * row * arguments.N;
+    Real* to = arguments.out + 2 * (row * arguments.L + l);
+    if (!all && 0 * to[0] + 0 * to[1] == 0) continue;
+    Complex<Wide<Real>> sum = {};
+    for (int64_t n = 0; n < arguments.N && !infinite(Complex<Real>{z[0], z[1]}); ++n)
+      sum = sum +
+            wide_term<false>(wide(v + 2 * n), wide(z), wide(w + 2 * n), arguments.order, arguments.conjugate);
+    store_one(sum, to);
+  }
+}
+
 template <Kind kind, typename Real>
-void block_of_nodes(const CauchyArguments<Real>& arguments, const Place& at, const Real* z,
-                    const Channel<Real>& channel) {
-  const int64_t N = arguments.N;
-  const auto row = [&](int64_t set) { return set * arguments.channels + at.channel; };
+void block_of_nodes(const CauchyArguments<Real>& arguments, const Place& at, const Channel<Real>& channel) {
+  const Real* z = arguments.z + (at.channel * arguments.z_stride + at.base) * 2;
   auto huge_nodes = Vector<Real>{} != Vector<Real>{};
+  Vector<Real> doubt = {};  // NaN where a sum is not finite
   for (int64_t l = 0; l < at.length; l += kLanes<Real>) {
     const int64_t count = at.length - l;
     const Complex<Vector<Real>> nodes = load_complex(z + 2 * l, count, Real(0));
-    huge_nodes |= huge(nodes, kLargest<Real>);
+    huge_nodes |= huge(nodes, channel.largest);
     in_groups<kMostSets>(arguments.sets, [&](int64_t first, auto group) {
       constexpr int sets = group.count;
       const Real* coefficients = channel.template coefficients<kind>(first);
       Complex<Vector<Real>> sums[sets];
       if constexpr (kind == Kind::pairs_on_axis)
-        vector_on_axis<sets, Real>(N, nodes.im, channel.poles, coefficients, sums);
+        vector_on_axis<sets, Real>(arguments.N, nodes.im, channel.poles, coefficients, sums);
       else
-        vector_of_nodes<kind, sets, Real>(N, arguments.order, nodes, channel.poles, coefficients, sums);
-      for (int set = 0; set < sets; ++set)
-        store_complex<Real>(sums[set], count,
-                            arguments.out + 2 * (row(first + set) * arguments.L + at.base + l));
+        vector_of_nodes<kind, sets, Real>(arguments.N, arguments.order, nodes, channel.poles, coefficients,
+                                          sums);
+      for (int set = 0; set < sets; ++set) {
+        doubt += 0 * sums[set].re, doubt += 0 * sums[set].im;
+        const int64_t row = (first + set) * arguments.channels + at.channel;
+        store_complex<Real>(channel.unscaled(sums[set], first + set), count,
+                            arguments.out + 2 * (row * arguments.L + at.base + l));
+      }
     });
   }
-  if (!channel.huge_pole && !any(huge_nodes)) return;
-  for (int64_t l = 0; l < at.length; ++l) {
-    const Complex<Real> node = {z[2 * l], z[2 * l + 1]};
-    if (!channel.huge_pole && !huge(node, kLargest<Real>)) continue;
-    for (int64_t set = 0; set < arguments.sets; ++set) {
-      const Complex<double> sum = any_node(arguments, {node.re, node.im}, arguments.w + 2 * at.channel * N,
-                                           arguments.weight + 2 * row(set) * N);
-      Real* to = arguments.out + 2 * (row(set) * arguments.L + at.base + l);
-      to[0] = static_cast<Real>(sum.re), to[1] = static_cast<Real>(sum.im);
-    }
-  }
-}
-
-template <typename Real>
-inline auto infinite(Complex<Vector<Real>> z) {
-  return ((z.re - z.re != 0) & (z.re == z.re)) | ((z.im - z.im != 0) & (z.im == z.im));
+  if (!channel.huge_pole && !any(huge_nodes | (doubt != 0))) return;
+  for (int64_t l = 0; l < at.length; ++l)
+    node_in_wide(arguments, at.channel, at.base + l,
+                 channel.huge_pole || huge(Complex<Real>{z[2 * l], z[2 * l + 1]}, channel.largest));
 }
 
 // A block of nodes and up to kMostSets sets of weights: what the sums over the nodes need.
 template <typename Real>
 class Block {
  public:
-  bool on_axis, huge_nodes;
+  bool on_axis;
 
   Block(const CauchyArguments<Real>& arguments, Real* scratch)
-      : arguments_(arguments), re_(scratch), im_(scratch + kNodes), weights_(scratch + 2 * kNodes) {}
+      : arguments_(arguments),
+        largest_(largest_part<Real>(arguments.order)),
+        re_(scratch),
+        im_(scratch + kNodes),
+        weights_(scratch + 2 * kNodes) {}
 
-  // Infinite nodes are put far away; they get weights of 0.
+  // Infinite and huge nodes are put far away; they get weights of 0.
   void load_nodes(const Place& at) {
     at_ = &at;
     auto off_axis = Vector<Real>{} != Vector<Real>{}, huge_ones = off_axis;
     for (int64_t l = 0; l < at.length; l += kLanes<Real>) {
       Complex<Vector<Real>> z = nodes(l);
-      const auto excluded = infinite<Real>(z);
-      off_axis |= (z.re != 0) & ~excluded, huge_ones |= huge(z, kLargest<Real>) & ~excluded;
+      const auto excluded = huge(z, largest_);
+      off_axis |= (z.re != 0) & ~excluded, huge_ones |= excluded & ~infinite(z);
       z = {excluded ? Vector<Real>{} : z.re, excluded ? Vector<Real>{} + far : z.im};
       store(re_ + l, z.re), store(im_ + l, z.im);
     }
-    on_axis = !any(off_axis), huge_nodes = any(huge_ones);
+    on_axis = !any(off_axis), huge_nodes_ = any(huge_ones);
   }
 
   // Over the nodes, for every pole of the channel; pairs are of nodes (z, conj(z)) and weights (g, conj(g)).
   template <Kind kind, int sets>
   void sums(int64_t first_set) {
-    load_weights<kind>(first_set, sets, Real(1));
-    add<kind, sets>(first_set, false);
-  }
-
-  // The same for pairs of any size, one half after the other.
-  template <Kind kind, int sets>
-  void sums_of_halves(int64_t first_set) {
-    sums<kind, sets>(first_set);
-    for (int64_t l = 0; l < at_->length; l += kLanes<Real>) store(im_ + l, -load(im_ + l));
-    load_weights<kind>(first_set, sets, Real(-1));
-    add<kind, sets>(first_set, true);
-    for (int64_t l = 0; l < at_->length; l += kLanes<Real>) store(im_ + l, -load(im_ + l));
-  }
-
- private:
-  static constexpr Real far = sizeof(Real) == 4 ? Real(0x1p60) : Real(0x1p500);  // its square is finite
-
-  Complex<Vector<Real>> nodes(int64_t l) const {
-    const Real* z = arguments_.z + (at_->channel * arguments_.z_stride + at_->base) * 2;
-    return load_complex(z + 2 * l, at_->length - l, Real(__builtin_inff()));
-  }
-
-  int64_t row(int64_t set) const { return set * arguments_.channels + at_->channel; }
-
-  // The coefficients of the terms, with the sign of (z - w)^q for (w - z)^q where these are those of pairs.
-  template <Kind kind>
-  void load_weights(int64_t first_set, int sets, Real conjugation) {
-    const Real sign = arguments_.order % 2 ? -1 : 1;
-    for (int set = 0; set < sets; ++set) {
-      const Real* from = arguments_.weight + (row(first_set + set) * arguments_.L + at_->base) * 2;
-      for (int64_t l = 0; l < at_->length; l += kLanes<Real>) {
-        const auto excluded = infinite<Real>(nodes(l));
-        Complex<Vector<Real>> g = load_complex(from + 2 * l, at_->length - l, Real(0));
-        g = {excluded ? Vector<Real>{} : g.re, excluded ? Vector<Real>{} : g.im * conjugation};
-        if constexpr (kind == Kind::pairs || kind == Kind::pairs_on_axis)
-          g = {-2 * g.re, 2 * g.im * load(im_ + l)};
-        else if constexpr (kind == Kind::pair_powers)
-          g = {sign * g.re, sign * g.im};
-        store(weights_ + 2 * set * kNodes + l, g.re), store(weights_ + (2 * set + 1) * kNodes + l, g.im);
-      }
-    }
-  }
-
-  template <Kind kind, int sets>
-  void add(int64_t first_set, bool to_last) {
+    for (int set = 0; set < sets; ++set) load_weights<kind>(first_set + set, set);
     const int64_t N = arguments_.N;
     for (int64_t n = 0; n < N; ++n) {
       const Real* from = arguments_.w + (at_->channel * N + n) * 2;
       const Complex<Real> w = {from[0], from[1]};
+      const bool huge_pole = huge(w, largest_);
       Complex<Real> totals[sets];
       if constexpr (kind == Kind::pairs_on_axis)
         sums_on_axis<sets>(w, totals);
       else
         sums_of_terms<kind, sets>(w, totals);
       for (int set = 0; set < sets; ++set) {
-        Real* to = arguments_.out +
-                   ((at_->block * arguments_.sets * arguments_.channels + row(first_set + set)) * N + n) * 2;
-        to[0] = totals[set].re + (to_last ? to[0] : 0), to[1] = totals[set].im + (to_last ? to[1] : 0);
+        const int64_t at = row(first_set + set);
+        Real* to = arguments_.out + ((at_->block * arguments_.sets * arguments_.channels + at) * N + n) * 2;
+        to[0] = totals[set].re * inverse_scales_[set], to[1] = totals[set].im * inverse_scales_[set];
+        const bool inside = 0 * to[0] + 0 * to[1] == 0 && !huge_pole;
+        if (!inside || huge_nodes_) add_in_wide(w, at, inside, to);
       }
     }
   }
 
+ private:
+  static constexpr Real far = sizeof(Real) == 4 ? Real(0x1p60) : Real(0x1p500);  // its square is finite
+
+  const Real* node(int64_t l) const {
+    return arguments_.z + (at_->channel * arguments_.z_stride + at_->base + l) * 2;
+  }
+  Complex<Vector<Real>> nodes(int64_t l) const {
+    return load_complex(node(l), at_->length - l, Real(__builtin_inff()));
+  }
+
+  int64_t row(int64_t set) const { return set * arguments_.channels + at_->channel; }
+
+  // The huge nodes' terms, or the sum over all instead of what is there.
+  [[gnu::noinline]] void add_in_wide(Complex<Real> w, int64_t row, bool huge_only, Real* to) const {
+    const Real* g = arguments_.weight + (row * arguments_.L + at_->base) * 2;
+    Complex<Wide<Real>> sum = {};
+    if (huge_only) sum = wide(to);
+    for (int64_t l = 0; l < at_->length; ++l) {
+      const Complex<Real> z = {node(l)[0], node(l)[1]};
+      if (!infinite(z) && (!huge_only || huge(z, largest_)))
+        sum = sum + wide_term<true>(wide(g + 2 * l), wide(node(l)), Complex<Wide<Real>>{w.re, w.im},
+                                    arguments_.order, arguments_.conjugate);
+    }
+    store_one(sum, to);
+  }
+
+  // The coefficients of the terms, with the sign of (z - w)^q for (w - z)^q where these are those of pairs.
+  template <Kind kind>
+  void load_weights(int64_t set, int slot) {
+    const Real* from = arguments_.weight + (row(set) * arguments_.L + at_->base) * 2;
+    Real *re = weights_ + 2 * slot * kNodes, *im = re + kNodes;
+    Vector<Real> most = {};
+    for (int64_t l = 0; l < at_->length; l += kLanes<Real>) {
+      const auto excluded = load(im_ + l) == far;
+      Complex<Vector<Real>> g = load_complex(from + 2 * l, at_->length - l, Real(0));
+      g = {excluded ? Vector<Real>{} : g.re, excluded ? Vector<Real>{} : g.im};
+      most = larger(larger(magnitude(g.re), magnitude(g.im)), most);
+      store(re + l, g.re), store(im + l, g.im);
+    }
+    Real most_of_all = 0;
+    for (int i = 0; i < kLanes<Real>; ++i) most_of_all = larger(most[i], most_of_all);
+    const Real scale = scale_of(most_of_all);
+    const Real factor = kind == Kind::pair_powers && arguments_.order % 2 ? -scale : scale;
+    inverse_scales_[slot] = 1 / scale;
+    for (int64_t l = 0; l < at_->length; l += kLanes<Real>) {
+      Vector<Real> g_re = load(re + l) * factor, g_im = load(im + l) * factor;
+      if constexpr (kind == Kind::pairs || kind == Kind::pairs_on_axis)
+        g_re = -2 * g_re, g_im = 2 * g_im * load(im_ + l);
+      store(re + l, g_re), store(im + l, g_im);
+    }
+  }
+
+  // By itself, so that registers are given out for this loop alone.
   template <Kind kind, int sets>
-  void sums_of_terms(Complex<Real> w, Complex<Real>* out) const {
+  [[gnu::noinline]] void sums_of_terms(Complex<Real> w, Complex<Real>* out) const {
     constexpr bool pairs = kind == Kind::pairs || kind == Kind::pair_powers;
     Complex<Vector<Real>> sums[sets] = {};
     for (int64_t l = 0; l < at_->length; l += kLanes<Real>) {
@@ -459,19 +555,13 @@ class Block {
   }
 
   const CauchyArguments<Real>& arguments_;
+  const Real largest_;
   const Place* at_ = nullptr;
+  bool huge_nodes_ = false;
   Real *re_, *im_;  // (kNodes)
   Real* weights_;   // (sets, 2, kNodes)
+  Real inverse_scales_[kMostSets];
 };
-
-template <typename Real>
-bool has_huge_pole(const CauchyArguments<Real>& arguments, int64_t channel) {
-  const Real* w = arguments.w + channel * arguments.N * 2;
-  bool result = false;
-  for (int64_t n = 0; n < arguments.N; ++n)
-    result |= huge(Complex<Real>{w[2 * n], w[2 * n + 1]}, kLargest<Real>);
-  return result;
-}
 
 }  // namespace
 
@@ -484,9 +574,10 @@ void cauchy(const CauchyArguments<Real>& arguments, int64_t begin, int64_t end, 
     auto off_axis = Vector<Real>{} != Vector<Real>{};
     for (int64_t l = 0; l < at.length; l += kLanes<Real>)
       off_axis |= load_complex(z + 2 * l, at.length - l, Real(0)).re != 0;
-    with_kind(arguments.conjugate, !any(off_axis), arguments.order, [&](auto constant) {
-      channel.template prepare<constant.kind>(at.channel);
-      block_of_nodes<constant.kind>(arguments, at, z, channel);
+    channel.load_poles(at.channel);
+    with_kind(arguments.conjugate, channel.squares && !any(off_axis), arguments.order, [&](auto constant) {
+      channel.template prepare<constant.kind>();
+      block_of_nodes<constant.kind>(arguments, at, channel);
     });
   }
 }
@@ -497,13 +588,9 @@ void cauchy_transpose(const CauchyArguments<Real>& arguments, int64_t begin, int
   for (int64_t item = begin; item < end; ++item) {
     const Place at(item, arguments.L);
     block.load_nodes(at);
-    const bool halves = arguments.conjugate && (block.huge_nodes || has_huge_pole(arguments, at.channel));
-    with_kind(arguments.conjugate && !halves, block.on_axis, arguments.order, [&](auto constant) {
+    with_kind(arguments.conjugate, block.on_axis, arguments.order, [&](auto constant) {
       in_groups<kMostSets>(arguments.sets, [&](int64_t first, auto group) {
-        if (halves)
-          block.template sums_of_halves<constant.kind, group.count>(first);
-        else
-          block.template sums<constant.kind, group.count>(first);
+        block.template sums<constant.kind, group.count>(first);
       });
     });
   }

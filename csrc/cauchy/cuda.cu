@@ -17,14 +17,58 @@ __device__ __forceinline__ double reciprocal(double x) {
   return __drcp_rn(x);
 }
 
-// 1 / (re + i im)^order. Beyond the square root of the largest number it is 0.
+// What |d|^2 must lie between for 1 / d^order to be a number with all its digits.
 template <class T>
-__device__ __forceinline__ Complex<T> inverse_power(T re, T im, int32_t order) {
-  const T scale = reciprocal(re * re + im * im);
-  const Complex<T> first = make_complex(re * scale, -im * scale);
-  Complex<T> power = first;
-  for (int32_t q = 1; q < order; ++q) power = multiply(power, first);
+struct Range {
+  T low, high;
+
+  __device__ __forceinline__ explicit Range(int32_t order) {
+    const T exponent = sizeof(T) == 4 ? min(T(120), T(200) / order) : min(T(1000), T(1800) / order);
+    high = exp2(exponent), low = exp2(-exponent);
+  }
+  __device__ __forceinline__ bool holds(T squared) const { return squared >= low && squared <= high; }
+};
+
+template <class T>
+__device__ __forceinline__ Complex<T> to_power(Complex<T> a, int32_t order) {
+  Complex<T> power = a;
+  for (int32_t q = 1; q < order; ++q) power = multiply(power, a);
   return power;
+}
+
+// 1 / (re + i im)^order; `inside` becomes false where it cannot be computed so.
+template <class T>
+__device__ __forceinline__ Complex<T> inverse_power(T re, T im, int32_t order, const Range<T>& range,
+                                                    bool& inside) {
+  const T squared = re * re + im * im, scale = reciprocal(squared);
+  inside = inside && range.holds(squared);
+  return to_power<T>(make_complex(re * scale, -im * scale), order);
+}
+
+// value 2^exponent, whose value has its larger part in [1, 2) but for 0, infinity and NaN.
+template <class T>
+struct Scaled {
+  Complex<T> value;
+  int32_t exponent;
+
+  __device__ __forceinline__ explicit Scaled(Complex<T> z, int32_t times = 0) : value(z), exponent(times) {
+    const T size = max(fabs(z.x), fabs(z.y));
+    if (!(size > T(0)) || isinf(size)) return;
+    const int32_t shift = ilogb(size);
+    value = make_complex<T>(ldexp(z.x, -shift), ldexp(z.y, -shift)), exponent += shift;
+  }
+};
+
+// weight / (re + i im)^order of any size, for the few pairs that need it.
+template <class T>
+__device__ __attribute__((noinline)) Complex<T> any_term(Complex<T> weight, T re, T im, int32_t order) {
+  const Scaled<T> d(make_complex(re, im));
+  const T squared = d.value.x * d.value.x + d.value.y * d.value.y;
+  const Complex<T> inverse = make_complex(d.value.x / squared, -d.value.y / squared);
+  Scaled<T> term(weight);
+  for (int32_t q = 0; q < order; ++q)
+    term = Scaled<T>(multiply(term.value, inverse), term.exponent - d.exponent);
+  return make_complex<T>(ldexp(term.value.x, term.exponent), ldexp(term.value.y, term.exponent));
 }
 
 // v times r plus, for pairs, conj(v) times r' is Re(v) (r + r') + Im(v) i (r - r'): two complex numbers for
@@ -41,10 +85,10 @@ __device__ __forceinline__ void product(const CauchyParams& p) {
   const Complex<T>* const v = static_cast<const Complex<T>*>(p.v);
   const Complex<T>* const w = static_cast<const Complex<T>*>(p.w) + c * p.N;
 
+  const Range<T> range(p.order);
   const Complex<T> zero = make_complex(T(0), T(0));
-  Complex<T> z = l < p.L ? static_cast<const Complex<T>*>(p.z)[c * p.z_stride + l] : zero;
-  const bool infinite = is_infinite<T>(z);
-  if (infinite) z = zero;
+  const Complex<T> z = l < p.L ? static_cast<const Complex<T>*>(p.z)[c * p.z_stride + l] : zero;
+  const bool counts = l < p.L && !is_infinite<T>(z);
   Complex<T> sum[SETS];
 #pragma unroll
   for (int s = 0; s < SETS; ++s) sum[s] = zero;
@@ -59,13 +103,25 @@ __device__ __forceinline__ void product(const CauchyParams& p) {
     }
     __syncthreads();
     for (int n = 0; n < count; ++n) {
-      const T re = z.x - poles[n].x;
-      Complex<T> real = inverse_power(re, z.y - poles[n].y, p.order),
+      const T re = z.x - poles[n].x, below = z.y - poles[n].y, above = z.y + poles[n].y;
+      bool inside = true;
+      Complex<T> real = inverse_power(re, below, p.order, range, inside),
                  imaginary = make_complex(-real.y, real.x);
       if (p.pairs) {
-        const Complex<T> mirrored = inverse_power(re, z.y + poles[n].y, p.order);
+        const Complex<T> mirrored = inverse_power(re, above, p.order, range, inside);
         real = add(real, mirrored);
         imaginary = add(imaginary, make_complex(mirrored.y, -mirrored.x));
+      }
+      if (!inside) {
+        if (!counts) continue;
+#pragma unroll
+        for (int s = 0; s < SETS; ++s) {
+          const Complex<T> weight = weights[n][s];
+          sum[s] = add(sum[s], any_term<T>(weight, re, below, p.order));
+          if (p.pairs)
+            sum[s] = add(sum[s], any_term<T>(make_complex(weight.x, -weight.y), re, above, p.order));
+        }
+        continue;
       }
 #pragma unroll
       for (int s = 0; s < SETS; ++s) {
@@ -80,8 +136,7 @@ __device__ __forceinline__ void product(const CauchyParams& p) {
 #pragma unroll
   for (int s = 0; s < SETS; ++s)
     if (first_set + s < p.sets)
-      static_cast<Complex<T>*>(p.out)[((first_set + s) * p.channels + c) * p.L + l] =
-          infinite ? zero : sum[s];
+      static_cast<Complex<T>*>(p.out)[((first_set + s) * p.channels + c) * p.L + l] = sum[s];
 }
 
 // A thread has one pole; threads with the same pole take turns through the nodes of a tile.
@@ -99,6 +154,7 @@ __device__ __forceinline__ void transpose(const CauchyTransposeParams& p) {
   const Complex<T>* const g = static_cast<const Complex<T>*>(p.g);
   const Complex<T>* const z = static_cast<const Complex<T>*>(p.z) + c * p.z_stride;
 
+  const Range<T> range(p.order);
   const Complex<T> zero = make_complex(T(0), T(0));
   const Complex<T> pole = n < p.N ? static_cast<const Complex<T>*>(p.w)[c * p.N + n] : zero;
   Complex<T> sum[SETS];
@@ -110,17 +166,22 @@ __device__ __forceinline__ void transpose(const CauchyTransposeParams& p) {
     const int64_t l = l0 + thread;
     __syncthreads();
     if (thread < count) {
-      const bool infinite = is_infinite<T>(z[l]);
-      nodes[thread] = infinite ? make_complex(T(1e9), T(0)) : z[l];  // its weights are 0, so any node will do
+      nodes[thread] = z[l];
 #pragma unroll
-      for (int s = 0; s < SETS; ++s) {
-        const bool used = !infinite && first_set + s < p.sets;
-        weights[thread][s] = used ? g[((first_set + s) * p.channels + c) * p.L + l] : zero;
-      }
+      for (int s = 0; s < SETS; ++s)
+        weights[thread][s] = first_set + s < p.sets ? g[((first_set + s) * p.channels + c) * p.L + l] : zero;
     }
     __syncthreads();
     for (int at = slice; at < count; at += slices) {
-      const Complex<T> r = inverse_power(nodes[at].x - pole.x, nodes[at].y - pole.y, p.order);
+      const T re = nodes[at].x - pole.x, im = nodes[at].y - pole.y;
+      bool inside = true;
+      const Complex<T> r = inverse_power(re, im, p.order, range, inside);
+      if (!inside) {
+        if (n >= p.N || is_infinite<T>(nodes[at])) continue;
+#pragma unroll
+        for (int s = 0; s < SETS; ++s) sum[s] = add(sum[s], any_term<T>(weights[at][s], re, im, p.order));
+        continue;
+      }
 #pragma unroll
       for (int s = 0; s < SETS; ++s) sum[s] = add(sum[s], multiply(weights[at][s], r));
     }

@@ -36,12 +36,31 @@ def _inverse_power(re, im, order):
 
 
 @triton.jit
+def _outside(re, im, order):
+    """Where 1 / (re + i im)^order leaves the range of float32, or its digits are lost: summed in float64."""
+    squared = re * re + im * im
+    high = tl.exp2(tl.minimum(120.0, 200.0 / order))
+    return (squared > high) | (squared * high < 1)
+
+
+@triton.jit
 def _finite_nodes(z, l, mask):  # noqa: E741
     """The nodes, 1e9 in the place of infinite ones, and which of them count."""
     re = tl.load(z + 2 * l, mask=mask, other=1e9)
     im = tl.load(z + 2 * l + 1, mask=mask, other=0.0)
     infinite = (tl.abs(re) == float("inf")) | (tl.abs(im) == float("inf"))
     return tl.where(infinite, 1e9, re), tl.where(infinite, 0.0, im), mask & (infinite == 0)
+
+
+@triton.jit
+def _both(z_re, z_im, w_re, w_im, order, PAIRS: tl.constexpr):
+    """v r, plus conj(v) r' for pairs, is Re(v) a + Im(v) b with a = r + r', b = i (r - r') for all sets."""
+    r_re, r_im = _inverse_power(z_re - w_re, z_im - w_im, order)
+    a_re, a_im, b_re, b_im = r_re, r_im, -r_im, r_re
+    if PAIRS:
+        m_re, m_im = _inverse_power(z_re - w_re, z_im + w_im, order)
+        a_re, a_im, b_re, b_im = r_re + m_re, r_im + m_im, m_im - r_im, r_re - m_re
+    return a_re, a_im, b_re, b_im
 
 
 @triton.jit
@@ -67,12 +86,26 @@ def cauchy_kernel(
         w_im = tl.load(w + (channel * N + n) * 2 + 1)
         v_re = tl.load(v + (row * N + n) * 2, mask=s < sets, other=0.0)[:, None]
         v_im = tl.load(v + (row * N + n) * 2 + 1, mask=s < sets, other=0.0)[:, None]
-        # v r, plus conj(v) r' for pairs, is Re(v) a + Im(v) b with a = r + r', b = i (r - r') for all sets
-        r_re, r_im = _inverse_power(z_re - w_re, z_im - w_im, order)
-        a_re, a_im, b_re, b_im = r_re, r_im, -r_im, r_re
-        if PAIRS:
-            m_re, m_im = _inverse_power(z_re - w_re, z_im + w_im, order)
-            a_re, a_im, b_re, b_im = r_re + m_re, r_im + m_im, m_im - r_im, r_re - m_re
+        a_re, a_im, b_re, b_im = _both(z_re, z_im, w_re, w_im, order, PAIRS)
+        if dtype == tl.float32:
+            outside = counts & _outside(z_re - w_re, z_im - w_im, order)
+            if PAIRS:
+                outside |= counts & _outside(z_re - w_re, z_im + w_im, order)
+            a_re, a_im = tl.where(outside, 0.0, a_re), tl.where(outside, 0.0, a_im)
+            b_re, b_im = tl.where(outside, 0.0, b_re), tl.where(outside, 0.0, b_im)
+            if tl.max(outside.to(tl.int32), 0) > 0:
+                c_re, c_im, d_re, d_im = _both(
+                    z_re.to(tl.float64),
+                    z_im.to(tl.float64),
+                    w_re.to(tl.float64),
+                    w_im.to(tl.float64),
+                    order,
+                    PAIRS,
+                )
+                wide_re = v_re.to(tl.float64) * c_re[None, :] + v_im.to(tl.float64) * d_re[None, :]
+                wide_im = v_re.to(tl.float64) * c_im[None, :] + v_im.to(tl.float64) * d_im[None, :]
+                sum_re += tl.where(outside[None, :], wide_re, 0.0).to(dtype)
+                sum_im += tl.where(outside[None, :], wide_im, 0.0).to(dtype)
         sum_re += v_re * a_re[None, :] + v_im * b_re[None, :]
         sum_im += v_re * a_im[None, :] + v_im * b_im[None, :]
     to = out + (row[:, None] * L + l[None, :]) * 2
@@ -107,11 +140,25 @@ def cauchy_transpose_kernel(
     for first in range(begin, end, NODES):
         l = first + tl.arange(0, NODES)  # noqa: E741
         z_re, z_im, counts = _finite_nodes(z + channel * z_stride * 2, l, l < end)
-        r_re, r_im = _inverse_power(z_re[None, :] - w_re, z_im[None, :] - w_im, order)
+        re = z_re[None, :] - w_re
+        im = z_im[None, :] - w_im
+        r_re, r_im = _inverse_power(re, im, order)
         at = g + (row[:, None] * L + l[None, :]) * 2
         mask = (s < sets)[:, None] & counts[None, :]
         g_re = tl.load(at, mask=mask, other=0.0)[:, None, :]
         g_im = tl.load(at + 1, mask=mask, other=0.0)[:, None, :]
+        if dtype == tl.float32:
+            outside = _outside(re, im, order)
+            r_re, r_im = tl.where(outside, 0.0, r_re), tl.where(outside, 0.0, r_im)
+            if tl.max(tl.max((outside & counts[None, :]).to(tl.int32), 1), 0) > 0:
+                x_re, x_im = _inverse_power(
+                    z_re[None, :].to(tl.float64) - w_re, z_im[None, :].to(tl.float64) - w_im, order
+                )
+                wide_re = g_re.to(tl.float64) * x_re[None, :, :] - g_im.to(tl.float64) * x_im[None, :, :]
+                wide_im = g_re.to(tl.float64) * x_im[None, :, :] + g_im.to(tl.float64) * x_re[None, :, :]
+                used = (outside & counts[None, :])[None, :, :]
+                sum_re += tl.where(used, wide_re, 0.0).to(dtype)
+                sum_im += tl.where(used, wide_im, 0.0).to(dtype)
         sum_re += g_re * r_re[None, :, :] - g_im * r_im[None, :, :]
         sum_im += g_re * r_im[None, :, :] + g_im * r_re[None, :, :]
     to = out + (((segment * sets + s) * channels + channel)[:, None] * N + n[None, :]) * 2
