@@ -92,7 +92,7 @@ def ninja_file(compiler: str, cuda: Cuda | None, folder: Path) -> str:
         libraries["cuda"] = ["runtime/old_libstdcxx.o"]
         lines += cuda_rules(compiler, cuda, include)
         for source in sorted((ROOT / "csrc").glob("*/*.cu")):
-            name = source.parent.name if source.stem == "cuda" else source.stem
+            name = fat_binary(source)
             libraries["cuda"].append(f"{name}.fatbin.o")
             lines += [
                 f"build {name}.fatbin: nvcc {ninja_path(source)}",
@@ -114,6 +114,11 @@ def ninja_file(compiler: str, cuda: Cuda | None, folder: Path) -> str:
             f"build {ninja_path(folder / f'_native_{name}.so')}: link {' '.join(objects)} | libtorch.so"
         )
     return "\n".join([*lines, ""])
+
+
+def fat_binary(source: Path) -> str:
+    """The name of a .cu file's fat binary: ssm_step/cuda.cu is ssm_step, ssm_conv/cuda_tail.cu is ssm_conv_tail."""
+    return source.stem.replace("cuda", source.parent.name, 1)
 
 
 def cuda_rules(compiler: str, cuda: Cuda, include: str) -> list[str]:

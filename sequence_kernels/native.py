@@ -24,11 +24,6 @@ _lock = threading.RLock()
 _reasons: dict[str, str | None] = {}
 
 
-def load(name: str) -> None:
-    """Load the compiled library ``name`` ("cpu" or "cuda"), once; does not raise, see ``why_not``."""
-    why_not(name)
-
-
 def why_not(name: str) -> str | None:
     """None if the compiled library ``name`` is loaded, else the reason why not and the command that mends it.
 

@@ -1,7 +1,7 @@
 // Launches CUDA kernels through the driver's API, which is opened at the first launch: the library that holds
 // them needs no CUDA runtime and loads on a machine without a driver.
 //
-//   EMBEDDED_KERNELS(vandermonde);  // the fat binary of csrc/vandermonde/cuda.cu
+//   EMBEDDED_KERNELS(vandermonde);  // the fat binary of csrc/vandermonde/cuda.cu; cuda_x.cu: vandermonde_x
 //   const CudaKernel kernel{vandermonde_fatbin, "vandermonde_pairs_f32"};
 //   launch(kernel, tensor.device(), VandermondeParams{...});
 #pragma once

@@ -1,4 +1,4 @@
-// The chunked state-space convolution on CUDA tensors, by the kernels in cuda.cu. The ops are of their own,
+// The chunked state-space convolution on CUDA tensors, by the kernels in cuda_*.cu. The ops are of their own,
 // as they also take what the device can do:
 //   precision     what may compute products: 0 CUDA cores; 1 tensor cores that keep float32; 2 tensor cores,
 //   as
@@ -11,14 +11,14 @@
 #include "runtime/cuda_driver.h"
 #include "ssm_conv/checks.h"
 
-EMBEDDED_KERNELS(ssm_conv);
+EMBEDDED_KERNELS(ssm_conv_forward);
+EMBEDDED_KERNELS(ssm_conv_backward);
+EMBEDDED_KERNELS(ssm_conv_carry);
+EMBEDDED_KERNELS(ssm_conv_tail);
+EMBEDDED_KERNELS(ssm_conv_gradients);
 
 namespace sequence_kernels {
 namespace {
-
-CudaKernel kernel(const char* name) {
-  return {ssm_conv_fatbin, name};
-}
 
 enum Math { f32, f64, tf32, tf32x3, bf16 };
 
@@ -26,25 +26,38 @@ enum Math { f32, f64, tf32, tf32x3, bf16 };
 struct Products {
   CudaKernel resident[5], pack[2], large[2];
 };
-const Products forward_products = {
-    {kernel("ssm_conv_forward_f32"), kernel("ssm_conv_forward_f64"), kernel("ssm_conv_forward_tf32"),
-     kernel("ssm_conv_forward_tf32x3"), kernel("ssm_conv_forward_bf16")},
-    {kernel("ssm_conv_forward_pack_f32"), kernel("ssm_conv_forward_pack_f64")},
-    {kernel("ssm_conv_forward_large_f32"), kernel("ssm_conv_forward_large_f64")}};
-const Products backward_products = {
-    {kernel("ssm_conv_backward_f32"), kernel("ssm_conv_backward_f64"), kernel("ssm_conv_backward_tf32"),
-     kernel("ssm_conv_backward_tf32x3"), kernel("ssm_conv_backward_bf16")},
-    {kernel("ssm_conv_backward_pack_f32"), kernel("ssm_conv_backward_pack_f64")},
-    {kernel("ssm_conv_backward_large_f32"), kernel("ssm_conv_backward_large_f64")}};
+const Products forward_products = {{{ssm_conv_forward_fatbin, "ssm_conv_forward_f32"},
+                                    {ssm_conv_forward_fatbin, "ssm_conv_forward_f64"},
+                                    {ssm_conv_forward_fatbin, "ssm_conv_forward_tf32"},
+                                    {ssm_conv_forward_fatbin, "ssm_conv_forward_tf32x3"},
+                                    {ssm_conv_forward_fatbin, "ssm_conv_forward_bf16"}},
+                                   {{ssm_conv_forward_fatbin, "ssm_conv_forward_pack_f32"},
+                                    {ssm_conv_forward_fatbin, "ssm_conv_forward_pack_f64"}},
+                                   {{ssm_conv_forward_fatbin, "ssm_conv_forward_large_f32"},
+                                    {ssm_conv_forward_fatbin, "ssm_conv_forward_large_f64"}}};
+const Products backward_products = {{{ssm_conv_backward_fatbin, "ssm_conv_backward_f32"},
+                                     {ssm_conv_backward_fatbin, "ssm_conv_backward_f64"},
+                                     {ssm_conv_backward_fatbin, "ssm_conv_backward_tf32"},
+                                     {ssm_conv_backward_fatbin, "ssm_conv_backward_tf32x3"},
+                                     {ssm_conv_backward_fatbin, "ssm_conv_backward_bf16"}},
+                                    {{ssm_conv_backward_fatbin, "ssm_conv_backward_pack_f32"},
+                                     {ssm_conv_backward_fatbin, "ssm_conv_backward_pack_f64"}},
+                                    {{ssm_conv_backward_fatbin, "ssm_conv_backward_large_f32"},
+                                     {ssm_conv_backward_fatbin, "ssm_conv_backward_large_f64"}}};
 
 // The others, by [precision].
-const CudaKernel carry_diagonal[] = {kernel("ssm_conv_carry_diagonal_f32"),
-                                     kernel("ssm_conv_carry_diagonal_f64")};
-const CudaKernel carry_dense[] = {kernel("ssm_conv_carry_dense_f32"), kernel("ssm_conv_carry_dense_f64")};
-const CudaKernel tail[] = {kernel("ssm_conv_tail_f32"), kernel("ssm_conv_tail_f64")};
-const CudaKernel tail_adjoint[] = {kernel("ssm_conv_tail_adjoint_f32"), kernel("ssm_conv_tail_adjoint_f64")};
-const CudaKernel tail_powers[] = {kernel("ssm_conv_tail_powers_f32"), kernel("ssm_conv_tail_powers_f64")};
-const CudaKernel gradients[] = {kernel("ssm_conv_gradients_f32"), kernel("ssm_conv_gradients_f64")};
+const CudaKernel carry_diagonal[] = {{ssm_conv_carry_fatbin, "ssm_conv_carry_diagonal_f32"},
+                                     {ssm_conv_carry_fatbin, "ssm_conv_carry_diagonal_f64"}};
+const CudaKernel carry_dense[] = {{ssm_conv_carry_fatbin, "ssm_conv_carry_dense_f32"},
+                                  {ssm_conv_carry_fatbin, "ssm_conv_carry_dense_f64"}};
+const CudaKernel tail[] = {{ssm_conv_tail_fatbin, "ssm_conv_tail_f32"},
+                           {ssm_conv_tail_fatbin, "ssm_conv_tail_f64"}};
+const CudaKernel tail_adjoint[] = {{ssm_conv_tail_fatbin, "ssm_conv_tail_adjoint_f32"},
+                                   {ssm_conv_tail_fatbin, "ssm_conv_tail_adjoint_f64"}};
+const CudaKernel tail_powers[] = {{ssm_conv_tail_fatbin, "ssm_conv_tail_powers_f32"},
+                                  {ssm_conv_tail_fatbin, "ssm_conv_tail_powers_f64"}};
+const CudaKernel gradients[] = {{ssm_conv_gradients_fatbin, "ssm_conv_gradients_f32"},
+                                {ssm_conv_gradients_fatbin, "ssm_conv_gradients_f64"}};
 
 // A call's arguments, checked, and what all kernels' params take of them.
 struct Call {

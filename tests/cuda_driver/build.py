@@ -81,11 +81,11 @@ def stand_ins(folder: Path) -> None:
         "build libtorch_cuda.so: link torch_cuda.o",
     ]
     sources = sorted((folder / "csrc").glob("*/*.cu"))
-    for source in sources:
-        rules.append(f"build {source.parent.name}.o: compile {source}")
+    objects = [f"{source.parent.name}.{source.stem}.o" for source in sources]
+    for source, name in zip(sources, objects, strict=True):
+        rules.append(f"build {name}: compile {source}")
         rules.append(f"  more = {' '.join(emulator.KERNEL_FLAGS)}")
-    kernels = " ".join(f"{source.parent.name}.o" for source in sources)
-    emulator._ninja(folder, [*rules, f"build libcuda.so.1: link driver.o {kernels}"])
+    emulator._ninja(folder, [*rules, f"build libcuda.so.1: link driver.o {' '.join(objects)}"])
 
 
 def build() -> Built:

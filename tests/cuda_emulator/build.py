@@ -1,4 +1,4 @@
-"""Builds a Python module from a kernel file with ninja, in a folder named after the hash of its sources."""
+"""Builds a Python module from kernel files with ninja, in a folder named after the hash of their sources."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -54,9 +55,9 @@ def _includes() -> list[str]:
     return [f"-I{folder}" for folder in folders]
 
 
-def sources(kernels: Path) -> list[Path]:
-    """A kernel file and the headers of csrc/ that it includes."""
-    found = [kernels]
+def sources(kernels: Sequence[Path]) -> list[Path]:
+    """Kernel files and the headers of csrc/ that they include."""
+    found = [*kernels]
     for path in found:
         for header in re.findall(r'#\s*include "([^"]+)"', path.read_text()):
             if (ROOT / "csrc" / header).exists() and ROOT / "csrc" / header not in found:
@@ -102,11 +103,11 @@ def _binding() -> Path:
     return folder / "binding.o"
 
 
-def build(source: Path, check: bool) -> Path:
-    """The path of the module for this kernel file, built if there is none for its hash yet."""
+def build(kernels: Sequence[Path], check: bool) -> Path:
+    """The path of the module for these kernel files, built if there is none for their hash yet."""
     mode = "check" if check else "plain"
-    key = _hash(*sources(source), more=_emulator_hash())
-    folder = BUILD / f"{source.parent.name}-{source.stem}-{mode}-{key}"
+    key = _hash(*sources(kernels), more=_emulator_hash())
+    folder = BUILD / f"{kernels[0].parent.name}-{kernels[0].stem}-{mode}-{key}"
     module = folder / "_cuda_emulator.so"
     if not module.exists():
         flags = [*FLAGS, *KERNEL_FLAGS, *(CHECK_FLAGS if check else []), *_includes()]
@@ -115,8 +116,8 @@ def build(source: Path, check: bool) -> Path:
             f"  command = {compiler()} {' '.join(flags)} -c $in -o $out",
             "rule link",
             f"  command = {compiler()} -shared $in -o $out.new -ldl && mv $out.new $out",
-            f"build kernels.o: compile {source}",
-            f"build {module.name}: link kernels.o {_binding()}",
+            *(f"build {source.stem}.o: compile {source}" for source in kernels),
+            f"build {module.name}: link {' '.join(f'{source.stem}.o' for source in kernels)} {_binding()}",
         ]
         _ninja(folder, rules)
     return module

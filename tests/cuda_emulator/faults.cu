@@ -94,19 +94,6 @@ KERNEL(shuffle_by_half_a_warp, FaultParams, 1024) {
   if (!p.fault || threadIdx.x < 16) value += __shfl_xor_sync(0xFFFFFFFFu, value, 1);
   p.y[threadIdx.x] = value;
 }
-KERNEL(copy_without_wait, FaultParams, 1024) {
-  SHARED(float, tile, [2][64]);
-  copy_async<4>(&tile[0][threadIdx.x], &p.x[threadIdx.x]);
-  copy_async_commit();
-  copy_async<4>(&tile[1][threadIdx.x], &p.x[threadIdx.x]);
-  copy_async_commit();
-  if (p.fault)
-    copy_async_wait<1>();
-  else
-    copy_async_wait<0>();
-  __syncthreads();
-  p.y[threadIdx.x] = tile[0][63 - threadIdx.x] + tile[1][63 - threadIdx.x];
-}
 KERNEL(unrounded_tf32, FaultParams, 1024) {
   const float x = p.x[threadIdx.x], rounded = p.fault ? x : to_tf32(x);
   const float a[4] = {rounded, rounded, rounded, rounded}, b[2] = {rounded, rounded};

@@ -1,10 +1,11 @@
-"""Kernels of one .cu file as Python functions: params by field name, tensors for pointers."""
+"""Kernels of .cu files as Python functions: params by field name, tensors for pointers."""
 
 from __future__ import annotations
 
 import ctypes
 import importlib.util
 import re
+from collections.abc import Sequence
 from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,10 @@ def _fields(body: str) -> list[tuple[str, Any]]:
     return fields
 
 
-def params_types(source: Path) -> dict[str, type[ctypes.Structure]]:
-    """The plain params structs of a kernel file and of the headers of csrc/ that it includes, as ctypes."""
+def params_types(kernels: Sequence[Path]) -> dict[str, type[ctypes.Structure]]:
+    """The plain params structs of kernel files and of the headers of csrc/ that they include, as ctypes."""
     found = {}
-    for path in sources(source):
+    for path in sources(kernels):
         for name, body in _STRUCT.findall(path.read_text()):
             if name.endswith("Params"):
                 found[name] = type(name, (ctypes.Structure,), {"_fields_": _fields(body)})
@@ -46,7 +47,7 @@ def params_types(source: Path) -> dict[str, type[ctypes.Structure]]:
 
 
 class Kernels:
-    """The kernels of one .cu file.
+    """The kernels of the .cu files that a pattern names, those of one folder.
 
     ``check=True`` compiles them so that every load and store is checked (bounds, unwritten shared memory,
     races). ``run`` takes the fields of the kernel's params struct by name; pointers are tensors (None:
@@ -54,9 +55,9 @@ class Kernels:
     barriers. A fault raises RuntimeError that names the kernel, the block and the thread.
     """
 
-    def __init__(self, source: str | Path, *, check: bool = False) -> None:
-        path = ROOT / source
-        module = build(path, check)
+    def __init__(self, pattern: str, *, check: bool = False) -> None:
+        paths = sorted(ROOT.glob(pattern))
+        module = build(paths, check)
         name = f"{module.parent.name}._cuda_emulator"  # pybind11 keeps one module a full name
         loader = ExtensionFileLoader(name, str(module))
         spec = importlib.util.spec_from_loader(name, loader)
@@ -64,7 +65,7 @@ class Kernels:
         self._module = importlib.util.module_from_spec(spec)
         loader.exec_module(self._module)
         self._check = check
-        types = params_types(path)
+        types = params_types(paths)
         self._params = {}
         for kernel, (params, size) in self._module.kernels().items():
             if ctypes.sizeof(types[params]) != size:

@@ -96,13 +96,6 @@ KERNEL(tile_bf16, TileParams, 32) {
   mma_m16n8k16_bf16(c, a, b, c);
   store_tile(p, c);
 }
-KERNEL(tile_f16, TileParams, 32) {
-  uint32_t a[4], b[2];
-  float c[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-  load_16_bit(p, a, b);
-  mma_m16n8k16_f16(c, a, b, c);
-  store_tile(p, c);
-}
 
 // The same on registers that the test has filled: a (32 lanes, 4), b (32, 2), c (32, 4).
 __device__ __forceinline__ void load_registers(const TileParams& p, uint32_t (&a)[4], uint32_t (&b)[2]) {
@@ -126,12 +119,5 @@ KERNEL(registers_bf16, TileParams, 32) {
   float c[4] = {0.0f, 0.0f, 0.0f, 0.0f};
   load_registers(p, a, b);
   mma_m16n8k16_bf16(c, a, b, c);
-  store_registers(p, c);
-}
-KERNEL(registers_f16, TileParams, 32) {
-  uint32_t a[4], b[2];
-  float c[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-  load_registers(p, a, b);
-  mma_m16n8k16_f16(c, a, b, c);
   store_registers(p, c);
 }

@@ -22,7 +22,6 @@ IN_CHECK_MODE = {
     "missing_second_barrier": r"race on shared tile\+\d+: read at faults.cu:\d+ and write by block",
     "missing_warp_sync": r"(race on|read of unwritten shared memory) shared tile\+\d+",
     "race_between_blocks": r"race on y\+\d+: read at faults.cu:\d+ and write by block \(\d,0,0\) thread",
-    "copy_without_wait": r"read of unwritten shared memory shared tile\+\d+ at faults.cu:",
 }
 IN_ANY_MODE = {
     "barrier_in_a_branch": r"barrier divergence: waits at faults.cu:\d+ while thread \(0,0,0\) waits at",
@@ -37,7 +36,6 @@ BY_RESULT = {
     "missing_barrier": "forward",
     "missing_second_barrier": "skewed",
     "missing_warp_sync": "random",
-    "copy_without_wait": "forward",
 }
 ONE_WARP = ("barrier_against_shuffle", "shuffle_by_half_a_warp", "unrounded_tf32")
 ORDERS = ("forward", "reverse", "random", "skewed")

@@ -62,7 +62,7 @@ def test_half_types_round_as_torch_does(kernels: Kernels) -> None:
 
 @pytest.mark.parametrize(
     ("kernel", "depth", "dtype"),
-    [("tile_tf32", 8, torch.float32), ("tile_bf16", 16, torch.bfloat16), ("tile_f16", 16, torch.float16)],
+    [("tile_tf32", 8, torch.float32), ("tile_bf16", 16, torch.bfloat16)],
 )
 def test_tensor_core_tiles(kernels: Kernels, kernel: str, depth: int, dtype: torch.dtype) -> None:
     a, b, c = torch.randn(16, depth).to(dtype), torch.randn(depth, 8).to(dtype), torch.empty(16, 8)
@@ -75,7 +75,7 @@ def test_tensor_core_tiles(kernels: Kernels, kernel: str, depth: int, dtype: tor
 def owned_by_ptx(kind: str) -> tuple[list[list[tuple[int, int]]], ...]:
     """Element (row, column) of each lane's a_i, b_i and c_i, in the words of the PTX ISA.
 
-    "Matrix fragments for mma.m16n8k8" (.tf32) and "for mma.m16n8k16" (.f16, .bf16):
+    "Matrix fragments for mma.m16n8k8" (.tf32) and "for mma.m16n8k16" (.bf16):
     groupID = %laneid >> 2, threadID_in_group = %laneid % 4.
     """
     a, b, c = [], [], []
@@ -100,7 +100,7 @@ def owned_by_ptx(kind: str) -> tuple[list[list[tuple[int, int]]], ...]:
 
 @pytest.mark.parametrize(
     ("kind", "depth", "dtype"),
-    [("tf32", 8, torch.float32), ("bf16", 16, torch.bfloat16), ("f16", 16, torch.float16)],
+    [("tf32", 8, torch.float32), ("bf16", 16, torch.bfloat16)],
 )
 def test_fragments_are_owned_as_the_ptx_isa_says(
     kernels: Kernels, kind: str, depth: int, dtype: torch.dtype

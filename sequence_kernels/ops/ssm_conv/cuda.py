@@ -1,4 +1,4 @@
-"""The chunked state-space convolution and its adjoint by the CUDA kernels (csrc/ssm_conv/cuda.cu)."""
+"""The chunked state-space convolution and its adjoint by the CUDA kernels (csrc/ssm_conv/cuda_*.cu)."""
 
 from __future__ import annotations
 

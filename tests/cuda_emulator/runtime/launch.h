@@ -1,4 +1,4 @@
-// Shared memory, asynchronous copies, and running a grid: block after block, its threads between barriers in
+// Shared memory, and running a grid: block after block, its threads between barriers in
 // the order that was asked for.
 #pragma once
 #include <algorithm>
@@ -40,23 +40,6 @@ void* dynamic_shared_memory() {
   for (const SharedVariable& s : machine.shared)
     if (s.key == &machine) return s.memory.get();
   fail("dynamic shared memory used, but the launch rule asks for none");
-}
-
-// The bytes land at the wait, so a missing wait reads poison.
-void copy_async(void* shared, const void* global, size_t bytes) {
-  machine.thread().copies.back().push_back({shared, global, bytes});
-}
-void copy_async_commit() {
-  machine.thread().copies.emplace_back();
-}
-void copy_async_wait(size_t groups_left, Site) {
-  auto& groups = machine.thread().copies;
-  for (; groups.size() > groups_left + 1; groups.erase(groups.begin()))
-    for (const PendingCopy& copy : groups.front()) {
-      check_access(copy.global, copy.bytes, Access::read, __builtin_return_address(0));
-      check_access(copy.shared, copy.bytes, Access::write, __builtin_return_address(0));
-      memcpy(copy.shared, copy.global, copy.bytes);
-    }
 }
 
 [[noreturn]] inline void thread_main() {
@@ -149,10 +132,7 @@ inline void run_block(Scheduler& scheduler) {
     warp.epoch = 0;
     for (Rendezvous& r : warp.rendezvous) r.arrived = 0;
   }
-  for (unsigned t = 0; t < n; ++t) {
-    machine.threads[t]->state = State::ready;
-    machine.threads[t]->copies.assign(1, {});
-  }
+  for (unsigned t = 0; t < n; ++t) machine.threads[t]->state = State::ready;
   for (SharedVariable& s : machine.shared) memset(s.memory.get(), poison, s.bytes);
   while (machine.live && machine.error.empty()) {
     if (scheduler.pass()) continue;

@@ -22,17 +22,11 @@ enum class Order {
   skewed
 };  // skewed: one warp runs as far as it can, then the next
 
-struct PendingCopy {
-  void* shared;
-  const void* global;
-  size_t bytes;
-};
 struct Thread {
   Fiber fiber;
   State state = State::exited;
   uint3 index{};
-  Site site{"", 0};                                 // where it waits
-  std::vector<std::vector<PendingCopy>> copies{1};  // copy_async groups; the last one is still open
+  Site site{"", 0};  // where it waits
 };
 struct alignas(16) Slot {
   unsigned char bytes[64];

@@ -17,13 +17,8 @@ struct MmaOperand {
 };
 static_assert(sizeof(MmaOperand) <= sizeof(Slot), "an operand fits a slot");
 
-inline float half_element(Mma kind, const unsigned char* registers, int e) {
-  if (kind == Mma::bf16_16x8x16) {
-    __nv_bfloat16 x;
-    memcpy(&x, registers + 2 * e, 2);
-    return x;
-  }
-  __half x;
+inline float bf16_element(const unsigned char* registers, int e) {
+  __nv_bfloat16 x;
   memcpy(&x, registers + 2 * e, 2);
   return x;
 }
@@ -45,9 +40,8 @@ inline void multiply_tiles(Mma kind, Warp& warp) {
       for (int i = 0; i < 4; ++i) a[g + 8 * (i % 2)][t + 4 * (i / 2)] = tf32_element(o.a, i);
       for (int i = 0; i < 2; ++i) b[t + 4 * i][g] = tf32_element(o.b, i);
     } else {
-      for (int e = 0; e < 8; ++e)
-        a[g + 8 * (e / 2 % 2)][2 * t + e % 2 + 8 * (e / 4)] = half_element(kind, o.a, e);
-      for (int e = 0; e < 4; ++e) b[2 * t + e % 2 + 8 * (e / 2)][g] = half_element(kind, o.b, e);
+      for (int e = 0; e < 8; ++e) a[g + 8 * (e / 2 % 2)][2 * t + e % 2 + 8 * (e / 4)] = bf16_element(o.a, e);
+      for (int e = 0; e < 4; ++e) b[2 * t + e % 2 + 8 * (e / 2)][g] = bf16_element(o.b, e);
     }
   }
   for (int lane = 0; lane < 32; ++lane) {

@@ -50,12 +50,12 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def plain() -> Kernels:
-    return Kernels("csrc/ssm_conv/cuda.cu")
+    return Kernels("csrc/ssm_conv/cuda_*.cu")
 
 
 @pytest.fixture(scope="module")
 def checked() -> Kernels:
-    return Kernels("csrc/ssm_conv/cuda.cu", check=True)
+    return Kernels("csrc/ssm_conv/cuda_*.cu", check=True)
 
 
 def arguments(case: tuple[Any, ...], dtype: torch.dtype) -> Arguments:

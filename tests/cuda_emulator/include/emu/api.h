@@ -16,7 +16,7 @@ struct Site {  // a place in the kernel's source, for messages
 };
 
 enum class Shuffle { index, up, down, exclusive_or };
-enum class Mma { tf32_16x8x8, bf16_16x8x16, f16_16x8x16 };
+enum class Mma { tf32_16x8x8, bf16_16x8x16 };
 
 void barrier(Site site);
 void sync_warp(unsigned mask, Site site);
@@ -27,10 +27,6 @@ void mma(Mma kind, const void* a, const void* b, const float* c, float* d, Site 
 void* shared_memory(const void* key, size_t bytes, const char* name);
 void* dynamic_shared_memory();
 void atomic_access(const void* p, size_t bytes);
-
-void copy_async(void* shared, const void* global, size_t bytes);
-void copy_async_commit();
-void copy_async_wait(size_t groups_left, Site site);
 
 struct Launch {
   dim3 grid, block;

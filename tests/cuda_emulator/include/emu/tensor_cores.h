@@ -1,5 +1,4 @@
-// Host side of csrc/common/tensor_cores.cuh and csrc/common/copy_async.cuh: the same names, run by the
-// emulator.
+// Host side of csrc/common/tensor_cores.cuh: the same names, run by the emulator.
 #pragma once
 #include "intrinsics.h"
 
@@ -14,20 +13,4 @@ inline void mma_m16n8k8_tf32(float (&d)[4], const float (&a)[4], const float (&b
 inline void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                               const float (&c)[4], emu::Site site = emu::Site::here()) {
   emu::mma(emu::Mma::bf16_16x8x16, a, b, c, d, site);
-}
-inline void mma_m16n8k16_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                             const float (&c)[4], emu::Site site = emu::Site::here()) {
-  emu::mma(emu::Mma::f16_16x8x16, a, b, c, d, site);
-}
-template <int BYTES>
-void copy_async(void* shared, const void* global) {
-  static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "cp.async moves 4, 8 or 16 bytes");
-  emu::copy_async(shared, global, BYTES);
-}
-inline void copy_async_commit() {
-  emu::copy_async_commit();
-}
-template <int GROUPS_LEFT>
-void copy_async_wait(emu::Site site = emu::Site::here()) {
-  emu::copy_async_wait(GROUPS_LEFT, site);
 }
