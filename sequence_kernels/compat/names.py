@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ..ops.pairs import as_complex
+from ..ops.layouts import as_complex
 from ..ssm.parameters import REAL_TYPES
 
 StateDict = dict[str, Tensor]

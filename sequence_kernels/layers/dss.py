@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..arguments.values import checked
+from ..ops.layouts import as_complex
 from ..ssm import DiagonalSystem, convolve, diagonal_init, discretize
-from ..ssm.parameters import complex_parameter, initial_log_dt, step_sizes
+from ..ssm.parameters import initial_log_dt, step_sizes
 from .mixed import _MixedLayer
 
 
@@ -69,7 +70,7 @@ class DSS(_MixedLayer):
 
     def system(self, rate: float = 1.0) -> DiagonalSystem:
         """The discrete system for inputs sampled at ``rate`` times the step that the model was made for."""
-        modes, w = self.Lambda.double(), complex_parameter(self.W)
+        modes, w = self.Lambda.double(), as_complex(self.W)
         real = -modes[:, 0].exp() if self.version == "exp" else modes[:, 0]
         a = torch.complex(real, modes[:, 1]).expand(self.d_model, -1)
         dt = step_sizes(self.log_dt, rate)

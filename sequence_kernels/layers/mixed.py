@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from ..arguments import inputs
 from ..module import SequenceModule
-from ..ops.pairs import as_complex
+from ..ops.layouts import as_complex, interleaved
 from ..optim import CarriesOptions
 from ..ssm.scan import diagonal_scan
-from ..ssm.system import interleaved
 from .activations import inner_activation
 from .components import dropout_module, linear_activation
 from .padding import Lengths, without_padding

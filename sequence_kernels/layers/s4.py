@@ -13,8 +13,8 @@ from .. import ops
 from ..arguments import inputs, keywords, values
 from ..arguments.values import checked
 from ..module import SequenceModule
+from ..ops.layouts import interleaved
 from ..ssm import SSKernel, System, convolve
-from ..ssm.system import interleaved
 from ..stepping.stages import Join, Pointwise, Recurrence, Save, Stage
 from .activations import activation_module
 from .components import dropout_module, linear_activation

@@ -1,8 +1,7 @@
 """State-space models: initial values, discretisation, and from parameters to kernels and chunk matrices."""
 
 from .convolve import choose_convolution, chunk_matrices, convolve
-from .diagonal import DiagonalSSM, DiagonalSystem
-from .discretize import DISCRETIZATIONS, discretize
+from .diagonal import DISCRETIZATIONS, DiagonalSSM, DiagonalSystem, discretize
 from .dplr import DPLRSSM, DPLRSystem
 from .hippo import DiagonalInit, DPLRInit, diagonal_init, dplr_init, hippo_matrices
 from .kernel import SSKernel

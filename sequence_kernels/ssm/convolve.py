@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from .. import ops
 from ..ops import checks
 from ..ops.dispatch import choose, explains, nearest
-from .system import ChunkMatrices, System, interleaved, paired, skip
+from ..ops.layouts import interleaved, paired
+from .system import ChunkMatrices, System
 
 #: What a compiled graph takes, so that one graph serves every batch and length.
 ANY_LENGTH = 32
@@ -113,7 +114,7 @@ def convolve(
         backend=backend,
         state=state is not None,
     )
-    d = skip(d, system.c)
+    d = None if d is None else d.to(checks.REAL_OF[system.c.dtype])
     kept = length if taps is None or taps > length else taps
     if kept < length or (state is None and (conv or way) == "fft"):
         return ops.fft_conv(u, system.kernel(kept), d, bidirectional=bidirectional), None

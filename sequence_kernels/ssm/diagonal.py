@@ -1,7 +1,13 @@
-"""Diagonal state-space models: S4D and its kin."""
+"""Diagonal state-space models: S4D and its kin.
+
+Discretisations of ``x' = a x + b u`` with step ``dt`` give the exponents ``log(A_bar)`` and the input weights ``B_bar``
+of ``x_t = A_bar x_{t-1} + B_bar u_t``; the exponents, not ``A_bar``, because ``A_bar^l`` is wanted for large l. All are
+computed in complex128 (the arrays are small, and ``A_bar`` is close to 1) and differentiable.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,10 +17,11 @@ from torch import Tensor
 from .. import ops
 from ..arguments.values import checked
 from ..ops import checks
-from ..ops.sharing import by_head
-from .discretize import discretize
-from .parameters import SSMParameters, complex_parameter
-from .system import StepParameters, skip
+from ..ops.layouts import as_complex, by_head
+from .parameters import SSMParameters
+from .system import StepParameters
+
+DISCRETIZATIONS = ("bilinear", "zoh", "dss")
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,8 @@ class DiagonalSystem:
 
     def step_parameters(self, d: Tensor | None = None) -> StepParameters:
         dtype = self.c.dtype
-        return StepParameters(torch.expm1(self.x).to(dtype), self.b.to(dtype), self.c, skip(d, self.c))
+        d = None if d is None else d.to(checks.REAL_OF[dtype])
+        return StepParameters(torch.expm1(self.x).to(dtype), self.b.to(dtype), self.c, d)
 
     def channels(self, start: int, stop: int) -> DiagonalSystem:
         return DiagonalSystem(self.x, self.b, self.c[start:stop])
@@ -91,12 +99,74 @@ class DiagonalSSM(SSMParameters):
 
         ``length``: what dss normalises over where there is no ``l_max``; needed there, and only there.
         """
-        c, b = complex_parameter(self.C), complex_parameter(self.B)
-        a = torch.complex(self.negative(self.inv_A_real), self.A_imag.to(checks.REAL_OF[c.dtype]))
-        c, dt = self.within_band(c, self.A_imag), self.dt(rate)
-        x, b = discretize(by_head(a, self.heads), by_head(b, self.heads), dt, self.disc, self.l_max or length)
-        return DiagonalSystem(x, b, c)
+        dt, real, imag = self.dt(rate), self.negative(self.inv_A_real), self.A_imag
+        a = by_head(torch.complex(real, imag.to(real.dtype)), self.heads)
+        b = by_head(as_complex(self.B), self.heads)
+        c = as_complex(self.C)
+        if self.bandlimit is not None:
+            c = self.within_band(c, imag)
+        return DiagonalSystem(*discretize(a, b, dt, self.disc, self.l_max or length), c)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
         kept = {name: value for name, value in state_dict.items() if name != prefix + "A"}
         super()._load_from_state_dict(kept, prefix, *args)
+
+
+def discretize(
+    a: Tensor, b: Tensor, dt: Tensor, method: str, length: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Exponents and input weights of the discrete system, both complex128 in the broadcast shape of the arguments.
+
+    Args:
+        a: eigenvalues ``(H, N)``, in 1 / unit of time; complex.
+        b: input weights ``(H, N)``, complex.
+        dt: step ``(H,)``, in units of time; real and positive.
+        method: "zoh" (input constant during a step), "bilinear" (Tustin) or "dss" (Gupta et al., 2022: softmax over
+            ``length`` positions in the place of zoh's ``1 / a``, real part in the place of twice the real part).
+        length: the positions that dss normalises over; needed there, and only there.
+    """
+    if method not in DISCRETIZATIONS:
+        raise ValueError(f"disc must be one of {DISCRETIZATIONS}, got {method!r}")
+    if method == "dss" and length is None:
+        raise ValueError("disc='dss' normalises over a fixed length: pass l_max")
+    a, b = a.to(torch.complex128), b.to(torch.complex128)
+    step = dt.to(torch.complex128).unsqueeze(
+        -1
+    )  # once: a product with a real tensor or number would do it again
+    x = a * step
+    if method == "bilinear":
+        half = x / 2
+        below = 1 - half
+        # A_bar is 0 at x = -2, where its logarithm has no gradient: then it is 1e-30, else the sum does not change.
+        return torch.log((1 + half + 1e-30) / below), b * step / below
+    if method == "zoh":
+        return x, b * step * _expm1_over(x)
+    assert length is not None
+    return x, b * _softmax_weights(a, x, length)
+
+
+#: 1 / (n + 1)!, complex, because torch converts a real number for each product with a complex tensor.
+_SERIES = tuple(complex(1 / math.factorial(n + 1)) for n in range(6))
+
+
+def _expm1_over(x: Tensor) -> Tensor:
+    """``(e^x - 1) / x`` for complex x, continuous at 0, where the quotient loses its digits: its series there."""
+    small = x.abs() < 1e-2
+    away = x.masked_fill(small, 1)
+    square = x * x  # few operations: the arrays are so small that what counts is how many there are
+    third = (x * _SERIES[3] + _SERIES[2]).addcmul(square, x * _SERIES[5] + _SERIES[4])
+    series = (x * _SERIES[1] + _SERIES[0]).addcmul(square, third)
+    return torch.where(small, series, torch.expm1(away) / away)
+
+
+def _softmax_weights(a: Tensor, x: Tensor, length: int) -> Tensor:
+    """Half of ``(e^x - 1) conj(D) / (|D|^2 + 1e-7)``, ``D = (e^{x L} - 1) a``; growing modes are shifted to the end.
+
+    Half, because a system's output is twice the real part and that of DSS is the real part.
+    """
+    growing = x.real > 0
+    decaying = torch.where(growing, -x, x)
+    denominator = (torch.exp(decaying * length) - 1) * a
+    reciprocal = denominator.conj() / (denominator.abs().square() + 1e-7)
+    shift = torch.exp(torch.where(growing, -x * (length - 1), 0))
+    return (torch.exp(decaying) - 1) * reciprocal * shift / 2

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..arguments.values import checked
+from ..ops import checks
 from ..ops.dplr_discretize import dplr_discretize
-from ..ops.pairs import as_complex
-from ..ops.sharing import by_head
-from .parameters import SSMParameters, complex_parameter
-from .system import StepParameters, readout, skip
+from ..ops.layouts import as_complex, by_head, interleaved
+from .parameters import SSMParameters
+from .system import StepParameters
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,9 @@ class DPLRSystem:
         matrix = self._dense()
         kept = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
         kept = kept - torch.linalg.matrix_power(matrix, length)
-        c = readout(self.c.to(torch.complex128)).unsqueeze(-1)
+        c = interleaved(2 * self.c.to(torch.complex128).conj()).unsqueeze(
+            -1
+        )  # times a state: 2 Re(sum_n c_n x_n)
         c = torch.linalg.solve(kept, c) if solve else kept @ c
         return as_complex(c.unflatten(-2, (-1, 2)).squeeze(-1)).conj_physical() / 2
 
@@ -89,7 +91,8 @@ class DPLRSystem:
 
     def step_parameters(self, d: Tensor | None = None) -> StepParameters:
         a_minus_one, p, q, b = dplr_discretize(self.w, self.p, self.b, self.dt, self.c.dtype)
-        return StepParameters(a_minus_one, b, self.c, skip(d, self.c), p, q)
+        d = None if d is None else d.to(checks.REAL_OF[self.c.dtype])
+        return StepParameters(a_minus_one, b, self.c, d, p, q)
 
     def channels(self, start: int, stop: int) -> DPLRSystem:
         return DPLRSystem(self.w, self.p, self.b, self.dt, self.c[start:stop])
@@ -141,19 +144,21 @@ class DPLRSSM(SSMParameters):
 
         It does not depend on the ``length`` of a call.
         """
-        c, taps = complex_parameter(self.C), self.bandlimit_length
-        if self.bandlimit is None or taps is None:
+        c, taps = as_complex(self.C), self.bandlimit_length
+        if self.bandlimit is None:
+            return self._system(c, rate)
+        if taps is None:
             return self._system(self.within_band(c, self.w_imag), rate)
         truncated = self.within_band(self._system(c).truncated_readout(taps), self.w_imag)
         return self._system(self._system(truncated).untruncated_readout(taps).to(c.dtype), rate)
 
     def _system(self, c: Tensor, rate: float = 1.0) -> DPLRSystem:
-        real = self.negative(self.inv_w_real)
+        dt, real = self.dt(rate), self.negative(self.inv_w_real)
         return DPLRSystem(
             w=torch.complex(real, self.w_imag.to(real.dtype)),
-            p=complex_parameter(self.P),
-            b=complex_parameter(self.B).squeeze(0),
-            dt=self.dt(rate),
+            p=as_complex(self.P),
+            b=as_complex(self.B).squeeze(0),
+            dt=dt,
             c=c,
         )
 
@@ -170,7 +175,7 @@ class DPLRSSM(SSMParameters):
         if length is None or self.L.is_meta or int(length) == 0:
             return
         with torch.no_grad():
-            c = torch.view_as_real(self._system(complex_parameter(self.C)).untruncated_readout(int(length)))
+            c = torch.view_as_real(self._system(as_complex(self.C)).untruncated_readout(int(length)))
             if metadata.get("assign_to_params_buffers"):  # C and L are the caller's own memory
                 self.C = nn.Parameter(c.to(self.C.dtype), self.C.requires_grad)
                 self.L = torch.zeros_like(self.L)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..arguments import values
-from ..ops.pairs import as_complex
-from ..ops.sharing import by_head
+from ..ops import checks
+from ..ops.layouts import by_head
 from ..optim import CarriesOptions
 
 
@@ -30,11 +30,6 @@ REAL_TYPES = {
     "sigmoid": _RealType(torch.sigmoid, torch.logit),
     "softplus": _RealType(F.softplus, lambda r: r + torch.log(-torch.expm1(-r))),
 }
-
-
-def complex_parameter(p: Tensor) -> Tensor:
-    """A complex tensor from its stored real and imaginary parts (..., 2), half precision widened to float32."""
-    return as_complex(p if p.dtype == torch.float64 else p.float())
 
 
 class SSMParameters(CarriesOptions):
@@ -84,7 +79,7 @@ class SSMParameters(CarriesOptions):
 
     def negative(self, stored: Tensor) -> Tensor:
         """The negative real parts that the stored numbers stand for."""
-        wide = stored if stored.dtype == torch.float64 else stored.float()
+        wide = stored if stored.dtype in checks.REAL else stored.float()
         real = -REAL_TYPES[self.real_type].decay(wide)
         return real - self._offset if self._offset else real
 
@@ -108,8 +103,7 @@ class SSMParameters(CarriesOptions):
 
     def within_band(self, c: Tensor, imag: Tensor) -> Tensor:
         """The readout c (C, H, N) without the modes of ``bandlimit / 2`` cycles a step or more; imag is (S, N)."""
-        if self.bandlimit is None:
-            return c
+        assert self.bandlimit is not None
         cycles = self.log_dt.exp().unsqueeze(-1) * by_head(imag, self.heads).abs() / (2 * math.pi)
         return torch.where(cycles < self.bandlimit / 2, c, 0)
 

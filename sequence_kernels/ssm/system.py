@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, NamedTuple, Protocol
 
-import torch
 from torch import Tensor
-
-from ..ops import checks
 
 
 class ChunkMatrices(NamedTuple):
@@ -50,23 +47,3 @@ class System(Protocol):
 
     def channels(self, start: int, stop: int) -> System:
         """The same system with some of its output channels."""
-
-
-def interleaved(z: Tensor) -> Tensor:
-    """Complex ``(..., N)`` as real ``(..., 2 N)``: re, im, re, im, ..."""
-    return torch.view_as_real(z.resolve_conj()).flatten(-2)
-
-
-def paired(x: Tensor) -> Tensor:
-    """The inverse of ``interleaved``, a view."""
-    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-
-
-def skip(d: Tensor | None, c: Tensor) -> Tensor | None:
-    """d in the precision of the readout c."""
-    return None if d is None else d.to(checks.REAL_OF[c.dtype])
-
-
-def readout(c: Tensor) -> Tensor:
-    """The real row ``(..., 2 N)`` whose product with an interleaved state is ``2 Re(sum_n c_n x_n)``."""
-    return interleaved(2 * c.conj())

@@ -21,9 +21,10 @@ from torch.nn.modules import module as torch_module
 
 from .. import ops
 from ..arguments import keywords
+from ..ops.layouts import paired
 from ..ops.ssm_step.reference import in_place
 from ..ssm import ChunkMatrices, System, convolve
-from ..ssm.system import StepParameters, paired
+from ..ssm.system import StepParameters
 
 if TYPE_CHECKING:
     from .program import Program

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ... import native
 from ..dispatch import implement
-from ..sharing import sets_and_channels
+from ..layouts import sets_and_channels
 
 
 def _arguments(weights: Tensor, z: Tensor, w: Tensor) -> tuple[Tensor, ...]:

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..sharing import sets_and_channels
+from ..layouts import sets_and_channels
 from .reference import both_of_pairs
 
 #: Nodes that one program of the transpose sums over.

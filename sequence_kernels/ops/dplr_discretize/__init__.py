@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..dispatch import choose
+from ..layouts import by_head
 from ..registration import only_runs
-from ..sharing import by_head
 
 
 def dplr_discretize(

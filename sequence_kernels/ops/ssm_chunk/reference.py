@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import implement
-from ..pairs import as_complex
+from ..layouts import as_complex
 from .krylov import krylov, krylov_backward
 
 

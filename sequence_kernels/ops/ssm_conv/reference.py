@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .. import checks
 from ..dispatch import implement
-from ..pairs import as_complex
+from ..layouts import as_complex
 
 
 def _apply(a: Tensor, x: Tensor) -> Tensor:

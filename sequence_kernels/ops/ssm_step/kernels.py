@@ -41,7 +41,7 @@ def steps(kernel: Kernel) -> tuple[Callable[..., tuple[Tensor, Tensor]], Callabl
     def run(
         state: Tensor, u: Tensor, parameters: tuple[Tensor | None, ...], slots: Tensor | None, to: Tensor
     ) -> Tensor:
-        parameters = tuple(None if t is None else _plain(t) for t in parameters)
+        parameters = tuple([None if t is None else _plain(t) for t in parameters])
         wide = u if u.dtype == _REAL[state.dtype] else u.to(_REAL[state.dtype])
         y = kernel(state, slots, _plain(wide), *parameters, to)
         return y if y.dtype == u.dtype else y.to(u.dtype)

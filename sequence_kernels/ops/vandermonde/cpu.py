@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ... import native
 from ..dispatch import implement
-from ..sharing import sets_and_channels
+from ..layouts import sets_and_channels
 
 
 def _complex(tensor: Tensor) -> Tensor:

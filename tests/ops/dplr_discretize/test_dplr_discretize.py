@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sequence_kernels import native, use_backend
 from sequence_kernels.ops.dplr_discretize import dplr_discretize
-from sequence_kernels.ops.sharing import by_head
+from sequence_kernels.ops.layouts import by_head
 
 C64, C128 = torch.complex64, torch.complex128
 BACKENDS = ["torch", "cpu"] if native.why_not("cpu") is None else ["torch"]

@@ -1,4 +1,4 @@
-"""Broadcasting as the kernels take it: sets of weights that share the same poles, computed once for all of them."""
+"""How tensors lie in memory: complex numbers as pairs of real ones, and what heads or sets of weights share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,33 @@ import math
 
 import torch
 from torch import Tensor
+
+from .checks import REAL
+
+
+def as_complex(pairs: Tensor) -> Tensor:
+    """Real ``(..., 2)`` as complex ``(...)``, wherever its memory lies: a view if that can be one, else a copy.
+
+    Half precision, which has no complex numbers, is widened to float32.
+    """
+    if pairs.dtype not in REAL:
+        pairs = pairs.float()
+    if not torch.compiler.is_compiling():  # a graph serves tensors that are somewhere else later
+        try:
+            return torch.view_as_complex(pairs)
+        except RuntimeError:  # pairs that begin at an odd place, or are not next to each other
+            pass
+    return torch.complex(*pairs.unbind(-1))
+
+
+def interleaved(z: Tensor) -> Tensor:
+    """Complex ``(..., N)`` as real ``(..., 2 N)``: re, im, re, im, ..."""
+    return torch.view_as_real(z.resolve_conj()).flatten(-2)
+
+
+def paired(x: Tensor) -> Tensor:
+    """The inverse of ``interleaved``, a view."""
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
 
 
 def by_head(copies: Tensor, heads: int) -> Tensor:
