@@ -30,6 +30,8 @@ class TransposedLinear(SparedLinear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] == 1:  # a step, where what counts is how many operations there are
+            return F.linear(x.squeeze(-1), self.weight, self.bias).unsqueeze(-1)
         y, bias = self.weight @ x, self.bias
         return y if bias is None else y + bias.to(y.dtype).unsqueeze(-1)
 

@@ -208,9 +208,8 @@ class S4(SequenceModule):
         if state is None:
             state = self.default_state(*x.shape[:-1], device=x.device)
         self._check_state(state, x.shape[:-1])
-        one = x.unsqueeze(-1)
-        gate = None if self.input_gate is None else self.input_gate(one)
-        u = x if self.input_linear is None else self.input_linear(one).squeeze(-1)
+        gate = None if self.input_gate is None else self.input_gate(x.unsqueeze(-1))
+        u = x if self.input_linear is None else self.input_linear(x.unsqueeze(-1)).squeeze(-1)
         y, next_state = ops.ssm_step(state, u, *self.system(rate).step_parameters(self.D))
         return self._mix(y.unsqueeze(-1), gate).squeeze(-1 if self.transposed else -2), next_state
 

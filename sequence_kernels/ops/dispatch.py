@@ -64,6 +64,7 @@ def implement(op: str, backend: str, *, needs: Needs | None = None) -> Callable[
 def forget() -> None:
     """Ask again which implementations can serve: one has been added, or a library has come or gone."""
     _refusal.cache_clear()
+    _first.cache_clear()
     able.cache_clear()
 
 
@@ -127,6 +128,7 @@ def _serving(op: str, device: str, dtype: torch.dtype) -> str:
     return chosen
 
 
+@functools.cache
 def _first(op: str, device: str, dtype: torch.dtype) -> tuple[str, dict[str, str]]:
     """The first backend of the device's order that can serve, and why those before it cannot."""
     refused: dict[str, str] = {}

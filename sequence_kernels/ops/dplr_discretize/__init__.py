@@ -28,7 +28,7 @@ def dplr_discretize(
     if plain or choose("ssm_step", None, w) != "cpu" or not only_runs("cpu"):
         return _by_torch(w, p, b, dt, dtype)
     w, p, b, dt = (t.resolve_conj().contiguous() for t in (w, p, b, dt))
-    found = torch.ops.sequence_kernels_native.dplr_discretize(w, p, b, dt, dtype == torch.complex128)
+    found = torch.ops.sequence_kernels_native.dplr_discretize.default(w, p, b, dt, dtype == torch.complex128)
     return found if found[0].dtype == dtype else tuple(t.to(dtype) for t in found)
 
 

@@ -16,7 +16,7 @@ def _plain(*tensors: Tensor) -> list[Tensor]:
 def ssm_chunk(
     a: Tensor, p: Tensor, q: Tensor, b: Tensor, c: Tensor, chunk: int, tail: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return ops.sequence_kernels_native.ssm_chunk(*_plain(a, p, q, b, c), chunk, tail)
+    return ops.sequence_kernels_native.ssm_chunk.default(*_plain(a, p, q, b, c), chunk, tail)
 
 
 @implement("ssm_chunk_backward", "cpu", needs=native.needs("cpu"))
@@ -33,7 +33,7 @@ def ssm_chunk_backward(
     chunk: int,
     tail: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return ops.sequence_kernels_native.ssm_chunk_backward(
+    return ops.sequence_kernels_native.ssm_chunk_backward.default(
         g_taps.contiguous(),
         g_reads,  # read at any strides: ssm_conv's gradient is its transpose
         *_plain(g_e_in, g_powers, a, p, q, b, c),

@@ -38,13 +38,13 @@ def _in_time_order(sequence: Tensor) -> Tensor:
 
 @implement("ssm_conv", "cpu", needs=native.needs("cpu"))
 def ssm_conv(u: Tensor, *parameters: Any) -> tuple[Tensor, Tensor]:
-    return torch.ops.sequence_kernels_native.ssm_conv(u, *_parameters(*parameters))
+    return torch.ops.sequence_kernels_native.ssm_conv.default(u, *_parameters(*parameters))
 
 
 @implement("ssm_conv_backward", "cpu", needs=native.needs("cpu"))
 def ssm_conv_backward(
     g: Tensor, g_final: Tensor, u: Tensor, *parameters: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return torch.ops.sequence_kernels_native.ssm_conv_backward(
+    return torch.ops.sequence_kernels_native.ssm_conv_backward.default(
         _in_time_order(g), g_final.contiguous(), _in_time_order(u), *_parameters(*parameters)
     )
