@@ -45,7 +45,11 @@ __device__ __forceinline__ void forward_of_block(const SsmConvForwardParams& p) 
   const uint32_t groups = over(p.B * p.segments, rows);
   const int64_t h = blockIdx.x / groups, M = all_chunks(p);
   const int32_t warp = threadIdx.x / 32, lane_row = threadIdx.x % 32 / 4, lane_column = threadIdx.x % 4 * 2;
-  if (threadIdx.x < rows) row[threadIdx.x] = row_of(p, int64_t(blockIdx.x % groups) * rows + threadIdx.x);
+  if (threadIdx.x < rows) {
+    Row own = row_of(p, int64_t(blockIdx.x % groups) * rows + threadIdx.x);
+    if (p.adjoint && own.last == M) own.last = -1;  // joins the carry, and is not in this segment
+    row[threadIdx.x] = own;
+  }
 
   const unsigned char* matrices = shared;
   if (RESIDENT)
