@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import subprocess
@@ -16,68 +15,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from sequence_kernels import native, ops
+from sequence_kernels import ops
 from sequence_kernels.ops import dispatch
 from tests.aot import nvcc
-from tests.cuda_driver import Built, build, skip_reason
+from tests.cuda_driver import Driver, build, skip_reason
+from tests.cuda_driver import driver as stand_in
 from tests.cuda_driver.build import ROOT, setup, source_tree
 from tests.ops.ssm_step.exact import check as check_step
 from tests.ops.ssm_step.exact import sample as step_sample
 
-pytestmark = [
-    pytest.mark.skipif(skip_reason() is not None, reason=str(skip_reason())),
-    pytest.mark.skipif(native.why_not("cpu") is not None, reason=str(native.why_not("cpu"))),
-]
+pytestmark = pytest.mark.skipif(skip_reason() is not None, reason=str(skip_reason()))
 
 raw = torch.ops.sequence_kernels_native
-CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
-
-
-class Driver:
-    """The stand-in, and the ops' CUDA implementations on CPU tensors."""
-
-    def __init__(self, built: Built) -> None:
-        ctypes.CDLL(str(built.torch_cuda), mode=ctypes.RTLD_GLOBAL)
-        torch.ops.load_library(built.library)
-        try:
-            self.run("vandermonde", *samples("vandermonde", 1, 1, 3, 5), 5, True, 0)
-        except RuntimeError as error:
-            self.without_driver = str(error)
-        self._stand_in = ctypes.CDLL(str(built.driver))
-        self._stand_in.stand_in_record.restype = ctypes.c_char_p
-        self.whole_record: list[str] = []
-
-    def run(self, op: str, *arguments: Any) -> Tensor:
-        return getattr(raw, op).default.redispatch(CUDA, *arguments)
-
-    def record(self) -> list[str]:
-        """The calls since the last time, one a line."""
-        lines = self._stand_in.stand_in_record().decode().splitlines()
-        self.whole_record += lines
-        return lines
-
-    def launches(self) -> list[str]:
-        return [line.partition(" ")[2] for line in self.record() if line.startswith("cuLaunchKernel")]
-
-    def fail(self, function: str, error: int) -> None:
-        self._stand_in.stand_in_fail(function.encode(), error)
-
-    def contexts(self) -> int:
-        return self._stand_in.stand_in_contexts()
-
-
-@pytest.fixture(scope="module")
-def module_driver() -> Driver:
-    return Driver(build())
 
 
 @pytest.fixture
-def driver(module_driver: Driver) -> Iterator[Driver]:
-    module_driver.record()
-    yield module_driver
-    module_driver.fail("", 0)
-    module_driver.record()
-    assert module_driver.contexts() == 0  # each launch leaves the thread's context as it was
+def driver() -> Iterator[Driver]:
+    driver = stand_in()
+    driver.record()
+    yield driver
+    driver.fail("", 0)
+    driver.record()
+    assert driver.contexts() == 0  # each launch leaves the thread's context as it was
 
 
 def samples(op: str, sets: int, channels: int, N: int, L: int, dtype: Any = torch.complex64) -> list[Tensor]:
@@ -222,54 +181,6 @@ def test_generating_function_and_its_gradients(
     assert driver.launches() == []
 
 
-CONVOLUTIONS = {
-    # dtype, (B, C, H, L, T, S), dense, precision, shared memory; the product kernels of the two passes
-    "whole": (torch.float32, (2, 1, 2, 37, 4, 6), False, 1, 99 << 10, "tf32x3", 1, 3),
-    "segments": (torch.float32, (1, 2, 1, 150, 4, 6), True, 0, 99 << 10, "f32", 2, 3),
-    "bf16": (torch.bfloat16, (1, 1, 1, 150, 4, 6), False, 1, 99 << 10, "bf16", 2, 3),
-    "tf32": (torch.float16, (1, 1, 1, 5, 4, 6), False, 2, 99 << 10, "tf32", 1, 1),
-    "double": (torch.float64, (17, 1, 1, 9, 4, 6), True, 1, 99 << 10, "f64", 1, 1),
-    "large": (torch.float32, (1, 1, 2, 37, 16, 32), True, 0, 20 << 10, "f32", 1, 1),
-}
-
-
-@pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_chunked_convolution(driver: Driver, name: str) -> None:
-    dtype, (B, C, H, L, T, S), dense, precision, shared, math, forward, backward = CONVOLUTIONS[name]
-    torch.manual_seed(L)
-    real = torch.float64 if dtype == torch.float64 else torch.float32
-    powers = (
-        torch.randn(H, 1, S, S).double() / S
-        if dense
-        else 0.5 * torch.randn(H, 1, S // 2, dtype=torch.cdouble)
-    )
-    while powers.shape[1] < T.bit_length():
-        last = powers[:, -1:]
-        powers = torch.cat((powers, last @ last if dense else last * last), 1)
-    u, g = torch.randn(L, H, B).permute(2, 1, 0).to(dtype), torch.randn(B, C, H, L).to(dtype)
-    shapes = ((C, H, T), (C, H, T, S), (H, T, S))
-    taps, e_out, e_in = (torch.randn(shape).to(real) for shape in shapes)
-    lengths = torch.randint(L + 1, (B,))
-    arguments = [u, taps, e_out.mT, e_in, powers, None, torch.randn(B, H, S).to(real), lengths]
-    g_final = torch.randn(B, H, S).to(real)
-    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 2e-2)
-    for op, given, products in (
-        ("ssm_conv", arguments, forward),
-        ("ssm_conv_backward", [g, g_final, *arguments], backward),
-    ):
-        got = driver.run(f"{op}_cuda", *given, precision, shared)
-        want = dispatch.implementation(op, "torch")(*given)
-        for x, y in zip(got, want, strict=True):
-            assert x.dtype == y.dtype
-            torch.testing.assert_close(x, y, rtol=0, atol=tolerance * max(1.0, float(y.abs().max())))
-        launched = [line.split()[0] for line in driver.launches()]
-        kinds = [k for k in launched if re.match(r"ssm_conv_(for|back)ward_", k)]
-        assert sum("pack" not in kind for kind in kinds) == products
-        assert all(kind.endswith(f"_{math}") for kind in kinds)
-        needs_workspace = name == "large" and op == "ssm_conv_backward"
-        assert any("_large_" in kind for kind in kinds) == needs_workspace
-
-
 def test_chunked_convolution_refuses_states_beyond_shared_memory(driver: Driver) -> None:
     u, taps = torch.ones(1, 1, 4), torch.ones(1, 1, 2)
     powers = torch.ones(1, 2, 512, dtype=torch.cfloat)
@@ -279,6 +190,61 @@ def test_chunked_convolution_refuses_states_beyond_shared_memory(driver: Driver)
     with pytest.raises(RuntimeError, match="ssm_conv expects contiguous arguments of the shapes"):
         driver.run("ssm_conv_cuda", u, taps.double(), *arguments[2:], 0, 48 << 10)
     assert driver.launches() == []
+
+
+def convolution(dense: bool) -> list[Any]:
+    """The arguments of ssm_conv for one sequence, so long that it is cut in segments."""
+    T, S, L = 4, 6, 150
+    torch.manual_seed(L)
+    a = torch.randn(1, S, S) / S if dense else 0.5 * torch.randn(1, S // 2, dtype=torch.cfloat)
+    powers = [a]
+    while len(powers) < T.bit_length():
+        powers.append(powers[-1] @ powers[-1] if dense else powers[-1] * powers[-1])
+    taps, e_out, e_in = torch.randn(1, 1, T), torch.randn(1, 1, S, T), torch.randn(1, T, S)
+    return [torch.randn(1, 1, L), taps, e_out, e_in, torch.stack(powers, 1), None, torch.randn(1, 1, S), None]
+
+
+def op_calls() -> Iterator[tuple[str, list[Any]]]:
+    """An op of each family and the arguments of its CUDA implementation, so that each launch of it occurs."""
+    yield "vandermonde", [*samples("vandermonde", 1, 2, 3, 70), 70, True, 0]
+    yield "vandermonde_transpose", [*samples("vandermonde_transpose", 1, 1, 2, 16385), 0]
+    yield "cauchy", [*samples("cauchy", 5, 1, 3, 7), False, 2]
+    yield "cauchy_transpose", [*samples("cauchy_transpose", 2, 1, 3, 4097), 2]
+    x = step_sample(9, 2, 5, 1, 2, slots=None, places=9, dtype=torch.complex64)
+    yield "ssm_step", [x.state.clone(), *x[1:], torch.empty_like(x.state)]
+    tensors = [torch.randn(k, 2, 3, dtype=torch.cfloat) for k in (1, 1, 1)]
+    w = torch.complex(-1 - torch.rand(2, 3), torch.randn(2, 3))
+    tensors += [torch.randn(2, 3, dtype=torch.cfloat), w, torch.randn(130)]
+    yield "dplr_generating_cuda", tensors
+    yield "dplr_generating_backward_cuda", [torch.randn(1, 2, 130, dtype=torch.cfloat), *tensors]
+    gradients = [torch.randn(1, 1, 1, 150), torch.randn(1, 1, 6)]
+    for dense, forward, backward in (
+        (False, 99, 99),
+        (True, 99, 99),
+        (False, 8, 10),
+    ):  # the last: matrices apart
+        arguments = convolution(dense)
+        yield "ssm_conv_cuda", [*arguments, 0, forward << 10]
+        yield "ssm_conv_backward_cuda", [*gradients, *arguments, 0, backward << 10]
+
+
+OP_CALLS = list(op_calls())
+AT = r"block \(\d+,0,0\) thread \(\d+,0,0\): out-of-bounds (read|write) of \d+ bytes"
+
+
+@pytest.mark.parametrize(
+    ("op", "arguments"), OP_CALLS, ids=[f"{op}-{i}" for i, (op, _) in enumerate(OP_CALLS)]
+)
+def test_each_buffer_is_as_long_as_its_kernels_need(driver: Driver, op: str, arguments: list[Any]) -> None:
+    """The host's own arithmetic of sizes: enough for every access, and 8 elements fewer would be reported."""
+    driver.run(op, *arguments, check=True)
+    for allocation in range(driver.allocations):
+        driver.shorten(allocation, 8)
+        with pytest.raises(
+            RuntimeError, match=rf"cannot launch (\w+): .* \1: {AT}, .* end of allocation {allocation}"
+        ):
+            driver.run(op, *arguments, check=True)
+    driver.launches()
 
 
 def test_bad_arguments_launch_nothing(driver: Driver) -> None:

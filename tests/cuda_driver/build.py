@@ -1,4 +1,4 @@
-"""Builds the CUDA library by setup.py with a stand-in nvcc, and the stand-ins of libcuda.so.1 and of torch's stream."""
+"""Builds the CUDA library by setup.py with a stand-in nvcc, and the stand-ins of libcuda.so.1 and of torch's part."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 
+from sequence_kernels import native
 from tests.cuda_emulator import build as emulator
 
 HERE = Path(__file__).parent
@@ -29,6 +30,8 @@ class Built(NamedTuple):
 
 def skip_reason() -> str | None:
     """Why the stand-in cannot be used here; None if it can."""
+    if native.why_not("cpu") is not None:
+        return native.why_not("cpu")  # which defines the ops
     if torch.version.cuda is not None:
         return "this torch has CUDA: its own stream and driver are used, and the ops' tests run on the GPU"
     try:
@@ -66,7 +69,7 @@ def setup(folder: Path, version: str, cuda_home: Path | None) -> Path:
 
 
 def stand_ins(folder: Path) -> None:
-    """libcuda.so.1 with the emulated kernels inside, and what a torch with CUDA has and others lack."""
+    """libcuda.so.1 with the emulated kernels inside, and what the library finds in torch or in place of it."""
     includes = [f"-I{path}" for path in (HERE.parent / "cuda_emulator" / "runtime", folder / "csrc")]
     flags = " ".join([*emulator.FLAGS, *emulator._includes(), *includes])
     rules = [
@@ -84,7 +87,7 @@ def stand_ins(folder: Path) -> None:
     objects = [f"{source.parent.name}.{source.stem}.o" for source in sources]
     for source, name in zip(sources, objects, strict=True):
         rules.append(f"build {name}: compile {source}")
-        rules.append(f"  more = {' '.join(emulator.KERNEL_FLAGS)}")
+        rules.append(f"  more = {' '.join([*emulator.KERNEL_FLAGS, *emulator.CHECK_FLAGS])}")
     emulator._ninja(folder, [*rules, f"build libcuda.so.1: link driver.o {' '.join(objects)}"])
 
 

@@ -1,8 +1,9 @@
 // Stands in for libcuda.so.1: records the calls, refuses what a device would refuse, runs kernels in the
-// emulator.
+// emulator, and where the thread's buffers are watched checks each access.
 #include <mutex>
 #include <set>
 
+#include "buffers.h"
 #include "launch.h"
 #include "tensor_cores.h"
 
@@ -18,7 +19,8 @@ enum {
   no_device = 100,
   invalid_device = 101,
   invalid_context = 201,
-  not_found = 500
+  not_found = 500,
+  launch_failed = 719
 };
 constexpr int devices = 2, max_dynamic_shared_bytes = 8;
 
@@ -28,7 +30,9 @@ struct Kernel {
 };
 
 std::recursive_mutex mutex;
-std::string record, failing;
+std::string record, failing, fault;
+emu::Order order = emu::Order::forward;
+unsigned seed = 0;
 Result failure = success;
 std::map<std::string, Kernel> loaded;
 thread_local std::vector<Context> contexts;
@@ -44,6 +48,12 @@ Result call(const std::string& function, const std::string& arguments = "") {
   return function == failing ? failure : success;
 }
 
+void check_accesses() {
+  const auto buffers = reinterpret_cast<BuffersOfThread>(dlsym(RTLD_DEFAULT, "stand_in_buffers"));
+  for (const Buffer& each : buffers())
+    emu::add_region(each.name, each.data, each.bytes, each.element_bytes, false);
+}
+
 }  // namespace
 
 // For the test: fail a function from now on ("": none), and what was called since the last time.
@@ -57,14 +67,19 @@ EXPORT const char* stand_in_record() {
   record.clear();
   return last.c_str();
 }
+EXPORT void stand_in_schedule(int of_threads, unsigned from) {
+  order = static_cast<emu::Order>(of_threads);
+  seed = from;
+}
 EXPORT int stand_in_contexts() {
   return static_cast<int>(contexts.size());
 }
 
 EXPORT Result cuGetErrorString(Result result, const char** text) {
-  *text = result == 209   ? "no kernel image is available for execution on the device"
-          : result == 700 ? "an illegal memory access was encountered"
-                          : "another error";
+  *text = result == launch_failed ? fault.c_str()
+          : result == 209         ? "no kernel image is available for execution on the device"
+          : result == 700         ? "an illegal memory access was encountered"
+                                  : "another error";
   return success;
 }
 EXPORT Result cuInit(unsigned) {
@@ -125,6 +140,13 @@ EXPORT Result cuLaunchKernel(Kernel* kernel, unsigned grid_x, unsigned grid_y, u
       call("cuLaunchKernel", kernel->name + " grid " + std::to_string(grid_x) + " block " +
                                  std::to_string(block_x) + " shared " + std::to_string(shared_bytes) +
                                  " stream " + number(stream) + " device " + std::to_string(device));
-  if (result == success) emu::launch(emulated, params[0], emu::Order::forward, 0);
-  return result;
+  if (result != success) return result;
+  try {
+    check_accesses();
+    emu::launch(emulated, params[0], order, seed);
+  } catch (const std::exception& error) {
+    fault = error.what();
+    return launch_failed;
+  }
+  return success;
 }

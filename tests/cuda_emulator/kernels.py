@@ -14,7 +14,7 @@ import torch
 
 from .build import ROOT, build, skip_reason, sources
 
-__all__ = ["Kernels", "skip_reason", "sum_segments"]
+__all__ = ["Kernels", "skip_reason"]
 
 _C_TYPES = {
     "int64_t": ctypes.c_int64,
@@ -102,11 +102,3 @@ class Kernels:
     def run(self, kernel: str, fields: dict[str, Any], *, order: str = "forward", seed: int = 0) -> None:
         packed, buffers = self._pack(kernel, fields)
         self._module.run(kernel, packed, order, seed, buffers if self._check else [])
-
-
-def sum_segments(kernels: Kernels, partial: torch.Tensor, kind: str, **options: Any) -> torch.Tensor:
-    """The sum over the first dimension of a complex workspace, by the kernels of csrc/common/sum_segments.cu."""
-    out = torch.full_like(partial[0], float("nan"))
-    fields = {"partial": partial, "out": out, "count": 2 * out.numel(), "segments": partial.shape[0]}
-    kernels.run(f"sum_segments_{kind}", fields, **options)
-    return out

@@ -1,14 +1,16 @@
-"""The CUDA kernels of the Cauchy family, in the emulator, against the sums as written."""
+"""The Cauchy products on the stand-in driver, host code and CUDA kernels, against the sums as written."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.cuda_emulator import Kernels, skip_reason, sum_segments
+from tests.cuda_driver import ORDERS, driver, skip_reason
+from tests.cuda_emulator import Kernels
 
 from . import exact
 
@@ -21,59 +23,29 @@ COMPLEX = {"f32": torch.complex64, "f64": torch.complex128}
 TOLERANCE = {"f32": 2e-6, "f64": 1e-12}  # of the norm
 SEGMENT = 4096
 SHAPES = [(1, 1, 1, 2), (1, 2, 3, 5), (3, 2, 5, 128), (2, 1, 17, 129), (9, 1, 2, 200), (1, 2, 70, 300)]
-ORDERS = ("forward", "reverse", "random", "skewed")
 
 
-class Emulated:
-    """The two products on the kernels of the emulator, launched as the host will launch them."""
+class Device:
+    """The two products as the host launches them, with each access checked or not."""
 
     def __init__(self, check: bool) -> None:
-        self.kernels = Kernels("csrc/cauchy/cuda.cu", check=check)
-        self.sums = Kernels("csrc/common/sum_segments.cu", check=check)
+        self._run = functools.partial(driver().run, check=check)
 
-    def sizes(self, weights: Tensor, z: Tensor, w: Tensor) -> dict[str, int]:
-        sets, channels, _ = weights.shape
-        stride = 0 if z.shape[0] == 1 else z.shape[1]
-        together = 1 if sets == 1 else 4
-        sizes = {"sets": sets, "channels": channels, "N": w.shape[1], "L": z.shape[1]}
-        return {**sizes, "z_stride": stride, "sets_together": together}
+    def product(self, v: Tensor, z: Tensor, w: Tensor, pairs: bool, power: int, **options: Any) -> Tensor:
+        return self._run("cauchy", v, z, w, pairs, power, **options)
 
-    def product(
-        self, v: Tensor, z: Tensor, w: Tensor, pairs: bool, power: int, kind: str, **options: Any
-    ) -> Tensor:
-        out = torch.full((*v.shape[:2], z.shape[1]), float("nan"), dtype=COMPLEX[kind])
-        name = f"cauchy_{'one' if v.shape[0] == 1 else 'four'}_{kind}"
-        fields = {
-            "v": v,
-            "z": z,
-            "w": w,
-            "out": out,
-            "order": power,
-            "pairs": int(pairs),
-            **self.sizes(v, z, w),
-        }
-        self.kernels.run(name, fields, **options)
-        return out
-
-    def transpose(self, g: Tensor, z: Tensor, w: Tensor, power: int, kind: str, **options: Any) -> Tensor:
-        segments = max(1, -(-z.shape[1] // SEGMENT))
-        partial = torch.full((segments, *g.shape[:2], w.shape[1]), float("nan"), dtype=COMPLEX[kind])
-        name = f"cauchy_transpose_{'one' if g.shape[0] == 1 else 'four'}_{kind}"
-        fields = {"g": g, "z": z, "w": w, "out": partial, "order": power, **self.sizes(g, z, w)}
-        self.kernels.run(name, fields, **options)
-        if segments == 1:
-            return partial[0]
-        return sum_segments(self.sums, partial, kind, **options)
+    def transpose(self, g: Tensor, z: Tensor, w: Tensor, power: int, **options: Any) -> Tensor:
+        return self._run("cauchy_transpose", g, z, w, power, **options)
 
 
 @pytest.fixture(scope="module")
-def plain() -> Emulated:
-    return Emulated(check=False)
+def plain() -> Device:
+    return Device(check=False)
 
 
 @pytest.fixture(scope="module")
-def checked() -> Emulated:
-    return Emulated(check=True)
+def checked() -> Device:
+    return Device(check=True)
 
 
 def data(
@@ -93,10 +65,10 @@ def data(
 @pytest.mark.parametrize("kind", COMPLEX)
 @pytest.mark.parametrize("pairs", [True, False], ids=["pairs", "plain"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_product(plain: Emulated, shape: tuple[int, ...], pairs: bool, kind: str) -> None:
+def test_product(plain: Device, shape: tuple[int, ...], pairs: bool, kind: str) -> None:
     for imaginary, order in ((True, 1), (True, 2), (False, 3)):
         v, z, w, _ = data(*shape, kind, imaginary=imaginary)
-        actual = plain.product(v, z, w, pairs, order, kind)
+        actual = plain.product(v, z, w, pairs, order)
         assert exact.relative_error(actual, exact.product(v, z, w, pairs, order)) < TOLERANCE[kind]
         if imaginary:
             assert (actual[..., -1] == 0).all()
@@ -104,66 +76,65 @@ def test_product(plain: Emulated, shape: tuple[int, ...], pairs: bool, kind: str
 
 @pytest.mark.parametrize("kind", COMPLEX)
 @pytest.mark.parametrize("shape", [*SHAPES, (5, 1, 3, SEGMENT + 100)], ids=str)
-def test_transpose(plain: Emulated, shape: tuple[int, ...], kind: str) -> None:
+def test_transpose(plain: Device, shape: tuple[int, ...], kind: str) -> None:
     for imaginary, order in ((True, 1), (False, 2)):
         _, z, w, g = data(*shape, kind, imaginary=imaginary)
-        actual = plain.transpose(g, z, w, order, kind)
+        actual = plain.transpose(g, z, w, order)
         assert exact.relative_error(actual, exact.transpose(g, z, w, order)) < TOLERANCE[kind]
 
 
-def test_nodes_of_their_own_for_each_channel(plain: Emulated) -> None:
+def test_nodes_of_their_own_for_each_channel(plain: Device) -> None:
     v, _, w, g = data(2, 3, 4, 150, "f64")
     z = torch.randn(3, 150, dtype=torch.complex128)
-    assert (
-        exact.relative_error(plain.product(v, z, w, True, 1, "f64"), exact.product(v, z, w, True, 1)) < 1e-12
-    )
-    assert exact.relative_error(plain.transpose(g, z, w, 1, "f64"), exact.transpose(g, z, w, 1)) < 1e-12
+    assert exact.relative_error(plain.product(v, z, w, True, 1), exact.product(v, z, w, True, 1)) < 1e-12
+    assert exact.relative_error(plain.transpose(g, z, w, 1), exact.transpose(g, z, w, 1)) < 1e-12
 
 
-def test_no_poles(plain: Emulated) -> None:
+def test_no_poles(plain: Device) -> None:
     v, z, w, _ = data(2, 2, 0, 5, "f32")
-    assert (plain.product(v, z, w, True, 1, "f32") == 0).all()
+    assert (plain.product(v, z, w, True, 1) == 0).all()
 
 
 @pytest.mark.parametrize("rate", [1e-4, 1e-2, 1.0])
-def test_float32_next_to_the_imaginary_axis(plain: Emulated, rate: float) -> None:
+def test_float32_next_to_the_imaginary_axis(plain: Device, rate: float) -> None:
     """float32 inputs, poles of a HiPPO model at all step sizes and nodes up to infinity: 2e-6 of the norm."""
     N, L = 64, 2049
     torch.manual_seed(0)
     w = (rate * torch.complex(torch.full((1, N), -0.5), torch.pi * torch.arange(N)[None])).to(torch.complex64)
     z = exact.nodes(L)[None].to(torch.complex64)
     v, g = torch.randn(1, 1, N, dtype=torch.complex64), torch.randn(1, 1, L, dtype=torch.complex64)
-    product = plain.product(v, z, w, True, 1, "f32")
+    product = plain.product(v, z, w, True, 1)
     assert exact.relative_error(product, exact.product(v, z, w, True, 1)) < 2e-6
-    assert exact.relative_error(plain.transpose(g, z, w, 1, "f32"), exact.transpose(g, z, w, 1)) < 2e-6
+    assert exact.relative_error(plain.transpose(g, z, w, 1), exact.transpose(g, z, w, 1)) < 2e-6
 
 
-def test_results_do_not_depend_on_the_order_of_threads(plain: Emulated) -> None:
+def test_results_do_not_depend_on_the_order_of_threads(plain: Device) -> None:
     v, z, w, g = data(5, 1, 5, SEGMENT + 100, "f32")
-    products = [plain.product(v, z, w, True, 1, "f32", order=order, seed=5) for order in ORDERS]
-    moments = [plain.transpose(g, z, w, 1, "f32", order=order, seed=5) for order in ORDERS]
+    products = [plain.product(v, z, w, True, 1, order=order, seed=5) for order in ORDERS]
+    moments = [plain.transpose(g, z, w, 1, order=order, seed=5) for order in ORDERS]
     assert all(torch.equal(products[0], other) for other in products)
     assert all(torch.equal(moments[0], other) for other in moments)
 
 
-def check(emulated: Emulated, kind: str, order: str, seed: int) -> None:
+def check(device: Device, kind: str, order: str, seed: int) -> None:
     for shape in ((5, 2, 3, 140), (1, 1, 35, 60)):
         v, z, w, g = data(*shape, kind)
-        product = emulated.product(v, z, w, True, 2, kind, order=order, seed=seed)
+        product = device.product(v, z, w, True, 2, order=order, seed=seed)
         assert exact.relative_error(product, exact.product(v, z, w, True, 2)) < TOLERANCE[kind]
-        moments = emulated.transpose(g, z, w, 2, kind, order=order, seed=seed)
+        moments = device.transpose(g, z, w, 2, order=order, seed=seed)
         assert exact.relative_error(moments, exact.transpose(g, z, w, 2)) < TOLERANCE[kind]
 
 
 @pytest.mark.checks("sanitizers", of="cauchy/cuda")
 @pytest.mark.parametrize("kind", COMPLEX)
 @pytest.mark.parametrize("order", ["forward", "random"])
-def test_every_access_is_in_bounds_and_ordered(checked: Emulated, kind: str, order: str) -> None:
+def test_every_access_is_in_bounds_and_ordered(checked: Device, kind: str, order: str) -> None:
     check(checked, kind, order, seed=1)
 
 
-def test_launch_rules(plain: Emulated) -> None:
+def test_launch_rules() -> None:
     """A block has 128 nodes, or at most 32 poles and a segment of nodes, of one set or of four."""
+    kernels = Kernels("csrc/cauchy/cuda.cu")
 
     def blocks(kernel: str, sets: int, channels: int, N: int, L: int) -> int:
         sizes = {"sets": sets, "channels": channels, "N": N, "L": L, "z_stride": 0, "order": 1}
@@ -176,7 +147,7 @@ def test_launch_rules(plain: Emulated) -> None:
             "w": None,
             "out": None,
         }
-        return plain.kernels.launch_rule(kernel, fields)[0]
+        return kernels.launch_rule(kernel, fields)[0]
 
     assert blocks("cauchy_one_f32", 1, 256, 32, 2049) == 17 * 256
     assert blocks("cauchy_four_f32", 5, 256, 32, 128) == 2 * 256
@@ -189,6 +160,6 @@ def test_launch_rules(plain: Emulated) -> None:
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("seed", range(8))
 def test_every_access_is_in_bounds_and_ordered_for_many_schedules(
-    checked: Emulated, kind: str, order: str, seed: int
+    checked: Device, kind: str, order: str, seed: int
 ) -> None:
     check(checked, kind, order, seed)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from sequence_kernels import native, ops
-from tests import cuda_emulator, triton_kernels
+from tests import cuda_driver, triton_kernels
 
 from . import extremes
-from .test_cuda import Emulated
+from .test_cuda import Device
 
 Run = Callable[[Tensor, Tensor, Tensor, bool, int], Tensor]
 
@@ -30,14 +30,14 @@ def _cpu() -> tuple[Run, Run]:
 def _cuda() -> tuple[Run, Run]:
     from sequence_kernels.ops.cauchy.reference import both_of_pairs
 
-    emulated = Emulated(check=False)
+    device = Device(check=False)
 
     def transpose(g: Tensor, z: Tensor, w: Tensor, pairs: bool, order: int) -> Tensor:
         if pairs:
             g, z = both_of_pairs(g, z)
-        return emulated.transpose(g, z, w, order, "f32")
+        return device.transpose(g, z, w, order)
 
-    return lambda v, z, w, pairs, order: emulated.product(v, z, w, pairs, order, "f32"), transpose
+    return lambda v, z, w, pairs, order: device.product(v, z, w, pairs, order), transpose
 
 
 def _triton() -> tuple[Run, Run]:
@@ -63,7 +63,7 @@ KERNELS = [
     )
     for name, make, reason in (
         ("cpu", _cpu, native.why_not("cpu")),
-        ("cuda", _cuda, cuda_emulator.skip_reason()),
+        ("cuda", _cuda, cuda_driver.skip_reason()),
         ("triton", _triton, triton_kernels.skip_reason()),
     )
 ]

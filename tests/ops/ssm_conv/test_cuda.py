@@ -1,21 +1,21 @@
-"""The CUDA kernels of the chunked convolution, in the emulator, against its definition in plain torch."""
+"""The chunked convolution on the stand-in driver, host code and CUDA kernels, against its definition in plain torch."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import re
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
 from sequence_kernels.ops.ssm_conv import reference
-from tests.cuda_emulator import Kernels, skip_reason
+from tests.cuda_driver import ORDERS, driver, skip_reason
 from tests.cuda_emulator.build import ROOT, compiler
-
-from .emulated import BLOCK_FRAGMENTS, Arguments, Emulated
 
 pytestmark = [
     pytest.mark.skipif(skip_reason() is not None, reason=str(skip_reason())),
@@ -23,44 +23,78 @@ pytestmark = [
 ]
 
 F64 = torch.float64
-ORDERS = ("forward", "reverse", "random", "skewed")
-#: What computes products, the sequences' dtype, and the error allowed: outputs and du in that dtype, the others. The
-#: rounding of a matrix to 11 or 8 bits is the same in every chunk, so that sums over chunks show it in full.
+SHARED_BYTES = 99 << 10
+#: What computes products, the sequences' dtype, the precision that asks for it, and the error allowed: outputs and du
+#: in that dtype, the others. The rounding of a matrix to 11 or 8 bits is the same in every chunk, so that sums over
+#: chunks show it in full.
 MATHS = [
-    ("f64", torch.float64, 1e-13, 1e-13),
-    ("f32", torch.float32, 1e-6, 1e-6),
-    ("f32", torch.bfloat16, 3e-3, 1e-6),
-    ("tf32x3", torch.float32, 1e-6, 1e-6),
-    ("tf32", torch.float32, 1e-3, 2e-3),
-    ("tf32", torch.float16, 1e-3, 2e-3),
-    ("bf16", torch.bfloat16, 5e-3, 5e-3),
+    ("f64", torch.float64, 1, 1e-13, 1e-13),
+    ("f32", torch.float32, 0, 1e-6, 1e-6),
+    ("f32", torch.bfloat16, 0, 3e-3, 1e-6),
+    ("tf32x3", torch.float32, 1, 1e-6, 1e-6),
+    ("tf32", torch.float32, 2, 1e-3, 2e-3),
+    ("tf32", torch.float16, 1, 1e-3, 2e-3),
+    ("bf16", torch.bfloat16, 1, 5e-3, 5e-3),
 ]
-#: B, C, H, L, T, S, dense, lengths, chunks of a segment
+#: B, C, H, L, T, S, dense, lengths. The third and the sixth are cut in segments by the forward pass too.
 CASES = [
-    (2, 1, 2, 11, 4, 4, False, False, 1),
-    (3, 2, 2, 37, 4, 6, True, True, 2),
-    (2, 1, 1, 70, 16, 20, False, True, 2),
-    (5, 2, 1, 64, 16, 4, True, False, 8),
-    (1, 1, 2, 100, 2, 4, False, False, 5),
-    (1, 1, 1, 33, 1, 3, True, True, 7),
-    (20, 1, 1, 33, 8, 4, False, True, 2),
-    (1, 1, 1, 0, 4, 4, False, False, 1),
+    (2, 1, 2, 11, 4, 4, False, False),
+    (2, 1, 1, 70, 16, 20, False, True),
+    (3, 2, 2, 150, 4, 6, True, True),
+    (5, 2, 1, 64, 16, 4, True, False),
+    (1, 1, 2, 40, 2, 4, False, False),
+    (1, 1, 1, 33, 1, 3, True, True),
+    (20, 1, 1, 33, 8, 4, False, True),
+    (1, 1, 1, 0, 4, 4, False, False),
 ]
 
 
-@pytest.fixture(scope="module")
-def plain() -> Kernels:
-    return Kernels("csrc/ssm_conv/cuda_*.cu")
+class Arguments(NamedTuple):
+    """Those of ``ops.ssm_conv``."""
+
+    u: Tensor
+    taps: Tensor
+    e_out: Tensor
+    e_in: Tensor
+    a_powers: Tensor
+    d: Tensor | None = None
+    initial_state: Tensor | None = None
+    lengths: Tensor | None = None
 
 
-@pytest.fixture(scope="module")
-def checked() -> Kernels:
-    return Kernels("csrc/ssm_conv/cuda_*.cu", check=True)
+class Device(NamedTuple):
+    """Both passes on a device that has so much shared memory for a block."""
+
+    precision: int
+    shared_bytes: int = SHARED_BYTES
+    check: bool = False
+    order: str = "forward"
+    seed: int = 0
+
+    def _run(self, op: str, *arguments: Any) -> Any:
+        options = {"check": self.check, "order": self.order, "seed": self.seed}
+        return driver().run(op, *arguments, self.precision, self.shared_bytes, **options)
+
+    def forward(self, a: Arguments) -> tuple[Tensor, ...]:
+        return tuple(self._run("ssm_conv_cuda", *a))
+
+    def backward(self, g: Tensor, g_final: Tensor, a: Arguments) -> tuple[Tensor, ...]:
+        return tuple(self._run("ssm_conv_backward_cuda", g, g_final, *a))
+
+    def kernels(self) -> list[str]:
+        """Those launched since the last time, without the op's name and the kind of arithmetic."""
+        names = (line.split()[0] for line in driver().launches())
+        return [name.removeprefix("ssm_conv_").rpartition("_")[0] for name in names]
+
+
+@pytest.fixture(autouse=True)
+def no_launches_before() -> None:
+    driver().launches()
 
 
 def arguments(case: tuple[Any, ...], dtype: torch.dtype) -> Arguments:
     """A random stable model, not one that comes from taps: its matrices are independent of each other."""
-    batch, channels, heads, length, chunk, size, dense, with_lengths, _ = case
+    batch, channels, heads, length, chunk, size, dense, with_lengths = case
     generator = torch.Generator().manual_seed(length + size)
     real = F64 if dtype == F64 else torch.float32
 
@@ -104,51 +138,82 @@ def gradients_of(case: tuple[Any, ...], a: Arguments) -> tuple[Tensor, Tensor]:
     return g, torch.randn(batch, heads, size, generator=generator).to(a.taps.dtype)
 
 
-def check(
-    kernels: Emulated, case: tuple[Any, ...], dtype: torch.dtype, rounded: float, others: float
-) -> None:
-    a, chunks = arguments(case, dtype), case[-1]
-    compare(kernels.forward(a, chunks), reference.ssm_conv(*exact(*a)), rounded, others)
+def check(device: Device, case: tuple[Any, ...], dtype: torch.dtype, rounded: float, others: float) -> None:
+    a = arguments(case, dtype)
+    compare(device.forward(a), reference.ssm_conv(*exact(*a)), rounded, others)
     g, g_final = gradients_of(case, a)
-    rows = case[0] * max(1, -(-case[3] // case[4] // chunks))
-    got = kernels.backward(g, g_final, a, chunks, splits=1 if rows <= 16 else 2)
+    got = device.backward(g, g_final, a)
     compare(got, reference.ssm_conv_backward(*exact(g, g_final, *a)), rounded, others)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize(("math", "dtype", "rounded", "others"), MATHS)
+@pytest.mark.parametrize(("math", "dtype", "precision", "rounded", "others"), MATHS)
 def test_both_passes(
-    plain: Kernels, math: str, dtype: torch.dtype, rounded: float, others: float, case: tuple[Any, ...]
+    math: str, dtype: torch.dtype, precision: int, rounded: float, others: float, case: tuple[Any, ...]
 ) -> None:
-    check(Emulated(plain, math), case, dtype, rounded, others)
+    check(Device(precision), case, dtype, rounded, others)
+    launched = [line.split()[0] for line in driver().launches()]
+    products = [name for name in launched if re.match(r"ssm_conv_(for|back)ward_", name)]
+    segments, forward_segments = -(-case[3] // case[4]) > 8, case in (CASES[2], CASES[5])
+    assert len(products) == 2 + forward_segments + 2 * segments
+    assert all(name.endswith(f"ward_{math}") for name in products)
+
+
+def with_matrices_in_global_memory(case: tuple[Any, ...], dtype: torch.dtype, precision: int) -> Device:
+    """The device with the least shared memory that the kernels can do with."""
+    a = arguments(case, dtype)
+    gradients = gradients_of(case, a)
+    for kilobytes in range(4, 99):
+        device = Device(precision, kilobytes << 10)
+        with contextlib.suppress(RuntimeError):  # less than that is refused
+            device.backward(*gradients, a)
+            device.kernels()
+            return device
+    raise AssertionError("no device is large enough")
 
 
 @pytest.mark.parametrize("case", CASES[:4], ids=str)
-@pytest.mark.parametrize(("math", "dtype", "rounded", "others"), MATHS[:3])
+@pytest.mark.parametrize(("math", "dtype", "precision", "rounded", "others"), MATHS[:3])
 def test_matrices_in_global_memory(
-    plain: Kernels, math: str, dtype: torch.dtype, rounded: float, others: float, case: tuple[Any, ...]
+    math: str, dtype: torch.dtype, precision: int, rounded: float, others: float, case: tuple[Any, ...]
 ) -> None:
-    check(Emulated(plain, math, large=True), case, dtype, rounded, others)
+    device = with_matrices_in_global_memory(case, dtype, precision)
+    check(device, case, dtype, rounded, others)
+    assert "backward_large" in device.kernels()
+    forward = Device(precision, device.shared_bytes * 2 // 3)
+    compare(
+        forward.forward(arguments(case, dtype)),
+        reference.ssm_conv(*exact(*arguments(case, dtype))),
+        rounded,
+        others,
+    )
+    assert "forward_large" in forward.kernels()
 
 
-def test_more_gradients_than_a_block_has_accumulators_for(plain: Kernels) -> None:
-    size, chunk = 64, 32
-    tiles = size // 16
-    assert tiles * tiles * 2 + 2 * tiles * (chunk // 8) * 2 + (chunk // 16) * (chunk // 8) > BLOCK_FRAGMENTS
-    check(Emulated(plain, "f32"), (1, 1, 1, 70, chunk, size, True, False, 2), torch.float32, 2e-6, 2e-6)
+def test_more_gradients_than_a_block_has_accumulators_for() -> None:
+    check(Device(0), (1, 1, 1, 70, 32, 64, True, False), torch.float32, 2e-6, 2e-6)
+    assert any("ssm_conv_backward_f32 grid 2 " in line for line in driver().launches())
 
 
-def test_tails_that_are_not_known(plain: Kernels) -> None:
+@pytest.mark.thorough
+def test_a_block_goes_through_several_groups_of_rows() -> None:
+    check(Device(0), (33, 1, 264, 4, 4, 4, False, False), torch.float32, 2e-6, 2e-6)
+    assert any(
+        "ssm_conv_backward_f32 grid 528 " in line for line in driver().launches()
+    )  # 3 groups in 2 parts
+
+
+def test_tails_that_are_not_known() -> None:
     """A^T alone: rows that end inside a chunk have no final state, and its gradient counts for nothing."""
-    case = (3, 1, 1, 21, 4, 4, False, False, 2)
+    case = (3, 1, 1, 21, 4, 4, False, False)
     whole = arguments(case, F64)
     a = whole._replace(a_powers=whole.a_powers[:, -1:].contiguous(), lengths=torch.tensor([8, 21, 3]))
-    y, final = Emulated(plain, "f64").forward(a, 2)
+    y, final = Device(1).forward(a)
     compare((y, final[:1]), (reference.ssm_conv(*whole)[0], reference.ssm_conv(*a)[1][:1]), 1e-13, 1e-13)
     assert final[1:].isnan().all()
     g, g_final = gradients_of(case, a)
     compare(
-        Emulated(plain, "f64").backward(g, g_final, a, 2, 1),
+        Device(1).backward(g, g_final, a),
         reference.ssm_conv_backward(g, g_final, *a),
         1e-13,
         1e-13,
@@ -156,23 +221,23 @@ def test_tails_that_are_not_known(plain: Kernels) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 21])
-def test_rows_that_end_nowhere(monkeypatch: pytest.MonkeyPatch, checked: Kernels, length: int) -> None:
+def test_rows_that_end_nowhere(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
     """A length that is not one of 0 .. L: NaN for that row's state, whose gradient counts for nothing."""
     monkeypatch.setattr(reference, "_check_lengths", lambda *_: None)
     lengths = torch.tensor([-5, length, 0, length + 1, length // 2, 2**62, -(2**63)])
-    case = (len(lengths), 1, 1, length, 4, 4, False, False, 2)
+    case = (len(lengths), 1, 1, length, 4, 4, False, False)
     a = arguments(case, F64)._replace(lengths=lengths)
-    (y, final), (want_y, want) = Emulated(checked, "f64").forward(a, 2), reference.ssm_conv(*a)
+    (y, final), (want_y, want) = Device(1, check=True).forward(a), reference.ssm_conv(*a)
     wrong = (lengths < 0) | (lengths > length)
     assert (final.isnan().all((1, 2)) == wrong).all()
     assert (want.isnan().all((1, 2)) == wrong).all()
     compare((y, final[~wrong]), (want_y, want[~wrong]), 1e-13, 1e-13)
     g, g_final = gradients_of(case, a)
-    got = Emulated(checked, "f64").backward(g, g_final, a, 2, 1)
+    got = Device(1, check=True).backward(g, g_final, a)
     compare(got, reference.ssm_conv_backward(g, g_final, *a), 1e-13, 1e-13)
 
 
-def test_float32_keeps_its_digits_over_long_sequences(plain: Kernels) -> None:
+def test_float32_keeps_its_digits_over_long_sequences() -> None:
     """Slow modes, A^T in double: 3 x tf32 and the CUDA cores stay within float32's error over thousands of steps."""
     generator = torch.Generator().manual_seed(0)
     heads, size, chunk, length = 1, 8, 16, 1 << 14
@@ -188,31 +253,18 @@ def test_float32_keeps_its_digits_over_long_sequences(plain: Kernels) -> None:
     u = torch.randn(1, heads, length, generator=generator)
     a = Arguments(u, taps.float(), e_out.float(), e_in.float().contiguous(), (pole**chunk).unsqueeze(1))
     want, _ = reference.ssm_conv(*exact(*a))
-    for math in ("f32", "tf32x3"):
-        for chunks in (length // chunk, 64):
-            y, _ = Emulated(plain, math).forward(a, chunks)
-            assert (y - want).norm() < 1e-6 * want.norm(), (math, chunks)
+    for precision in (0, 1):
+        y, _ = Device(precision).forward(a)
+        assert (y - want).norm() < 1e-6 * want.norm(), precision
 
 
-def test_sequences_of_more_than_2_to_31_elements(plain: Kernels) -> None:
+def test_sequences_of_more_than_2_to_31_elements() -> None:
     """The second one lies beyond them; memory that nobody touches costs nothing."""
-    a, apart = arguments((2, 1, 1, 11, 4, 4, False, False, 3), torch.bfloat16), (1 << 31) + 8
-    u, y, last = (
-        torch.empty(apart + 11, dtype=a.u.dtype),
-        torch.empty(2, 1, 1, 11, dtype=a.u.dtype),
-        torch.empty(2, 1, 4),
-    )
+    a, apart = arguments((2, 1, 1, 11, 4, 4, False, False), torch.bfloat16), (1 << 31) + 8
+    u = torch.empty(apart + 11, dtype=a.u.dtype)
     u[:11], u[apart:] = a.u[0, 0], a.u[1, 0]
-    kernels = Emulated(plain, "f32")
-    given: dict[str, Any] = {
-        "starts": a.initial_state,
-        "y": y,
-        "last": last,
-        "inputs": 1,
-        "input_batch": apart,
-    }
-    kernels.scan(a, u.view(1, 1, 1, -1), 3, 1, outputs=True, **given)
-    assert torch.equal(y, kernels.forward(a, 3)[0])
+    y, _ = Device(0).forward(a._replace(u=u.as_strided((2, 1, 11), (apart, 11, 1))))
+    assert torch.equal(y, Device(0).forward(a)[0])
 
 
 RULES = """
@@ -256,31 +308,39 @@ def test_launch_rules(tmp_path: Path) -> None:
     assert [rules.splits(*size) for size in ((16, 512, 64), (1, 8, 2), (0, 8, 1))] == [2, 1, 0]
 
 
-@pytest.mark.parametrize("math", ["f32", "tf32x3", "bf16"])
-def test_results_do_not_depend_on_the_order_of_threads(plain: Kernels, math: str) -> None:
-    case = (20, 1, 1, 33, 8, 4, False, True, 2)
-    a = arguments(case, torch.bfloat16 if math == "bf16" else torch.float32)
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [(torch.float32, 0), (torch.float32, 1), (torch.bfloat16, 1)]
+)
+def test_results_do_not_depend_on_the_order_of_threads(dtype: torch.dtype, precision: int) -> None:
+    case = (20, 1, 1, 66, 8, 4, False, True)
+    a = arguments(case, dtype)
     g, g_final = gradients_of(case, a)
     results = []
     for order in ORDERS:
-        kernels = Emulated(plain, math, order=order, seed=5)
-        results.append([*kernels.forward(a, 2), *kernels.backward(g, g_final, a, 2, 2)])
+        device = Device(precision, order=order, seed=5)
+        results.append([*device.forward(a), *device.backward(g, g_final, a)])
     for other in results[1:]:
         assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
 
 
-CHECKED = [(2, 2, 1, 21, 4, 4, True, True, 2), (1, 1, 1, 70, 16, 20, False, False, 2)]
+CHECKED = [(2, 2, 1, 37, 4, 4, True, True), (1, 1, 1, 70, 16, 20, False, False)]
 
 
 @pytest.mark.checks("sanitizers", of="ssm_conv/cuda")
 @pytest.mark.parametrize("case", CHECKED, ids=str)
-@pytest.mark.parametrize(("math", "dtype", "rounded", "others"), MATHS)
+@pytest.mark.parametrize(("math", "dtype", "precision", "rounded", "others"), MATHS)
 def test_every_access_is_in_bounds_and_ordered(
-    checked: Kernels, math: str, dtype: torch.dtype, rounded: float, others: float, case: tuple[Any, ...]
+    math: str, dtype: torch.dtype, precision: int, rounded: float, others: float, case: tuple[Any, ...]
 ) -> None:
-    check(Emulated(checked, math, order="random", seed=1), case, dtype, rounded, others)
+    check(Device(precision, check=True, order="random", seed=1), case, dtype, rounded, others)
     if math in ("f32", "f64"):
-        check(Emulated(checked, math, large=True, order="forward"), case, dtype, rounded, others)
+        check(
+            with_matrices_in_global_memory(case, dtype, precision)._replace(check=True),
+            case,
+            dtype,
+            rounded,
+            others,
+        )
 
 
 @pytest.mark.thorough
@@ -288,7 +348,7 @@ def test_every_access_is_in_bounds_and_ordered(
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_access_is_in_bounds_and_ordered_for_many_schedules(
-    checked: Kernels, case: tuple[Any, ...], order: str, seed: int
+    case: tuple[Any, ...], order: str, seed: int
 ) -> None:
-    for math, dtype, rounded, others in (MATHS[0], MATHS[3], MATHS[6]):
-        check(Emulated(checked, math, order=order, seed=seed), case, dtype, rounded, others)
+    for _, dtype, precision, rounded, others in (MATHS[0], MATHS[3], MATHS[6]):
+        check(Device(precision, check=True, order=order, seed=seed), case, dtype, rounded, others)

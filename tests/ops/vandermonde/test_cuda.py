@@ -1,14 +1,16 @@
-"""The CUDA kernels of the Vandermonde family, in the emulator, against the sums as written."""
+"""The Vandermonde products on the stand-in driver, host code and CUDA kernels, against the sums as written."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.cuda_emulator import Kernels, skip_reason, sum_segments
+from tests.cuda_driver import ORDERS, driver, skip_reason
+from tests.cuda_emulator import Kernels
 
 from . import exact
 
@@ -21,46 +23,29 @@ REAL = {"f32": torch.float32, "f64": torch.float64}
 TOLERANCE = {"f32": 2e-6, "f64": 1e-12}  # of the norm
 SEGMENT = 16384
 SHAPES = [(1, 1, 1, 1), (1, 2, 3, 5), (3, 2, 5, 64), (2, 1, 17, 65), (9, 1, 2, 200), (1, 1, 33, 4097)]
-ORDERS = ("forward", "reverse", "random", "skewed")
 
 
-class Emulated:
-    """The two products on the kernels of the emulator, launched as the host will launch them."""
+class Device:
+    """The two products as the host launches them, with each access checked or not."""
 
     def __init__(self, check: bool) -> None:
-        self.kernels = Kernels("csrc/vandermonde/cuda.cu", check=check)
-        self.sums = Kernels("csrc/common/sum_segments.cu", check=check)
+        self._run = functools.partial(driver().run, check=check)
 
-    def product(
-        self, v: Tensor, x: Tensor, L: int, conjugate: bool, power: int, kind: str, **options: Any
-    ) -> Tensor:
-        (sets, channels, N), real = v.shape, REAL[kind]
-        out = torch.full((sets, channels, L), float("nan"), dtype=real if conjugate else real.to_complex())
-        sizes = {"sets": sets, "channels": channels, "N": N, "L": L, "power": power}
-        name = f"vandermonde_{'pairs' if conjugate else 'plain'}_{kind}"
-        self.kernels.run(name, {"v": v, "x": x, "out": out, **sizes}, **options)
-        return out
+    def product(self, v: Tensor, x: Tensor, L: int, conjugate: bool, power: int, **options: Any) -> Tensor:
+        return self._run("vandermonde", v, x, L, conjugate, power, **options)
 
-    def transpose(self, g: Tensor, x: Tensor, power: int, kind: str, **options: Any) -> Tensor:
-        (sets, channels, L), (_, N) = g.shape, x.shape
-        segments = max(1, -(-L // SEGMENT))
-        partial = torch.full((segments, sets, channels, N), float("nan"), dtype=REAL[kind].to_complex())
-        sizes = {"sets": sets, "channels": channels, "N": N, "L": L, "power": power}
-        name = f"vandermonde_transpose_{'complex' if g.is_complex() else 'real'}_{kind}"
-        self.kernels.run(name, {"g": g, "x": x, "out": partial, **sizes}, **options)
-        if segments == 1:
-            return partial[0]
-        return sum_segments(self.sums, partial, kind, **options)
+    def transpose(self, g: Tensor, x: Tensor, power: int, **options: Any) -> Tensor:
+        return self._run("vandermonde_transpose", g, x, power, **options)
 
 
 @pytest.fixture(scope="module")
-def plain() -> Emulated:
-    return Emulated(check=False)
+def plain() -> Device:
+    return Device(check=False)
 
 
 @pytest.fixture(scope="module")
-def checked() -> Emulated:
-    return Emulated(check=True)
+def checked() -> Device:
+    return Device(check=True)
 
 
 def data(sets: int, channels: int, N: int, L: int, kind: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,10 +60,10 @@ def data(sets: int, channels: int, N: int, L: int, kind: str) -> tuple[Tensor, T
 @pytest.mark.parametrize("kind", REAL)
 @pytest.mark.parametrize("conjugate", [True, False], ids=["pairs", "plain"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_product(plain: Emulated, shape: tuple[int, ...], conjugate: bool, kind: str) -> None:
+def test_product(plain: Device, shape: tuple[int, ...], conjugate: bool, kind: str) -> None:
     v, x, _ = data(*shape, kind)
     for power in (0, 1, 2):
-        actual = plain.product(v, x, shape[-1], conjugate, power, kind)
+        actual = plain.product(v, x, shape[-1], conjugate, power)
         assert (
             exact.relative_error(actual, exact.product(v, x, shape[-1], conjugate, power)) < TOLERANCE[kind]
         )
@@ -87,27 +72,27 @@ def test_product(plain: Emulated, shape: tuple[int, ...], conjugate: bool, kind:
 @pytest.mark.parametrize("kind", REAL)
 @pytest.mark.parametrize("part", ["real", "complex"])
 @pytest.mark.parametrize("shape", [*SHAPES, (1, 1, 2, SEGMENT + 100)], ids=str)
-def test_transpose(plain: Emulated, shape: tuple[int, ...], part: str, kind: str) -> None:
+def test_transpose(plain: Device, shape: tuple[int, ...], part: str, kind: str) -> None:
     _, x, g = data(*shape, kind)
     g = g.real.contiguous() if part == "real" else g
     for power in (0, 2):
-        actual = plain.transpose(g, x, power, kind)
+        actual = plain.transpose(g, x, power)
         assert exact.relative_error(actual, exact.transpose(g, x, power)) < TOLERANCE[kind]
 
 
 @pytest.mark.parametrize("kind", REAL)
 @pytest.mark.parametrize("sizes", [(0, 3), (3, 1)], ids=["no exponents", "one position"])
-def test_smallest_sizes(plain: Emulated, sizes: tuple[int, int], kind: str) -> None:
+def test_smallest_sizes(plain: Device, sizes: tuple[int, int], kind: str) -> None:
     N, L = sizes
     v, x, g = data(2, 2, N, L, kind)
-    out = plain.product(v, x, L, True, 0, kind)
+    out = plain.product(v, x, L, True, 0)
     torch.testing.assert_close(out, 2 * v.real.sum(-1, keepdim=True).expand(2, 2, L))
     if N:
-        torch.testing.assert_close(plain.transpose(g, x, 0, kind), g.expand(2, 2, N))
+        torch.testing.assert_close(plain.transpose(g, x, 0), g.expand(2, 2, N))
 
 
 @pytest.mark.parametrize("rate", [1e-4, 1e-2, 1.0])
-def test_float32_keeps_its_digits_at_a_million_positions(plain: Emulated, rate: float) -> None:
+def test_float32_keeps_its_digits_at_a_million_positions(plain: Device, rate: float) -> None:
     """float32 inputs, 2^20 positions and the exponents of HiPPO models: 2e-6 of the norm."""
     N, L = 32, 1 << 20
     torch.manual_seed(0)
@@ -115,58 +100,55 @@ def test_float32_keeps_its_digits_at_a_million_positions(plain: Emulated, rate: 
     v, g = torch.randn(1, 1, N, dtype=torch.complex64), torch.randn(1, 1, L)
     rows, columns = exact.levels(x[0], 1 << 10, 1 << 10)
     expected = 2 * torch.einsum("n,ni,nj->ij", v[0, 0].to(torch.complex128), rows, columns).real
-    assert exact.relative_error(plain.product(v, x, L, True, 0, "f32"), expected.view(1, 1, L)) < 2e-6
+    assert exact.relative_error(plain.product(v, x, L, True, 0), expected.view(1, 1, L)) < 2e-6
     weights = g.view(1 << 10, 1 << 10).to(torch.complex128)
     moments = torch.einsum("ij,ni,nj->n", weights, rows, columns)
-    assert exact.relative_error(plain.transpose(g, x, 0, "f32"), moments.view(1, 1, N)) < 2e-6
+    assert exact.relative_error(plain.transpose(g, x, 0), moments.view(1, 1, N)) < 2e-6
 
 
-def test_results_do_not_depend_on_the_order_of_threads(plain: Emulated) -> None:
+def test_results_do_not_depend_on_the_order_of_threads(plain: Device) -> None:
     v, x, g = data(2, 1, 5, SEGMENT + 300, "f32")
-    products = [plain.product(v, x, 300, True, 0, "f32", order=order, seed=5) for order in ORDERS]
-    moments = [plain.transpose(g, x, 0, "f32", order=order, seed=5) for order in ORDERS]
+    products = [plain.product(v, x, 300, True, 0, order=order, seed=5) for order in ORDERS]
+    moments = [plain.transpose(g, x, 0, order=order, seed=5) for order in ORDERS]
     assert all(torch.equal(products[0], other) for other in products)
     assert all(torch.equal(moments[0], other) for other in moments)
 
 
-def test_a_bad_exponent_gives_nan(plain: Emulated) -> None:
+def test_a_bad_exponent_gives_nan(plain: Device) -> None:
     v = torch.ones(1, 1, 2, dtype=torch.complex64)
     x = torch.tensor([[complex(-1.0, float("inf")), complex(float("nan"), 0.0)]], dtype=torch.complex64)
     for n in range(2):
-        assert torch.isnan(
-            plain.product(v[..., n : n + 1], x[:, n : n + 1], 3, True, 0, "f32")[..., 1:]
-        ).all()
+        assert torch.isnan(plain.product(v[..., n : n + 1], x[:, n : n + 1], 3, True, 0)[..., 1:]).all()
 
 
-def check(emulated: Emulated, kind: str, order: str, seed: int) -> None:
+def check(device: Device, kind: str, order: str, seed: int) -> None:
     for conjugate, shape in ((True, (2, 2, 3, 70)), (False, (1, 1, 17, 130)), (True, (1, 1, 1, 4200))):
         v, x, g = data(*shape, kind)
         L = shape[-1]
-        actual = emulated.product(v, x, L, conjugate, 1, kind, order=order, seed=seed)
+        actual = device.product(v, x, L, conjugate, 1, order=order, seed=seed)
         assert exact.relative_error(actual, exact.product(v, x, L, conjugate, 1)) < TOLERANCE[kind]
         for weights in (g, g.real.contiguous()):
-            actual = emulated.transpose(weights, x, 1, kind, order=order, seed=seed)
+            actual = device.transpose(weights, x, 1, order=order, seed=seed)
             assert exact.relative_error(actual, exact.transpose(weights, x, 1)) < TOLERANCE[kind]
 
 
 @pytest.mark.checks("sanitizers", of="vandermonde/cuda")
 @pytest.mark.parametrize("kind", REAL)
 @pytest.mark.parametrize("order", ["forward", "random"])
-def test_every_access_is_in_bounds_and_ordered(checked: Emulated, kind: str, order: str) -> None:
+def test_every_access_is_in_bounds_and_ordered(checked: Device, kind: str, order: str) -> None:
     check(checked, kind, order, seed=1)
 
 
 @pytest.mark.checks("oracle", "emulator", "sanitizers", of="common/cuda")
-def test_sums_of_segments_are_in_bounds(checked: Emulated) -> None:
-    partial = torch.randn(3, 300)
-    out = torch.full((300,), float("nan"))
-    fields = {"partial": partial, "out": out, "count": 300, "segments": 3}
-    checked.sums.run("sum_segments_f32", fields, order="random")
-    torch.testing.assert_close(out, partial.sum(0))
+def test_sums_of_segments_are_in_bounds(checked: Device) -> None:
+    _, x, g = data(1, 1, 2, SEGMENT + 100, "f32")
+    actual = checked.transpose(g, x, 0, order="random")
+    assert exact.relative_error(actual, exact.transpose(g, x, 0)) < TOLERANCE["f32"]
 
 
-def test_launch_rules(plain: Emulated) -> None:
+def test_launch_rules() -> None:
     """A block has 4096 positions: of one row, or as many as fit of the rows of further sets."""
+    kernels = Kernels("csrc/vandermonde/cuda.cu")
 
     def blocks(kernel: str, sets: int, channels: int, N: int, L: int) -> int:
         weights = "g" if "transpose" in kernel else "v"
@@ -180,7 +162,7 @@ def test_launch_rules(plain: Emulated) -> None:
             "x": None,
             "out": None,
         }
-        return plain.kernels.launch_rule(kernel, fields)[0]
+        return kernels.launch_rule(kernel, fields)[0]
 
     assert blocks("vandermonde_pairs_f32", 1, 256, 32, 4096) == 256
     assert blocks("vandermonde_pairs_f32", 3, 256, 32, 4097) == 3 * 256 * 2
@@ -195,6 +177,6 @@ def test_launch_rules(plain: Emulated) -> None:
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("seed", range(8))
 def test_every_access_is_in_bounds_and_ordered_for_many_schedules(
-    checked: Emulated, kind: str, order: str, seed: int
+    checked: Device, kind: str, order: str, seed: int
 ) -> None:
     check(checked, kind, order, seed)
