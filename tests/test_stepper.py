@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from sequence_kernels import (
     S4,
@@ -21,6 +24,7 @@ from sequence_kernels import (
     use_backend,
 )
 from sequence_kernels.layers.activations import ACTIVATIONS, activation_module
+from sequence_kernels.layers.components import TransposedLinear
 from sequence_kernels.ops import dispatch
 from sequence_kernels.stepping.graphs import cuda_graph
 from sequence_kernels.stepping.stages import Pointwise, Stage
@@ -348,15 +352,85 @@ def load(layer: S4) -> None:
     layer.load_state_dict({name: value + 0.1 for name, value in layer.state_dict().items()})
 
 
-def train(layer: S4) -> None:
-    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)
+def train(layer: S4, fused: bool = False, frozen: bool = False) -> None:
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=fused)
     layer(torch.randn(1, WIDTH, 5))[0].sum().backward()
+    if frozen:
+        optimizer.zero_grad()
     optimizer.step()
 
 
-@pytest.mark.parametrize("change", [change_in_place, replace, load, train])
+def train_fused(layer: S4) -> None:
+    train(layer, fused=True)
+
+
+def swap_part(layer: S4) -> None:
+    layer.output_linear = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GLU(-2))
+    layer.output_linear[0] = TransposedLinear(WIDTH, 2 * WIDTH)
+
+
+def parametrize_part(layer: S4) -> None:
+    nn.utils.parametrizations.weight_norm(layer.output_linear[0])
+
+
+def prune_part(layer: S4) -> None:
+    prune.l1_unstructured(layer.output_linear[0], "weight", 0.5)
+
+
+def remove_hook(layer: S4) -> None:
+    layer.output_linear._forward_hooks.clear()
+
+
+def give_vector(layer: S4) -> None:
+    vector = nn.utils.parameters_to_vector(layer.parameters()).detach()
+    nn.utils.vector_to_parameters(vector + 0.1, layer.parameters())
+
+
+def give_memory(layer: S4) -> None:
+    layer.D.data = layer.D.data + 1
+
+
+def hook(layer: S4) -> None:
+    layer.output_linear[0].register_forward_hook(lambda part, x, y: 2 * y)
+
+
+def replace_forward(layer: S4) -> None:
+    forward = layer.output_linear.forward
+    layer.output_linear.forward = lambda x: 2 * forward(x)
+
+
+def adapt(layer: S4) -> None:
+    class Doubled(TransposedLinear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    layer.output_linear[0].__class__ = Doubled
+
+
+def write_in_inference_mode(layer: S4) -> None:
+    with torch.inference_mode():
+        layer.D.add_(1)
+
+
+AT_ONCE = [
+    *(change_in_place, replace, load, train, train_fused),
+    *(swap_part, parametrize_part, prune_part, remove_hook),
+]
+SOON = [give_vector, give_memory, hook, replace_forward, adapt]  # within 64 calls
+
+
+def watched(change: Callable[[S4], None]) -> S4:
+    """What the change is made to."""
+    with torch.inference_mode(change is write_in_inference_mode):
+        layer = S4(WIDTH, 4).eval()
+    if change is remove_hook:
+        layer.output_linear.register_forward_hook(lambda part, x, y: 2 * y)
+    return layer
+
+
+@pytest.mark.parametrize("change", [*AT_ONCE, *SOON, write_in_inference_mode])
 def test_a_stale_stepper_refuses(change: Callable[[S4], None]) -> None:
-    layer = S4(WIDTH, 4)
+    layer = watched(change)
     stepper = layer.stepper((2,))
     x = torch.randn(2, 8, WIDTH)
     stepper.forward(x[:, :3])
@@ -364,16 +438,56 @@ def test_a_stale_stepper_refuses(change: Callable[[S4], None]) -> None:
     state = stepper.state
     change(layer)
     assert stepper.stale
-    with pytest.raises(RuntimeError, match=r"parameters of the module have changed.*refresh\(\)"):
+    with pytest.raises(RuntimeError, match=r"parameters or parts of the module have changed.*refresh\(\)"):
         stepper.step(x[:, 3])
     with pytest.raises(RuntimeError, match=r"refresh"):
         stepper.forward(x[:, 3:])
     stepper.refresh()
     assert not stepper.stale
     close(stepper.state, state, 0.0)
-    layer.eval()
     with torch.no_grad():
         close(stepper.forward(x[:, 3:]), forward(layer, x[:, 3:], state)[0], 1e-5)
+
+
+def stepper_runs(stepper: Stepper, x: Tensor, steps: int) -> None:
+    for _ in range(steps):
+        stepper.step(x)
+
+
+@pytest.mark.parametrize("change", [*AT_ONCE, *SOON, write_in_inference_mode])
+def test_steps_find_changes_by_themselves(change: Callable[[S4], None]) -> None:
+    layer = watched(change)
+    stepper = layer.stepper((2,))
+    x = torch.randn(2, WIDTH)
+    stepper_runs(stepper, x, 70)
+    change(layer)
+    steps = 1 if change in AT_ONCE else 64
+    with pytest.raises(RuntimeError, match="refresh"):
+        stepper_runs(stepper, x, steps)
+
+
+def test_optimizers_of_others_change_nothing() -> None:
+    layer, other = S4(WIDTH, 4), S4(WIDTH, 4)
+    stepper, others = layer.stepper((2,)), other.stepper((2,))
+    train(other, fused=True)
+    train(layer, fused=True, frozen=True)  # without gradients it writes nothing
+    assert others.stale
+    assert not stepper.stale
+
+
+def test_a_compiled_fused_optimizer_is_heard() -> None:
+    layer = S4(WIDTH, 4)
+    stepper = layer.stepper()
+    layer(torch.randn(1, WIDTH, 5))[0].sum().backward()
+    torch.compile(torch.optim.AdamW(layer.parameters(), fused=True).step, backend="eager")()
+    assert stepper.stale
+
+
+def test_steppers_that_are_gone_are_not_kept() -> None:
+    layer = S4(WIDTH, 4)
+    watched = weakref.ref(layer.stepper()._watched)
+    gc.collect()
+    assert watched() is None
 
 
 def test_the_module_is_left_alone() -> None:

@@ -224,7 +224,7 @@ class Recurrence(Carrier):
         return ops.ssm_step_(self.state, x, *self._parameters, state_indices=passage.slots).flatten(-2)
 
     def _convolved(self, state: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.inference_mode(False):  # the matrices serve later calls too
+        with torch.inference_mode(False), torch.no_grad():  # the matrices serve later calls too
             y, final = convolve(self._system, x.mT, self._d, state, made=self._matrices)
         return y.flatten(1, 2).mT, cast("Tensor", final)
 
@@ -277,7 +277,7 @@ class Whole(Carrier):
     def run(self, x: Tensor, passage: Passage) -> Tensor | None:
         """One step or a block by the module's own steps, of which some may give None."""
         outputs = []
-        with torch.inference_mode(False):  # the state serves later calls too
+        with torch.inference_mode(False), torch.no_grad():  # the state serves later calls too
             for one in [x] if x.dim() == 2 else x.unbind(1):
                 y, self.state = self._module.step(
                     one.reshape(*self._batch_shape, one.shape[-1]), self.state, **self._arguments

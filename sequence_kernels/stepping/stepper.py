@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from operator import getitem, is_
 from typing import Any, cast
 
 import torch
@@ -18,6 +17,7 @@ from ..ops.dispatch import choose
 from .graphs import CAPTURES, Capture, StepGraph
 from .program import Program
 from .stages import Carrier, Passage, Steppable, Whole, stages_of, tensors_of, with_tensors
+from .watched import Watched
 
 
 class Stepper:
@@ -69,10 +69,11 @@ class Stepper:
         self._prepare()
         self._allocate()
 
+    @torch.inference_mode(False)  # what is made here serves later calls too, in inference mode or not
     @torch.no_grad()
     def _prepare(self) -> None:
         module = cast("nn.Module", self.module)
-        self._watched = _Watched(module)
+        self._watched = Watched(module)
         first = next(module.parameters(), torch.empty(0, dtype=self._dtype, device=self._target["device"]))
         moved = first.to(**self._target)
         self.device, self.dtype = moved.device, self._dtype or first.dtype
@@ -97,6 +98,7 @@ class Stepper:
         program.finish()
         return program
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _allocate(self) -> None:
         """Make the state before the first element."""
@@ -110,11 +112,16 @@ class Stepper:
 
     @property
     def stale(self) -> bool:
-        """Whether parameters or buffers of the module were changed in place or replaced since they were read.
+        """Whether the parameters, buffers or parts of the module have changed since they were read: a thorough look.
 
-        A change through ``parameter.data`` cannot be seen.
+        Steps and blocks look too, and refuse to go on. Nearly every change is found at once: writes in place and by
+        optimizers, tensors and parts that were replaced. Some they find within 64 calls, ``stale`` at once:
+        ``parameter.data = other`` (``vector_to_parameters``, ``module.to``), writes to parameters made in inference
+        mode, new hooks, and parts whose class, ``forward`` or ``step`` was replaced. Never found are writes into the
+        memory of ``parameter.data`` or ``parameter.numpy()``, or by replays of a CUDA graph; attributes that are no
+        tensors, such as ``norm.eps``; and hooks of all modules (``register_module_forward_hook``) made since.
         """
-        return self._watched.changed()
+        return self._watched.thoroughly_changed()
 
     def refresh(self) -> None:
         """Read the parameters of the module as they are now. The state stays."""
@@ -124,9 +131,9 @@ class Stepper:
         self.state = state
 
     def _check_fresh(self) -> None:
-        if self.stale:
+        if self._watched.changed():
             raise RuntimeError(
-                "the parameters of the module have changed since this stepper read them; call refresh()"
+                "the parameters or parts of the module have changed since this stepper read them; call refresh()"
             )
 
     def reset(self) -> None:
@@ -144,6 +151,7 @@ class Stepper:
         return with_tensors(self._empty, leaves)
 
     @state.setter
+    @torch.inference_mode(False)
     @torch.no_grad()
     def state(self, state: Any) -> None:
         given = list(tensors_of(state))
@@ -212,6 +220,7 @@ class Stepper:
         """What captures a step; None where steps are taken as they come."""
         return CAPTURES.get(self.device.type) if self._graph and not self._wholes() else None
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _step_graph(self, capture: Capture, x: Tensor, slots: Tensor | None) -> StepGraph:
         """The graph for such a step: with slots, one serves all numbers of rows up to a power of two."""
@@ -283,25 +292,3 @@ def _copied(module: nn.Module) -> nn.Module:
         if isinstance(value, Tensor) and not value.is_leaf
     ]
     return copy.deepcopy(module, {id(value): value.detach() for value in kept})
-
-
-class _Watched:
-    """Parameters and buffers of a module, to be compared later."""
-
-    def __init__(self, module: nn.Module) -> None:
-        places = [
-            (held, name)
-            for part in module.modules()
-            for held in (part._parameters, part._buffers)
-            for name, value in held.items()
-            if value is not None
-        ]
-        self._held: list[Any] = [held for held, _ in places]
-        self._names = [name for _, name in places]
-        self._tensors: list[Tensor] = list(map(getitem, self._held, self._names))
-        self._counted = [tensor for tensor in self._tensors if not tensor.is_inference()]
-        self._versions = [tensor._version for tensor in self._counted]
-
-    def changed(self) -> bool:
-        same = all(map(is_, map(dict.get, self._held, self._names), self._tensors))
-        return not same or [tensor._version for tensor in self._counted] != self._versions
