@@ -66,8 +66,28 @@ class Stepper:
         self._dtype, self._state_dtype = dtype, state_dtype
         self._arguments = arguments
         self._graph = graph
+        self._given = ("_given", *vars(self))  # what it is made from: a copy is made from the same
         self._prepare()
         self._allocate()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: what it was made from, and its state. A stale one has stale copies."""
+        if "_copied" in vars(self):
+            return vars(self)
+        given = {name: vars(self)[name] for name in self._given}
+        return given | {"_copied": {"state": self.state, "stale": self.stale}}
+
+    def __getattr__(self, name: str) -> Any:
+        # What a copy lacks is prepared when it is first used: while copies are made its module may be incomplete.
+        if name.startswith("__") or "_copied" not in vars(self):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        copied = vars(self).pop("_copied")
+        self._prepare()
+        self._allocate()
+        self.state = copied["state"]
+        if copied["stale"]:
+            self._watched.note_change()
+        return getattr(self, name)
 
     @torch.inference_mode(False)  # what is made here serves later calls too, in inference mode or not
     @torch.no_grad()
@@ -82,7 +102,7 @@ class Stepper:
         self._source = self.module
         self._stages = stages_of(self.module, **self._arguments) if as_it_is else []
         if not as_it_is or not all(stage.fixed for stage in self._stages):
-            self._source = cast("Steppable", _copied(module).to(**self._target).eval())
+            self._source = cast("Steppable", _copied(module, self).to(**self._target).eval())
             self._stages = stages_of(self._source, **self._arguments)
         self._carriers = [stage for stage in self._stages if isinstance(stage, Carrier)]
         self._program = self._translated()
@@ -283,12 +303,12 @@ def _computes_parameters(module: nn.Module) -> bool:
     return any(isinstance(part, ParametrizationList) for part in module.modules())
 
 
-def _copied(module: nn.Module) -> nn.Module:
-    """A deep copy, also of modules that keep a tensor with its graph, as pruning does."""
+def _copied(module: nn.Module, stepper: Stepper) -> nn.Module:
+    """A deep copy, also of modules that keep a tensor with its graph, as pruning does; or this stepper."""
     kept = [
         value
         for part in module.modules()
         for value in vars(part).values()
         if isinstance(value, Tensor) and not value.is_leaf
     ]
-    return copy.deepcopy(module, {id(value): value.detach() for value in kept})
+    return copy.deepcopy(module, {id(stepper): stepper} | {id(value): value.detach() for value in kept})
