@@ -203,7 +203,7 @@ __device__ __forceinline__ void transpose(const CauchyTransposeParams& p) {
 KERNEL(cauchy_one_f32, CauchyParams, 128) {
   cauchy::product<float, 1>(p);
 }
-KERNEL(cauchy_one_f64, CauchyParams, 128) {
+KERNEL(cauchy_one_f64, CauchyParams, 128, 4) {
   cauchy::product<double, 1>(p);
 }
 KERNEL(cauchy_four_f32, CauchyParams, 128) {
@@ -221,6 +221,6 @@ KERNEL(cauchy_transpose_one_f64, CauchyTransposeParams, 128) {
 KERNEL(cauchy_transpose_four_f32, CauchyTransposeParams, 128) {
   cauchy::transpose<float, 4>(p);
 }
-KERNEL(cauchy_transpose_four_f64, CauchyTransposeParams, 128) {
+KERNEL(cauchy_transpose_four_f64, CauchyTransposeParams, 128, 4) {
   cauchy::transpose<double, 4>(p);
 }
