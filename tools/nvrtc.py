@@ -1,4 +1,4 @@
-"""Compiles device code to a fat binary with NVRTC and nvFatbin, in the place of nvcc where there is none.
+"""Compiles device code to a fat binary with NVRTC and nvFatbin, instead of nvcc where there is none.
 
     python tools/nvrtc.py --cuda FOLDER -gencode arch=compute_90,code=sm_90 -I csrc -MF x.d x.cu -o x.fatbin
 

@@ -13,12 +13,12 @@
 // sequences:
 //
 //   ssm_conv_forward_* without y   each segment from the zero state, to `ends`
-//   ssm_conv_carry_*               the state before each segment, in the place of `ends`
+//   ssm_conv_carry_*               the state before each segment, instead of `ends`
 //   ssm_conv_forward_*             from those: y, and the state before the chunk in which a row ends
 //   ssm_conv_tail_*                on from there to the final state
 //
 // One segment needs the last two only. In the backward pass P goes the same way backwards, by the first
-// kernel with E_out^T in the place of E_in; then
+// kernel with E_out^T instead of E_in; then
 //
 //   ssm_conv_backward_*            each segment forwards, its states kept in shared memory, then backwards:
 //   dU, and the

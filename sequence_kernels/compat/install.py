@@ -24,7 +24,7 @@ _EXTENSIONS = {
     ),
 }
 
-#: The last part of the name of a module that uses them, and what stands there in the place of its own functions.
+#: The last part of the name of a module that uses them, and what stands there instead of its own functions.
 _USERS = ("s4", "ssm", "cauchy", "vandermonde")
 _USED = frozenset(name for functions in _EXTENSIONS.values() for name in functions)
 _REPLACEMENTS: dict[str, Callable[..., Any]] = {
@@ -107,7 +107,7 @@ def _is_user(name: str) -> bool:
 
 
 def _adopt(module: ModuleType, asked: bool) -> None:
-    """Put our functions in the place of the module's, if it is one that looks for the extensions or was asked for."""
+    """Replace the module's functions by ours, if it is one that looks for the extensions or was asked for."""
     if _installed is None:  # it was found while installed, and is executed only now
         return
     names = vars(module)

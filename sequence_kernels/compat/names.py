@@ -15,7 +15,7 @@ from ..ssm.parameters import REAL_TYPES
 
 StateDict = dict[str, Tensor]
 
-#: What v4 may store in the place of a positive number.
+#: What v4 may store instead of a positive number.
 _TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {name: kind.decay for name, kind in REAL_TYPES.items()}
 
 #: The name that each kind of layer has and no other, below its prefix.

@@ -71,7 +71,7 @@ class MultiHeadedAttention(SequenceModule):
         Args:
             x: ``(..., length, n_feat)``, or ``(..., n_feat, length)`` if transposed.
             state: what earlier parts of the sequences left.
-            memory: ``(..., elements, n_feat)``, to attend to in the place of the sequence itself.
+            memory: ``(..., elements, n_feat)``, to attend to instead of the sequence itself.
             mask: what may be seen: not 0, ``(..., 1 or length, elements)``, where elements are those of the memory, or
                 those of the state and of x. An element that sees nothing gets 0 before the last linear map. Without
                 a state, what no element sees is not read.

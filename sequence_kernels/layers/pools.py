@@ -3,7 +3,7 @@
 Going down, ``(..., length, d_input)`` becomes ``(..., length / stride, d_output)``; with ``transposed=True``, the
 default as in ESPnet, channels come before length. A window of ``stride`` elements gives one element. An incomplete last
 window gives none, but waits in the state: ``(*batch_shape, elements, d_input)``, where ``elements`` < ``stride``.
-``step`` takes one element and returns None in the place of an output when the element completes none.
+``step`` takes one element and returns None instead of an output when the element completes none.
 
 Going up, an element gives ``stride`` elements. ``step`` returns one of them, and takes an element, or None while there
 are outputs left. They wait in the state: ``(*batch_shape, outputs, d_output)``.
@@ -166,8 +166,8 @@ class DownSample(Pool):
 class DownSpectralPool(Pool):
     """The sequence without its high frequencies, sampled ``1 / stride`` as often; channels repeated ``expand`` times.
 
-    It looks at the whole sequence, whose length must be a multiple of ``stride``. ESPnet transforms back twice in the
-    place of forth and back, which reverses time and divides by the length: ``legacy=True`` does that too (for an even
+    It looks at the whole sequence, whose length must be a multiple of ``stride``. ESPnet transforms back twice instead
+    of forth and back, which reverses time and divides by the length: ``legacy=True`` does that too (for an even
     number of outputs only).
     """
 

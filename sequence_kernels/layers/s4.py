@@ -135,7 +135,8 @@ class S4(SequenceModule):
             rate: sampling step of the input, in units of the one that the model was trained with.
             lengths: how many elements of each sequence are real: an int, or integers ``(batch,)``. The rest is never
                 read: it is taken as zero, and its gradient is zero. The state returned is the one after the last real
-                element. Outputs in the padding mean nothing.
+                element. Outputs in the padding mean nothing. ``disc="dss"`` without ``l_max`` normalises over all of
+                the length of x, padding counted.
 
         Returns:
             The output in the shape of ``x``, and the next state, None if none was given.

@@ -37,7 +37,7 @@ class SequenceResidualBlock(SequenceModule):
 
     ``(batch, length, d_input) -> (batch, length / stride, d_output)``; with ``transposed=True`` channels come before
     length. The state is the layer's, or with a pool the pair of the layer's and the pool's; ``step`` then returns
-    None in the place of an output when the pool has none.
+    None instead of an output when the pool has none.
 
     ``i_layer``: its place in the stack, from 1, for the residuals that depend on depth.
     ``layer``: see ``LayerConfig``.

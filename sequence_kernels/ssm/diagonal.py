@@ -122,7 +122,7 @@ def discretize(
         b: input weights ``(H, N)``, complex.
         dt: step ``(H,)``, in units of time; real and positive.
         method: "zoh" (input constant during a step), "bilinear" (Tustin) or "dss" (Gupta et al., 2022: softmax over
-            ``length`` positions in the place of zoh's ``1 / a``, real part in the place of twice the real part).
+            ``length`` positions instead of zoh's ``1 / a``, real part instead of twice the real part).
         length: the positions that dss normalises over; needed there, and only there.
     """
     if method not in DISCRETIZATIONS:

@@ -31,7 +31,7 @@ _PTXAS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (
 
 
 class _Recorder:
-    """Stands in the place of a kernel and keeps how it is launched."""
+    """Stands in for a kernel and keeps how it is launched."""
 
     def __init__(self, kernel: Any, calls: list[tuple[Any, dict[str, Any]]]) -> None:
         self.kernel, self.calls = kernel, calls

@@ -45,7 +45,7 @@ def _outside(re, im, order):
 
 @triton.jit
 def _finite_nodes(z, l, mask):  # noqa: E741
-    """The nodes, 1e9 in the place of infinite ones, and which of them count."""
+    """The nodes, 1e9 instead of infinite ones, and which of them count."""
     re = tl.load(z + 2 * l, mask=mask, other=1e9)
     im = tl.load(z + 2 * l + 1, mask=mask, other=0.0)
     infinite = (tl.abs(re) == float("inf")) | (tl.abs(im) == float("inf"))

@@ -42,7 +42,7 @@ def ssm_conv(
         e_in: ``(H, T, S)``.
         a_powers: A^(2^i) for i = 0 .. log2(T): complex ``(H, log2(T) + 1, S / 2)`` if A is diagonal, the state being
             held as interleaved real and imaginary parts; or real ``(H, log2(T) + 1, S, S)``, applied as ``X @ A``.
-            A^T alone, in the place of log2(T) + 1 powers, will do where no row ends inside a chunk, or its final state
+            A^T alone, instead of log2(T) + 1 powers, will do where no row ends inside a chunk, or its final state
             is not wanted: it is then NaN. float64 or complex128 is best for any ``u``: a rounding of A^T compounds
             over the chunks, so its digits are what a long sequence keeps, and they cost next to nothing.
         d: skip ``(C, H)``.
