@@ -22,7 +22,7 @@ struct SsmConvTensors {
   }
 };
 
-// dense: A is a matrix. wide: its powers are in double. tails: all powers are given, not A^T alone.
+// dense: A is a matrix. wide: its powers are in double. tails: all powers are given, not a_chunk alone.
 struct SsmConvSizes {
   int64_t B, C, H, L, T, S, powers;
   Dtype real;

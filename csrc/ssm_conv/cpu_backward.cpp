@@ -142,7 +142,7 @@ struct Backward : Worker<Real> {
     }
   }
 
-  // d_chunk, as sums of products, to the gradient of A_T.
+  // d_chunk, as sums of products, to the gradient of a_chunk.
   template <typename To>
   void write_chunk_gradient(To* to) const {
     if (arguments.dense)

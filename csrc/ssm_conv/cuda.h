@@ -1,15 +1,15 @@
 // The CUDA kernels of the chunked state-space convolution: what they take and where they run.
 //
 // With row vectors U_m of the T inputs of chunk m, X_m the state before it, G_m and P_m the gradients of Y_m
-// and X_m:
+// and X_m, a_chunk the T-th power of A:
 //
-//   Y_m     = X_m E_out + U_m (Toep(taps) + d I)         P_m  = P_{m+1} A_T^* + G_m E_out^T
-//   X_{m+1} = X_m A_T + U_m E_in                         dU_m = P_{m+1} E_in^T + G_m (Toep(taps) + d I)^T
-//   dE_out = sum X_m^T G_m, dE_in = sum U_m^T P_{m+1}, dA_T = sum X_m^* P_{m+1}, dToep = sum U_m^T G_m
+//   Y_m     = X_m E_out + U_m (Toep(taps) + d I)         P_m  = P_{m+1} a_chunk^* + G_m E_out^T
+//   X_{m+1} = X_m a_chunk + U_m E_in                     dU_m = P_{m+1} E_in^T + G_m (Toep(taps) + d I)^T
+//   dE_out = sum X_m^T G_m, dE_in = sum U_m^T P_{m+1}, d_a_chunk = sum X_m^* P_{m+1}, dToep = sum U_m^T G_m
 //
 // A sequence is cut in segments of so many chunks. A row is a segment of a sequence; a block has 16 rows of
 // one head and goes through their chunks side by side, with the head's matrices in shared memory: a chunk is
-// a product of 16 rows with [Toep E_in; E_out A_T]. So a short batch fills the rows with segments of its
+// a product of 16 rows with [Toep E_in; E_out a_chunk]. So a short batch fills the rows with segments of its
 // sequences:
 //
 //   ssm_conv_forward_* without y   each segment from the zero state, to `ends`
@@ -35,7 +35,7 @@
 struct SsmConvForwardParams {
   const void* input;    // (B, inputs, H, L) of `element`, at any strides
   const void* e_in;     // (inputs, H, T, S) of real numbers, at any strides
-  const void* a_chunk;  // A^T: (H, S / 2) complex, or where dense (H, S, S), heads a_head numbers apart
+  const void* a_chunk;  // (H, S / 2) complex, or where dense (H, S, S), heads a_head numbers apart
   const void* taps;     // (C, H, T)
   const void* e_out;    // (C, H, S, T), at any strides
   const void* d;        // (C, H) or null

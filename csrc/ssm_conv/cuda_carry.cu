@@ -57,7 +57,7 @@ __device__ __forceinline__ void carry_diagonal(const SsmConvCarryParams& p) {
   }
 }
 
-// A as a matrix: a block has one sequence, and applies A^T chunk by chunk.
+// A as a matrix: a block has one sequence, and applies a_chunk chunk by chunk.
 template <class Real>
 __device__ __forceinline__ void carry_dense(const SsmConvCarryParams& p) {
   DYN_SHARED(Real, x);  // twice (S), in turn; and what a segment adds

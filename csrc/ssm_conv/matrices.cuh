@@ -26,9 +26,9 @@ __device__ __forceinline__ void pack(T* to, int32_t height, int32_t width, Share
   }
 }
 
-// A^T as rows of states are multiplied by it, or A^{T*}. Diagonal: by pairs, real and imaginary part and what
-// these lack in digits. Dense: A - I, column by column; for small steps A is near I, so that adding the state
-// itself keeps more digits of A.
+// a_chunk as rows of states are multiplied by it, or a_chunk^*. Diagonal: by pairs, real and imaginary part
+// and what these lack in digits. Dense: A - I, column by column; for small steps A is near I, so that adding
+// the state itself keeps more digits of A.
 template <class Real, class Params>
 __device__ __forceinline__ void pack_transition(const Params& p, int64_t h, bool adjoint, Real* to,
                                                 Share share) {

@@ -1,19 +1,20 @@
 // The chunked state-space convolution on the CPU: what the kernels in cpu.cpp and cpu_backward.cpp take.
 //
-// A sequence is cut in chunks of T elements; as row vectors, with X_m the state before chunk m,
+// A sequence is cut in chunks of T elements; as row vectors, with X_m the state before chunk m and
+// a_chunk the T-th power of A,
 //
 //   Y_m     = X_m E_out + U_m (Toep(taps) + d I)
-//   X_{m+1} = X_m A_T + U_m E_in
+//   X_{m+1} = X_m a_chunk + U_m E_in
 //
 // and in the backward pass, with G_m and P_m the gradients of Y_m and X_m,
 //
-//   P_m  = P_{m+1} A_T^* + G_m E_out^T
+//   P_m  = P_{m+1} a_chunk^* + G_m E_out^T
 //   dU_m = P_{m+1} E_in^T + G_m (Toep(taps) + d I)^T
-//   dE_out = sum X_m^T G_m, dE_in = sum U_m^T P_{m+1}, dA_T = sum X_m^* P_{m+1}, dToep = sum U_m^T G_m
+//   dE_out = sum X_m^T G_m, dE_in = sum U_m^T P_{m+1}, d_a_chunk = sum X_m^* P_{m+1}, dToep = sum U_m^T G_m
 //
-// Only the product with A_T goes from chunk to chunk. So the kernels take a block of chunks, of one or more
-// sequences, as the rows of a matrix that stays in cache: one matrix product with E_in for all rows, A_T row
-// by row in place, one product each with E_out and the Toeplitz matrix.
+// Only the product with a_chunk goes from chunk to chunk. So the kernels take a block of chunks, of one or more
+// sequences, as the rows of a matrix that stays in cache: one matrix product with E_in for all rows, a_chunk
+// row by row in place, one product each with E_out and the Toeplitz matrix.
 #pragma once
 
 #include <cstdint>
@@ -36,7 +37,7 @@ struct Sequences {
 };
 
 // Arrays are contiguous but for e_out, powers of float64 where `wide`, else of Real; complex values
-// interleaved. A null pointer: that argument is not given. Without `tails`, powers is A^T alone, and the
+// interleaved. A null pointer: that argument is not given. Without `tails`, powers is a_chunk alone, and the
 // final state of a row that ends inside a chunk is NaN.
 template <typename Real>
 struct SsmConvArguments {
@@ -71,7 +72,7 @@ struct SsmConvBlock {
   template <typename Real>
   explicit SsmConvBlock(const SsmConvArguments<Real>& arguments) {
     constexpr int64_t rows = 64;
-    const int64_t side_by_side = arguments.dense ? 8 : 2;  // rows that A_T is applied to at a time
+    const int64_t side_by_side = arguments.dense ? 8 : 2;  // rows that a_chunk is applied to at a time
     const int64_t M = arguments.chunks() > 0 ? arguments.chunks() : 1;
     batch = rows / M > 1 ? rows / M : 1;
     if (batch < side_by_side) batch = side_by_side;
