@@ -6,6 +6,7 @@ has failed, its ``x`` and ``state`` are looked at; while calls succeed this cost
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,8 +20,11 @@ def explain(
     module: Any, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception
 ) -> None:
     """Raise what is wrong with the ``x`` or ``state`` of a ``forward`` or ``step`` that failed; or do nothing."""
-    named = str(error).startswith(("x ", "state"))  # by who looked before anything was computed
-    if named or method not in ("forward", "step") or not hasattr(module, "channels_first"):
+    if method not in ("forward", "step") or not hasattr(module, "channels_first"):
+        return
+    word = re.match(r"\w*", str(error))
+    arguments = {"x", "state", "lengths"} | (module.takes(method) or set())
+    if word is not None and word[0] in arguments:  # named by who looked before anything was computed
         return
     given = dict(zip(("x", "state"), args, strict=False)) | kwargs
     for fault in _faults(module, method, given.get("x"), given.get("state")):
@@ -60,7 +64,8 @@ def _faults(module: Any, method: str, x: Any, state: Any) -> Iterator[Exception]
         else:
             batch = torch.Size()
         device = x.device if isinstance(x, Tensor) else None
-        yield from _faults_of_state("state", state, module.default_state(*batch, device=device), len(batch))
+        expected = module.default_state(*batch, device=device)
+        yield from _faults_of_state("state", state, expected, len(batch), getattr(x, "dtype", None))
 
 
 def _faults_of_x(module: Any, x: Tensor, step: bool) -> Iterator[Exception]:
@@ -79,8 +84,13 @@ def _faults_of_x(module: Any, x: Tensor, step: bool) -> Iterator[Exception]:
         yield fault
 
 
-def _faults_of_state(name: str, given: Any, expected: Any, batch: int) -> Iterator[Exception]:
-    """Where the state differs from what ``default_state`` gives; a size that is 0 there may grow."""
+def _faults_of_state(
+    name: str, given: Any, expected: Any, batch: int, dtype: torch.dtype | None
+) -> Iterator[Exception]:
+    """Where the state differs from what ``default_state`` gives; a size that is 0 there may grow.
+
+    ``dtype``: of x, which a state may have too.
+    """
     if isinstance(expected, (list, tuple)):
         if not isinstance(given, (list, tuple)) or len(given) != len(expected):
             got = type(given).__name__ + (f" of {len(given)}" if isinstance(given, (list, tuple)) else "")
@@ -90,7 +100,7 @@ def _faults_of_state(name: str, given: Any, expected: Any, batch: int) -> Iterat
             )
             return
         for i, (part, whole) in enumerate(zip(given, expected, strict=True)):
-            yield from _faults_of_state(f"{name}[{i}]", part, whole, batch)
+            yield from _faults_of_state(f"{name}[{i}]", part, whole, batch, dtype)
     elif isinstance(expected, Tensor):
         sizes = [n if n or i < batch else "any" for i, n in enumerate(expected.shape)]
         form = ", ".join(map(str, sizes))
@@ -100,7 +110,7 @@ def _faults_of_state(name: str, given: Any, expected: Any, batch: int) -> Iterat
             n not in ("any", m) for n, m in zip(sizes, given.shape, strict=True)
         ):
             yield ValueError(f"{name} must have shape ({form}), got {tuple(given.shape)}")
-        elif given.dtype != expected.dtype:
+        elif given.dtype not in (expected.dtype, dtype):
             yield TypeError(f"{name} must be {expected.dtype}, got {given.dtype}")
         elif given.device != expected.device:
             yield ValueError(f"{name} is on {given.device}, but must be on {expected.device}")

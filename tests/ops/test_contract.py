@@ -147,7 +147,7 @@ def test_nan_in_is_nan_out(sample: Sample, backend: str) -> None:
     with use_backend(backend):
         for i in range(len(sample.tensors)):
             poisoned = [t.clone() for t in sample.tensors]
-            poisoned[i].view(-1)[0] = float("nan")
+            poisoned[i][-1].view(-1)[0] = float("nan")  # of the last row: the first may be all padding
             assert any(torch.isnan(r).any() for r in outputs(sample.function(*poisoned)))
 
 
