@@ -53,15 +53,18 @@ inline int64_t smaller(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
 
+// A pole w: with a power of two, `scale`, near 1 / |w|, no square of a product leaves the range of numbers.
 template <typename Real>
 struct Pole {
-  Real re, im, re_squared;
-};
+  Real squared, re, im, scale;  // scale Re(w)^2, scale Re(w), Im(w), scale
 
-// With e = 1 / ((i x - y w) (i x - y conj(w))): Re e, and |e|^2, which is Im e / (2 x y Re w).
-template <typename Real>
-struct Inverse {
-  Vector<Real> re, squared;
+  explicit Pole(Complex<Real> w) : im(w.im) {
+    const double across = w.re < 0 ? -w.re : w.re, along = w.im < 0 ? -w.im : w.im;
+    const double least = sizeof(Real) == 4 ? 1e-30 : 1e-150, size = across > along ? across : along;
+    const int64_t exponent = (bits<int64_t>(size > least ? size : least) >> 52) - 1023;
+    scale = static_cast<Real>(bits<double>((1023 - (exponent < 1023 ? exponent : 0)) << 52));
+    re = scale * w.re, squared = re * w.re;
+  }
 };
 
 // A vector of nodes i x / y.
@@ -71,19 +74,19 @@ struct Nodes {
 
   Complex<Vector<Real>> factor() const { return {y, x}; }
 
-  // |y w|^2 - x^2 is taken as products that do not cancel where a pole is near the imaginary axis.
+  // e = 1 / (scale (i x - y w) (i x - y conj(w))). |y w|^2 - x^2 is taken as products that do not cancel where a pole is near the imaginary axis.
   template <bool unit>
-  Inverse<Real> inverse(const Pole<Real>& pole) const {
+  Complex<Vector<Real>> inverse(const Pole<Real>& pole) const {
     Vector<Real> re, below, above;
     if constexpr (unit) {
-      re = Vector<Real>{} + pole.re_squared, below = x - pole.im, above = x + pole.im;
+      re = Vector<Real>{} + pole.squared, below = x - pole.im, above = x + pole.im;
     } else {
-      re = y * y * pole.re_squared, below = x - y * pole.im, above = x + y * pole.im;
+      re = y * y * pole.squared, below = x - y * pole.im, above = x + y * pole.im;
     }
-    re -= below * above;
-    const Vector<Real> twice = unit ? x + x : (x + x) * y;
-    const Vector<Real> squared = 1 / (re * re + twice * twice * pole.re_squared);
-    return {re * squared, squared};
+    re -= below * (pole.scale * above);
+    const Vector<Real> im = (unit ? x + x : (x + x) * y) * pole.re;
+    const Vector<Real> squared = 1 / (re * re + im * im);
+    return {re * squared, im * squared};
   }
 };
 
@@ -114,18 +117,18 @@ struct Head {
     return at<T>(arguments.right, product % (1 + arguments.rank), n);
   }
 
-  // The poles, and of each product v = left right: c0 = 2 Re v, c1 = -2 Re(v conj(w)), 2 Re(w) c0 and 2 Re(w)
-  // c1, in their place. The product is (i x c0 + y c1) e.
+  // The poles, and of each product v = left right, times the pole's scale: c0 = 2 Re v and c1 = -2 Re(v conj(w)),
+  // in their place. The product is (i x c0 + y c1) e.
   void prepare(Pole<Real>* poles, Real* coefficients) const {
     const int64_t products = arguments.products();
     for (int64_t n = 0; n < arguments.N; ++n) {
       const Complex<Real> w = at(arguments.w, 0, n);
-      poles[n] = {w.re, w.im, w.re * w.re};
+      const Pole<Real> pole(w);
+      poles[n] = pole;
       for (int64_t i = 0; i < products; ++i) {
         const Complex<Real> v = left(i, n) * right(i, n);
-        Real* to = coefficients + 4 * place_of(arguments.N, products, i, n);
-        to[0] = 2 * v.re, to[1] = -2 * (v.re * w.re + v.im * w.im);
-        to[2] = 2 * w.re * to[0], to[3] = 2 * w.re * to[1];
+        Real* to = coefficients + 2 * place_of(arguments.N, products, i, n);
+        to[0] = 2 * (pole.scale * v.re), to[1] = -2 * (v.re * pole.re + v.im * (pole.scale * w.im));
       }
     }
   }
@@ -134,22 +137,22 @@ struct Head {
 // All products for a vector of nodes.
 template <typename Real>
 inline void sum_products(int64_t N, int64_t products, const Nodes<Real>& nodes, const Real* coefficients,
-                         const Inverse<Real>* inverses, Complex<Vector<Real>>* out) {
+                         const Complex<Vector<Real>>* inverses, Complex<Vector<Real>>* out) {
   const Vector<Real> y = nodes.y, x = nodes.x;
   in_groups<kMostProducts>(products, [&](int64_t first, auto group) {
     constexpr int count = group.count;
     Vector<Real> sums[count][4] = {};
     for (int64_t n = 0; n < N; ++n) {
-      const Inverse<Real> e = inverses[n];
-      for (int i = 0; i < count; ++i, coefficients += 4) {
+      const Complex<Vector<Real>> e = inverses[n];
+      for (int i = 0; i < count; ++i, coefficients += 2) {
         sums[i][0] += e.re * coefficients[0];
         sums[i][1] += e.re * coefficients[1];
-        sums[i][2] += e.squared * coefficients[2];
-        sums[i][3] += e.squared * coefficients[3];
+        sums[i][2] += e.im * coefficients[0];
+        sums[i][3] += e.im * coefficients[1];
       }
     }
     for (int i = 0; i < count; ++i)
-      out[first + i] = {y * (sums[i][1] - x * x * sums[i][2]), x * (sums[i][0] + y * y * sums[i][3])};
+      out[first + i] = {y * sums[i][1] - x * sums[i][2], x * sums[i][0] + y * sums[i][3]};
   });
 }
 
@@ -224,9 +227,9 @@ class Pass {
     m = reinterpret_cast<Number*>(scratch);
     x = m + kVectorsTogether * arguments.products();
     matrix_ = x + rank;
-    inverses_ = reinterpret_cast<Inverse<Real>*>(matrix_ + rank * rank);
+    inverses_ = matrix_ + rank * rank;
     coefficients_ = reinterpret_cast<Real*>(inverses_ + N);
-    poles = reinterpret_cast<Pole<Real>*>(coefficients_ + 4 * N * arguments.products());
+    poles = reinterpret_cast<Pole<Real>*>(coefficients_ + 2 * N * arguments.products());
   }
 
   void begin(const Head<Real>& head) { head.prepare(poles, coefficients_); }
@@ -262,8 +265,7 @@ class Pass {
 
  private:
   const DplrGeneratingArguments<Real>& arguments_;
-  Number* matrix_;
-  Inverse<Real>* inverses_;
+  Number *matrix_, *inverses_;
   Real* coefficients_;
 };
 
@@ -307,10 +309,11 @@ void write_gradients(const Head<Real>& head, const Vector<Real>* sums, int64_t b
       to[0] = to[1] = 0;
     }
     Number dw = {};
+    const double once = Pole<Real>(head.at(arguments.w, 0, n)).scale, twice = once * once;
     for (int64_t i = 0; i < products; ++i) {
       const Vector<Real>* from = sums + 4 * place_of(N, products, i, n);
-      const double y_re = sum<Real>(from[0]), x_im = sum<Real>(from[1]);
-      const double y_re2 = sum<Real>(from[2]), x_im2 = sum<Real>(from[3]);
+      const double y_re = once * sum<Real>(from[0]), x_im = once * sum<Real>(from[1]);
+      const double y_re2 = twice * sum<Real>(from[2]), x_im2 = twice * sum<Real>(from[3]);
       const Number l = head.template left<double>(i, n), r = head.template right<double>(i, n);
       const Number dv = {2 * (x_im - y_re * w.re), -2 * y_re * w.im};
       const Number inner = {y_re2 * w.re - x_im2, y_re2 * w.im};
@@ -448,9 +451,7 @@ class Backward {
   // e and y^2 e^2.
   template <bool unit>
   static void powers_of(const Nodes<Real>& nodes, const Pole<Real>& pole, Complex<Vector<Real>>* to) {
-    const Inverse<Real> inverse = nodes.template inverse<unit>(pole);
-    const Vector<Real> twice = unit ? nodes.x + nodes.x : (nodes.x + nodes.x) * nodes.y;
-    to[0] = {inverse.re, twice * pole.re * inverse.squared};
+    to[0] = nodes.template inverse<unit>(pole);
     to[1] = to[0] * to[0];
     if constexpr (!unit) to[1] = nodes.y * nodes.y * to[1];
   }

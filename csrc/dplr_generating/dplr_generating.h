@@ -51,7 +51,7 @@ constexpr int64_t kVectorsTogether = 8;
 template <typename Real>
 int64_t generating_scratch(const DplrGeneratingArguments<Real>& arguments) {
   const int64_t N = arguments.N, rank = arguments.rank, products = arguments.products();
-  return 32 * (kVectorsTogether * products + rank * rank + rank + N) + 4 * N * products + 3 * N;
+  return 32 * (kVectorsTogether * products + rank * rank + rank + N) + 2 * N * products + 4 * N;
 }
 template <typename Real>
 int64_t generating_backward_scratch(const DplrGeneratingArguments<Real>& arguments) {
