@@ -31,7 +31,7 @@ def kernels() -> dict[str, list[str]]:
     """Every kernel that is not plain torch, by <family>/<backend>, from the sources."""
     found: dict[str, list[str]] = {}
     for path in sorted((ROOT / "csrc").glob("*/register.cpp")):
-        found[f"{path.parent.name}/cpu"] = re.findall(r'"(\w+)\(Tensor', path.read_text())
+        found[f"{path.parent.name}/cpu"] = re.findall(r'"(\w+)\((?:Tensor|")', path.read_text())
     for path in sorted((ROOT / "csrc").glob("*/*.cu")):
         names = re.findall(r"^KERNEL\((\w+),", path.read_text(), re.MULTILINE)
         found.setdefault(f"{path.parent.name}/cuda", []).extend(names)
