@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sequence_kernels import DSS, LRU, S4, S4D, S5, SequenceModule, native, ops
+from sequence_kernels import S4, S4D, SequenceModule, native, ops
 
+from ...test_law import WIDTH, Factory, cases
 from ..devices import device_of, gpu_backends
 from ..test_contract import backends
 from .exact import Step, nearly_still, rounded_up
@@ -30,32 +31,31 @@ def test_what_moves_a_state_is_added_at_once(backend: str, rank: int | None, row
     rounded_up(after.cpu())
 
 
-LAYERS: dict[str, Callable[[], SequenceModule]] = {
-    "S4": lambda: S4(8, 16),
-    "S4D": lambda: S4D(8, 16),
-    "S4D bilinear": lambda: S4D(8, 16, disc="bilinear"),
-    "DSS": lambda: DSS(8, 16),
-    "DSS softmax": lambda: DSS(8, 16, version="softmax", l_max=100),
-    "S5": lambda: S5(8, 16),
-    "LRU": lambda: LRU(8, 16),
-}
+def has_complex_state(module: SequenceModule) -> bool:
+    state = module.default_state(1) if module.causal else None
+    return isinstance(state, Tensor) and state.is_complex()
+
+
+#: The logarithms of how far a step goes.
+SPEEDS = ("log_dt", "nu_log", "theta_log", "gamma_log")
 
 
 def slow(layer: SequenceModule) -> SequenceModule:
     """The layer with dynamics of 1e-4 a step."""
-    for name, parameter in layer.named_parameters():
-        if name.endswith(("log_dt", "nu_log", "theta_log", "gamma_log")):
-            torch.nn.init.constant_(parameter, math.log(1e-4))
+    speeds = [p for name, p in layer.named_parameters() if name.endswith(SPEEDS)]
+    assert speeds, f"no parameter of {type(layer).__name__} is one of {SPEEDS}"
+    for parameter in speeds:
+        torch.nn.init.constant_(parameter, math.log(1e-4))
     return layer.eval()
 
 
 @pytest.mark.parametrize("way", ["step", "stepper"])
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("make", cases(has_complex_state))
 @torch.no_grad()
-def test_a_step_rounds_once(name: str, way: str) -> None:
+def test_a_step_rounds_once(make: Factory, way: str) -> None:
     """The new state is within 0.75 of its last digit of the exact one; rounding A itself loses up to 1.5 more."""
-    layer = slow(LAYERS[name]())
-    x, zeros = torch.randn(50, 8) / 100, layer.default_state(50)
+    layer = slow(make())
+    x, zeros = torch.randn(50, WIDTH) / 100, layer.default_state(50)
     state = torch.complex(1 + torch.rand(zeros.shape), 1 + torch.rand(zeros.shape))
     _, exact = copy.deepcopy(layer).double().step(x.double(), state.to(torch.complex128))
     if way == "stepper":
