@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from sequence_kernels import S4D, SequenceIdentity, SequenceModel
+from sequence_kernels import S4D, SequenceIdentity, SequenceModel, SequenceModule
 from sequence_kernels.layers.pools import Unpool
 
 from .test_law import WIDTH, Factory, all_cases, causal_cases, forward, keeps_length, layout_of, tensors
@@ -150,3 +150,19 @@ def test_calls_compile_to_one_graph(cls: type[Any]) -> None:
     x = torch.randn(2, 12, 8)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x)[0], layer(x)[0])
+
+
+def test_a_module_that_cannot_say_what_it_expects() -> None:
+    class Odd(SequenceModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.d_model = self.d_output = 8
+
+        def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+            raise RuntimeError("mine")
+
+        def default_state(self, *batch_shape: int, device: Any = None) -> Any:
+            raise KeyError("its own trouble")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        Odd()(torch.randn(2, 12, 8), torch.zeros(2, 8))
