@@ -1,39 +1,12 @@
 #include "cauchy/cauchy.h"
+#include "common/complex.h"
 #include "common/groups.h"
-#include "common/vector.h"
 
 namespace sequence_kernels {
 namespace {
 
 constexpr int kMostSets = 4;
 constexpr int64_t kPoles = 16;  // whose terms are computed together, ahead of their sums
-
-// Complex numbers, a vector of them or one.
-template <typename T>
-struct Complex {
-  T re, im;
-};
-
-template <typename T>
-inline Complex<T> operator*(Complex<T> a, Complex<T> b) {
-  return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re};
-}
-
-template <typename T>
-inline Complex<T> operator+(Complex<T> a, Complex<T> b) {
-  return {a.re + b.re, a.im + b.im};
-}
-
-template <typename T>
-inline Complex<T> conj(Complex<T> a) {
-  return {a.re, -a.im};
-}
-
-template <typename T>
-inline Complex<T> reciprocal(Complex<T> a) {
-  const T scale = 1 / (a.re * a.re + a.im * a.im);
-  return {a.re * scale, -a.im * scale};
-}
 
 template <typename T>
 inline Complex<T> to_power(Complex<T> a, int64_t power) {
@@ -59,10 +32,6 @@ template <typename T>
 inline T larger(T a, T b) {
   return a > b ? a : b;
 }
-inline int64_t smaller(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-
 // What the vectors hold: weights whose largest part is near 2^weight, and nodes and poles with parts up to
 // 2^part for which |z - w|^order is below 2^power. A part that underflows is then too small to count, and a
 // term that overflows makes its sum infinite or NaN. Such sums, and those over larger nodes or poles, are
@@ -244,27 +213,6 @@ inline bool any(Mask mask) {
   bool result = false;
   for (unsigned i = 0; i < sizeof(mask) / sizeof(mask[0]); ++i) result |= mask[i] != 0;
   return result;
-}
-
-// Interleaved complex numbers, and `padding` in the lanes past the last.
-template <typename Real>
-inline Complex<Vector<Real>> load_complex(const Real* from, int64_t count, Real padding) {
-  Complex<Vector<Real>> value;
-  Real some[2 * kLanes<Real>];
-  if (count < kLanes<Real>) {
-    for (int i = 0; i < 2 * kLanes<Real>; ++i) some[i] = i < 2 * count ? from[i] : padding;
-    from = some;
-  }
-  load_interleaved<Real>(from, value.re, value.im);
-  return value;
-}
-
-template <typename Real>
-inline void store_complex(Complex<Vector<Real>> value, int64_t count, Real* to) {
-  if (count >= kLanes<Real>) return store_interleaved<Real>(value.re, value.im, to);
-  Real some[2 * kLanes<Real>];
-  store_interleaved<Real>(value.re, value.im, some);
-  __builtin_memcpy(to, some, 2 * count * sizeof(Real));
 }
 
 // Calls function with the kind as a constant.

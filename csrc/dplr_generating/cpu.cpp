@@ -1,57 +1,11 @@
+#include "common/complex.h"
 #include "common/groups.h"
-#include "common/vector.h"
 #include "dplr_generating/dplr_generating.h"
 
 namespace sequence_kernels {
 namespace {
 
 constexpr int kMostProducts = kVectorRegisters >= 32 ? 4 : 2;  // whose sums the registers hold
-
-// Complex numbers, a vector of them or one.
-template <typename T>
-struct Complex {
-  T re, im;
-};
-
-template <typename T>
-inline Complex<T> operator*(Complex<T> a, Complex<T> b) {
-  return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re};
-}
-
-template <typename T>
-inline Complex<T> operator+(Complex<T> a, Complex<T> b) {
-  return {a.re + b.re, a.im + b.im};
-}
-
-template <typename T>
-inline Complex<T> operator-(Complex<T> a, Complex<T> b) {
-  return {a.re - b.re, a.im - b.im};
-}
-
-template <typename T>
-inline Complex<T> operator*(T a, Complex<T> b) {
-  return {a * b.re, a * b.im};
-}
-
-template <typename T>
-inline Complex<T> conj(Complex<T> a) {
-  return {a.re, -a.im};
-}
-
-template <typename T>
-inline T square(Complex<T> a) {
-  return a.re * a.re + a.im * a.im;
-}
-
-template <typename T>
-inline Complex<T> reciprocal(Complex<T> a) {
-  const T scale = 1 / square(a);
-  return {a.re * scale, -a.im * scale};
-}
-
-inline int64_t smaller(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
 
 // A pole w: with a power of two, `scale`, near 1 / |w|, no square of a product leaves the range of numbers.
 template <typename Real>
@@ -191,27 +145,6 @@ inline Vector<Real> load_some(const Real* from, int64_t count) {
   Vector<Real> value = Vector<Real>{} + from[0];
   for (int64_t i = 0; i < count; ++i) value[i] = from[i];
   return value;
-}
-
-// Some complex numbers from memory, and 0 in the lanes past the last.
-template <typename Real>
-inline Complex<Vector<Real>> load_complex(const Real* from, int64_t count) {
-  Complex<Vector<Real>> value;
-  Real some[2 * kLanes<Real>] = {};
-  if (count < kLanes<Real>) {
-    __builtin_memcpy(some, from, 2 * count * sizeof(Real));
-    from = some;
-  }
-  load_interleaved<Real>(from, value.re, value.im);
-  return value;
-}
-
-template <typename Real>
-inline void store_complex(Complex<Vector<Real>> value, int64_t count, Real* to) {
-  if (count >= kLanes<Real>) return store_interleaved<Real>(value.re, value.im, to);
-  Real some[2 * kLanes<Real>];
-  store_interleaved<Real>(value.re, value.im, some);
-  __builtin_memcpy(to, some, 2 * count * sizeof(Real));
 }
 
 // What both passes do at a vector of nodes, with the scratch memory for it.

@@ -8,10 +8,6 @@
 namespace sequence_kernels {
 namespace {
 
-inline int64_t smaller(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-
 // Rows are padded with zeros to whole vectors, and the numbers of rows to whole register tiles.
 template <typename Real>
 inline int64_t padded(int64_t size) {

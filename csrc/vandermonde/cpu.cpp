@@ -5,10 +5,6 @@
 namespace sequence_kernels {
 namespace {
 
-inline int64_t smaller(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-
 template <typename Real>
 inline Exponent exponent_of(const Real* x, int64_t n) {
   return exponent(x[2 * n], x[2 * n + 1]);
