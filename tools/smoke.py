@@ -35,6 +35,27 @@ def streams() -> None:
     torch.testing.assert_close(steps, whole, rtol=1e-4, atol=1e-4)
 
 
+def transforms() -> None:
+    """torch.func needs private names of torch: gradients of each row, and forward over reverse, against autograd."""
+    torch.manual_seed(0)
+    layer = S4D(8, 8, transposed=False).double()
+    x = torch.randn(3, 20, 8, dtype=torch.float64)
+    parameters = {name: p.detach() for name, p in layer.named_parameters()}
+
+    def loss(parameters: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(layer, parameters, (x,))[0].square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x.unsqueeze(1))
+    for row in range(3):
+        layer.zero_grad()
+        layer(x[row : row + 1])[0].square().sum().backward()
+        for name, p in layer.named_parameters():
+            torch.testing.assert_close(each[name][row], p.grad)
+    product = torch.func.jvp(lambda x: torch.func.grad(loss, 1)(parameters, x), (x,), (x,))[1]
+    _, expected = torch.autograd.functional.hvp(lambda x: loss(parameters, x), x, x)
+    torch.testing.assert_close(product, expected)
+
+
 def cuda_library() -> str:
     """The CUDA library's symbols are all there in a torch that has CUDA, with or without a driver."""
     path = Path(sequence_kernels.__file__).parent / "_native_cuda.so"
@@ -52,7 +73,8 @@ def main() -> None:
         for ours, exact in zip(gradients(layer, None), gradients(layer, "torch"), strict=True):
             torch.testing.assert_close(ours, exact, rtol=1e-7, atol=1e-9)
     streams()
-    print(f"smoke: trains and streams; CUDA library: {cuda_library()}")
+    transforms()
+    print(f"smoke: trains, streams, goes through torch.func; CUDA library: {cuda_library()}")
 
 
 if __name__ == "__main__":

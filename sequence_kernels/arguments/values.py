@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from .. import internals
 from ..ops.checks import describe
 from . import keywords
 
@@ -127,7 +128,7 @@ def sampling_rate(rate: Any) -> None:
         _require_positive(rate)
     elif rate.dim() > 0 or rate.is_complex() or rate.dtype == torch.bool:
         raise ValueError(f"rate must be one real number for the whole call, got {describe(rate)}")
-    elif rate.device.type == "cpu" and not torch.compiler.is_compiling() and not _wrapped(rate):
+    elif rate.device.type == "cpu" and not torch.compiler.is_compiling() and not internals.is_wrapped(rate):
         _require_positive(float(rate))
 
 
@@ -142,8 +143,3 @@ def _require_positive(rate: Any) -> None:
     if not 0 < rate < math.inf:
         got = "" if torch.compiler.is_compiling() else f", got {rate}"  # a symbolic number has no text
         raise ValueError("rate must be finite and above 0" + got)
-
-
-def _wrapped(value: Tensor) -> bool:
-    """Whether a function transform stands between us and the value."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(value)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import internals
+
 REAL = (torch.float32, torch.float64)
 COMPLEX = (torch.complex64, torch.complex128)
 HALF = (torch.float16, torch.bfloat16)
@@ -91,7 +93,9 @@ def integer(name: str, value: Any, least: int, most: int | None = None) -> None:
 def integers(name: str, value: Tensor, least: int, most: int) -> None:
     """The tensor holds integers in least .. most; the values are looked at on the CPU only, where that is free."""
     dtype(name, value, (torch.int32, torch.int64))
-    if torch.compiler.is_compiling() or value.device.type != "cpu" or value.numel() == 0:
+    if torch.compiler.is_compiling() or internals.is_wrapped(value):
+        return
+    if value.device.type != "cpu" or value.numel() == 0:
         return
     low, high = value.aminmax()
     if low < least or high > most:

@@ -174,22 +174,12 @@ def able(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> Cal
     return implementation(op, backend)
 
 
-def _inside_jvp() -> bool:
-    """Whether torch.func differentiates forward here: what it asks of an op would be lost without a word."""
-    transform = torch._C._functorch.peek_interpreter_stack()
-    return transform is not None and transform.key() == torch._C._functorch.TransformType.Jvp
-
-
 def choose(op: str, backend: str | None, tensor: torch.Tensor) -> str:
     """The backend that serves the op for tensors like this one.
 
     The argument wins over ``use_backend``, which wins over the device's order of preference. Raises
     BackendUnavailableError when the backend that was asked for cannot serve the call.
     """
-    if not torch.compiler.is_compiling() and _inside_jvp():
-        raise NotImplementedError(
-            f"{op} has no forward-mode derivative, so not in torch.func.jvp, jacfwd or hessian: use jacrev"
-        )
     asked = backend if backend is not None else getattr(_thread, "backend", None)
     if asked is None:
         return _serving(op, tensor.device.type, tensor.dtype)

@@ -1,4 +1,4 @@
-"""How tensors lie in memory: complex numbers as pairs of real ones, and what heads or sets of weights share."""
+"""How tensors lie in memory: pairs of real numbers, conjugates, and what heads or sets of weights share."""
 
 from __future__ import annotations
 
@@ -33,6 +33,11 @@ def interleaved(z: Tensor) -> Tensor:
 def paired(x: Tensor) -> Tensor:
     """The inverse of ``interleaved``, a view."""
     return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+
+
+def conjugated(t: Tensor) -> Tensor:
+    """The conjugate, and no view. ``torch.vmap`` has rules for these two, and none for ``conj_physical``."""
+    return t.conj().resolve_conj()
 
 
 def by_head(copies: Tensor, heads: int) -> Tensor:

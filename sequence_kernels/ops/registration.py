@@ -1,4 +1,4 @@
-"""Registers an op with torch: schema, dispatch to a backend, fake, autograd and autocast rules."""
+"""Registers an op with torch, from one declaration of what it takes and gives."""
 
 from __future__ import annotations
 
@@ -8,55 +8,119 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from .dispatch import able
+from .. import internals
+from .derivatives import Backward, autograd_rule, refuse_dual_numbers
+from .dispatch import able, implementation
+from .folding import vmap_rule
+from .signature import Signature, adjoint, signature
 
 NAMESPACE = "sequence_kernels"
 _library = torch.library.Library(NAMESPACE, "DEF")
-_CONJUGATE = torch._C.DispatchKey.Conjugate
 
 
 def register(
     name: str,
-    schema: str,
+    takes: str,
+    gives: str,
     *,
     fake: Callable[..., Any],
-    setup_context: Callable[..., None] | None = None,
-    backward: Callable[..., Any] | None = None,
+    backward: Backward | None = None,
+    composite: Callable[..., Any] | None = None,
     follows_autocast: Sequence[int] = (),
 ) -> Callable[..., Any]:
     """Define ``sequence_kernels::name`` and return it.
 
-    The last argument of the schema is ``str backend``; an implementation takes all the others. Under autocast the
-    arguments at the positions ``follows_autocast`` are cast to autocast's dtype, as the inputs of a linear layer are,
-    and all other half-precision ones to float32. An op whose schema declares a mutated argument has no gradient, and
-    raises RuntimeError when one would be needed; its implementations also get tensors whose conjugation is pending.
+    Args:
+        takes, gives: as in signature.py. The op also takes ``str backend``, last; implementations do not.
+        fake: the results' shapes and dtypes.
+        backward: ``(needed, inputs, *gradients of the results) -> gradients of the tensors``. None: see composite.
+        composite: the same of operations that torch can differentiate; the op's plain torch if None. It serves forward
+            mode, and reverse mode too where there is no ``backward``.
+        follows_autocast: positions of the arguments that autocast casts to its dtype, as the inputs of a linear layer;
+            all other half-precision ones are cast to float32.
+
+    An op that writes into an argument has no gradient, and raises RuntimeError when one would be needed; its
+    implementations also get tensors whose conjugation is pending.
     """
-    _library.define(f"{name}{schema}")
+    return _register(name, signature(takes, gives), fake, backward, composite, follows_autocast)
+
+
+def register_with_adjoint(
+    name: str,
+    takes: str,
+    gives: str,
+    *,
+    fake: Callable[..., Any],
+    missing: str,
+    follows_autocast: Sequence[int] = (),
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Define an op and ``name_backward``, all its gradients at once, and return both.
+
+    The latter takes the gradients of the results, then what the op takes, and gives a gradient of every tensor but
+    those of integers, also of one that is None: it then has the dtype of the argument ``missing``. Its own derivatives
+    are those of its plain torch.
+    """
+    forward = signature(takes, gives)
+    reverse = adjoint(forward)
+    places = [i for i, a in enumerate(forward.tensors) if not a.integers]
+    like = [a.name for a in forward.takes].index(missing)
+
+    def backward_fake(*args: Any) -> tuple[Tensor, ...]:
+        sizes = reverse.sizes(args[: len(reverse.tensors)])
+        inputs = args[len(gives_names) :]
+        return tuple(
+            inputs[like].new_empty([sizes[letter] for letter in a.dims])
+            if inputs[i] is None
+            else inputs[i].new_empty(inputs[i].shape)
+            for i, a in zip(places, reverse.gives, strict=True)
+        )
+
+    def backward(needed: Sequence[bool], inputs: tuple[Any, ...], *gradients: Any) -> tuple[Any, ...]:
+        found = dict(zip(places, reverse_op(*gradients, *inputs), strict=True))
+        return tuple(
+            found[i].to(inputs[i].dtype) if is_needed else None for i, is_needed in enumerate(needed)
+        )
+
+    gives_names = forward.gives
+    reverse_op = _register(f"{name}_backward", reverse, backward_fake, None, None, ())
+    return _register(name, forward, fake, backward, None, follows_autocast), reverse_op
+
+
+def _register(
+    name: str,
+    of: Signature,
+    fake: Callable[..., Any],
+    backward: Backward | None,
+    composite: Callable[..., Any] | None,
+    follows_autocast: Sequence[int],
+) -> Callable[..., Any]:
+    _library.define(f"{name}{of.schema}")
     op = getattr(getattr(torch.ops, NAMESPACE), name).default
-    mutated = [i for i, a in enumerate(op._schema.arguments) if a.alias_info is not None]
+    written = [i for i, a in enumerate(of.takes) if a.written]
 
     def run(*args: Any) -> Any:
-        _refuse_tangents(name, args)
-        implementation = able(name, args[-1], args[0].device, args[0].dtype)
-        if torch._C._dispatch_tls_is_dispatch_key_excluded(_CONJUGATE):
+        kernel = able(name, args[-1], args[0].device, args[0].dtype)
+        if internals.is_excluded(internals.CONJUGATE):
             with _views_resolved():
-                return implementation(*args[:-1])
-        return implementation(*args[:-1])
+                return kernel(*args[:-1])
+        return kernel(*args[:-1])
+
+    def plain_torch(*args: Any) -> Any:
+        return implementation(name, "torch")(*args[:-1])
 
     _library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
-    if mutated:
+    if written:
         _library.impl(name, _without_gradient(op), "Autograd", with_keyset=True)
-        _library.impl(name, _counts_mutations(op, mutated), "ADInplaceOrView", with_keyset=True)
+        _library.impl(name, _counts_mutations(op, written), "ADInplaceOrView", with_keyset=True)
         _library.impl(
             name, torch.library.fallthrough_kernel, "Conjugate"
         )  # its own rule is for returned tensors
-    elif backward is not None:
-        torch.library.register_autograd(
-            f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library
-        )
+    else:
+        rule = autograd_rule(op, len(of.tensors), composite or plain_torch, backward)
+        _library.impl(name, rule, "Autograd", with_keyset=True)
+        torch.library.register_vmap(f"{NAMESPACE}::{name}", vmap_rule(op, of), lib=_library)
     for device in ("cpu", "cuda"):
         _library.impl(
             name, _autocast_rule(op, device, frozenset(follows_autocast)), f"Autocast{device.upper()}"
@@ -71,29 +135,23 @@ def _views_resolved() -> Iterator[None]:
     So are ops called that a FlopCounterMode or a selective checkpoint looks at. Plain torch would be silently wrong.
     """
     with (
-        torch._C._SetExcludeDispatchKeyGuard(_CONJUGATE, False),
-        torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.Negative, False),
+        internals.set_excluded(internals.CONJUGATE, False),
+        internals.set_excluded(internals.NEGATIVE, False),
     ):
         yield
 
 
-def _refuse_tangents(name: str, args: Sequence[Any]) -> None:
-    """Forward-mode derivatives are not implemented, and torch would drop them without a word."""
-    if forward_ad._current_level < 0:
-        return
-    if any(isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in args):
-        raise NotImplementedError(f"{name} has no forward-mode derivative: use reverse mode")
-
-
 def _without_gradient(op: Any) -> Callable[..., Any]:
     def rule(keyset: Any, *args: Any) -> Any:
-        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+        if internals.dual_level() >= 0 or internals.in_forward_mode():
+            refuse_dual_numbers(op, args)
+        if torch.is_grad_enabled() and internals.any_requires_grad(*args):
             raise RuntimeError(
-                f"{op._schema.name.partition('::')[2]} works in place and has no gradient, but an argument requires "
-                "one: call it under torch.no_grad(), or use the op that returns a new tensor"
+                f"{op._opname} works in place and has no gradient, but an argument requires one: call it under "
+                "torch.no_grad(), or use the op that returns a new tensor"
             )
-        with torch._C._AutoDispatchBelowAutograd():
-            return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+        with internals.below_autograd():
+            return op.redispatch(keyset & internals.after_autograd, *args)
 
     return rule
 
@@ -104,7 +162,7 @@ def _counts_mutations(op: Any, mutated: Sequence[int]) -> Callable[..., Any]:
     def rule(keyset: Any, *args: Any) -> Any:
         for i in mutated:
             torch.autograd.graph.increment_version(args[i])
-        return op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args)
+        return op.redispatch(keyset & internals.after_views, *args)
 
     return rule
 
@@ -128,18 +186,3 @@ def gradient_for(argument: Tensor, gradient: Tensor) -> Tensor:
     if gradient.is_complex() and not argument.is_complex():
         gradient = gradient.real
     return gradient.sum_to_size(argument.shape)
-
-
-def only_runs(device: str) -> bool:
-    """Whether a call of an op on ordinary tensors of the device only runs its implementation, gradients apart.
-
-    No tracer, transform, mode or autocast is at work. The way through torch then only takes time: 6 us.
-    """
-    return not (
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._is_torch_function_mode_enabled()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._get_tracing_state() is not None
-        or forward_ad._current_level >= 0
-        or torch.is_autocast_enabled(device)
-    )

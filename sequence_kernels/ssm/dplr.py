@@ -66,11 +66,11 @@ class DPLRSystem:
         matrix = self._dense()
         kept = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
         kept = kept - torch.linalg.matrix_power(matrix, length)
-        c = interleaved(2 * self.c.to(torch.complex128).conj()).unsqueeze(
-            -1
-        )  # times a state: 2 Re(sum_n c_n x_n)
+        # A column for each channel: of a matrix that is broadcast over them, torch's vmap of solve's gradient is wrong.
+        c = interleaved(2 * self.c.to(torch.complex128).conj()).permute(1, 2, 0)
         c = torch.linalg.solve(kept, c) if solve else kept @ c
-        return as_complex(c.unflatten(-2, (-1, 2)).squeeze(-1)).conj_physical() / 2
+        real, imag = c.permute(2, 0, 1).unflatten(-1, (-1, 2)).unbind(-1)
+        return torch.complex(real / 2, -imag / 2)
 
     def kernel(self, length: int) -> Tensor:
         """By S4's generating function at the roots of unity, and an FFT.

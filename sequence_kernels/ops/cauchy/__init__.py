@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from .. import checks
 from ..dispatch import choose, implement_in_triton
+from ..layouts import conjugated
 from ..registration import gradient_for, register
 from . import cpu, cuda, reference  # noqa: F401 (register the implementations)
 
@@ -76,26 +78,20 @@ def _cauchy_fake(v: Tensor, z: Tensor, w: Tensor, conjugate: bool, order: int, b
     return v.new_empty((*shape, z.shape[-1]))
 
 
-def _cauchy_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    v, z, w, ctx.conjugate, ctx.order, ctx.backend = inputs
-    ctx.save_for_backward(v, z, w)
-
-
-def _cauchy_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+def _cauchy_backward(needed: Sequence[bool], inputs: tuple[Any, ...], g: Tensor) -> tuple[Tensor | None, ...]:
     """``dv = CT_q(g, z*, w*)``, ``dw = v* q CT_{q+1}(g, z*, w*)``, ``dz = -q g C_{q+1}(v, z, w)*``, pairs or not."""
-    v, z, w = ctx.saved_tensors
-    q = ctx.order
+    v, z, w, conjugate, q, backend = inputs
 
     def moments(order: int) -> Tensor:
-        return _cauchy_transpose(g, z.conj_physical(), w.conj_physical(), ctx.conjugate, order, ctx.backend)
+        return _cauchy_transpose(g, conjugated(z), conjugated(w), conjugate, order, backend)
 
-    dv = gradient_for(v, moments(q)) if ctx.needs_input_grad[0] else None
+    dv = gradient_for(v, moments(q)) if needed[0] else None
     dz = dw = None
-    if ctx.needs_input_grad[1]:
-        dz = gradient_for(z, -q * g * _cauchy(v, z, w, ctx.conjugate, q + 1, ctx.backend).conj())
-    if ctx.needs_input_grad[2]:
+    if needed[1]:
+        dz = gradient_for(z, -q * g * _cauchy(v, z, w, conjugate, q + 1, backend).conj())
+    if needed[2]:
         dw = gradient_for(w, q * v.conj() * moments(q + 1))
-    return dv, dz, dw, None, None, None
+    return dv, dz, dw
 
 
 def _transpose_fake(g: Tensor, z: Tensor, w: Tensor, conjugate: bool, order: int, backend: str) -> Tensor:
@@ -103,38 +99,34 @@ def _transpose_fake(g: Tensor, z: Tensor, w: Tensor, conjugate: bool, order: int
     return g.new_empty((*shape, w.shape[-1]))
 
 
-def _transpose_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    g, z, w, ctx.conjugate, ctx.order, ctx.backend = inputs
-    ctx.save_for_backward(g, z, w)
-
-
-def _transpose_backward(ctx: Any, h: Tensor) -> tuple[Tensor | None, ...]:
+def _transpose_backward(
+    needed: Sequence[bool], inputs: tuple[Any, ...], h: Tensor
+) -> tuple[Tensor | None, ...]:
     """``dg = C_q(h, z*, w*)``, ``dz = -q g* C_{q+1}(h, z*, w*)``, ``dw = q h CT_{q+1}(g, z, w)*``."""
-    g, z, w = ctx.saved_tensors
-    q = ctx.order
+    g, z, w, conjugate, q, backend = inputs
 
     def product(order: int) -> Tensor:
-        return _cauchy(h, z.conj_physical(), w.conj_physical(), ctx.conjugate, order, ctx.backend)
+        return _cauchy(h, conjugated(z), conjugated(w), conjugate, order, backend)
 
-    dg = gradient_for(g, product(q)) if ctx.needs_input_grad[0] else None
-    dz = gradient_for(z, -q * g.conj() * product(q + 1)) if ctx.needs_input_grad[1] else None
+    dg = gradient_for(g, product(q)) if needed[0] else None
+    dz = gradient_for(z, -q * g.conj() * product(q + 1)) if needed[1] else None
     dw = None
-    if ctx.needs_input_grad[2]:
-        dw = gradient_for(w, q * h * _cauchy_transpose(g, z, w, ctx.conjugate, q + 1, ctx.backend).conj())
-    return dg, dz, dw, None, None, None
+    if needed[2]:
+        dw = gradient_for(w, q * h * _cauchy_transpose(g, z, w, conjugate, q + 1, backend).conj())
+    return dg, dz, dw
 
 
 _cauchy = register(
     "cauchy",
-    "(Tensor v, Tensor z, Tensor w, bool conjugate, int order, str backend) -> Tensor",
+    "v: *N, z: *L, w: *N, conjugate: bool, order: int",
+    "out: *L",
     fake=_cauchy_fake,
-    setup_context=_cauchy_save,
     backward=_cauchy_backward,
 )
 _cauchy_transpose = register(
     "cauchy_transpose",
-    "(Tensor g, Tensor z, Tensor w, bool conjugate, int order, str backend) -> Tensor",
+    "g: *L, z: *L, w: *N, conjugate: bool, order: int",
+    "out: *N",
     fake=_transpose_fake,
-    setup_context=_transpose_save,
     backward=_transpose_backward,
 )

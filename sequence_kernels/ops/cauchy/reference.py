@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import implement
+from ..layouts import conjugated
 
 #: Node-pole pairs (over all batch dimensions) that are held at a time.
 _BLOCK = 1 << 20
@@ -34,16 +35,16 @@ def cauchy(v: Tensor, z: Tensor, w: Tensor, conjugate: bool, order: int) -> Tens
         nodes = z[..., start:stop]
         block = (_reciprocals(nodes, w, order) @ v.unsqueeze(-1)).squeeze(-1)
         if conjugate:
-            block = block + (
-                _reciprocals(nodes, w.conj_physical(), order) @ v.conj_physical().unsqueeze(-1)
-            ).squeeze(-1)
+            block = block + (_reciprocals(nodes, conjugated(w), order) @ conjugated(v).unsqueeze(-1)).squeeze(
+                -1
+            )
         out.append(block)
     return torch.cat(out, -1)
 
 
 def both_of_pairs(g: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """Weights and nodes with their conjugates, for backends without a transpose of their own for pairs."""
-    return torch.cat((g, g.conj_physical()), -1), torch.cat((z, z.conj_physical()), -1)
+    return torch.cat((g, conjugated(g)), -1), torch.cat((z, conjugated(z)), -1)
 
 
 @implement("cauchy_transpose", "torch")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...internals import only_runs
 from ..dispatch import choose
 from ..layouts import by_head
-from ..registration import only_runs
 
 
 def dplr_discretize(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import checks
@@ -59,7 +59,7 @@ def dplr_generating(
         checks.dtype(name, value, (c.dtype,))
     for name, value in (("dt", dt), ("t", t)):
         checks.dtype(name, value, checks.REAL)
-    real = c.dtype.to_real()
+    real = checks.REAL_OF[c.dtype]
     half = dt.to(real).unsqueeze(-1) / 2
     chosen = choose("dplr_generating", backend, c)
     return _dplr_generating(c, half * p, q, half * b, half * w, t.to(real), chosen)
@@ -69,33 +69,21 @@ def _fake(c: Tensor, p: Tensor, q: Tensor, b: Tensor, w: Tensor, t: Tensor, back
     return c.new_empty((*c.shape[:2], t.shape[0]))
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    arguments = (g, *ctx.saved_tensors, ctx.backend)
-    second = torch.is_grad_enabled()  # a derivative of this derivative is wanted: leave a graph
-    gradients = adjoint.gradients(*arguments) if second else _dplr_generating_backward(*arguments)
-    dt = adjoint.gradient_of_nodes(*arguments) if ctx.needs_input_grad[5] else None
-    return (*gradients, dt, None)
+def _backward(needed: Sequence[bool], inputs: tuple[Any, ...], g: Tensor) -> tuple[Tensor | None, ...]:
+    dt = adjoint.gradient_of_nodes(g, *inputs) if needed[5] else None
+    return (*_dplr_generating_backward(g, *inputs), dt)
 
 
 def _backward_fake(g: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     return tuple(x.new_empty(x.shape) for x in inputs[:5])
 
 
-_dplr_generating = register(
-    "dplr_generating",
-    "(Tensor c, Tensor p, Tensor q, Tensor b, Tensor w, Tensor t, str backend) -> Tensor",
-    fake=_fake,
-    setup_context=_save,
-    backward=_backward,
-)
+_TAKES = "c: CHN, p: RHN, q: RHN, b: HN, w: HN, t: L"
+_dplr_generating = register("dplr_generating", _TAKES, "out: CHL", fake=_fake, backward=_backward)
 _dplr_generating_backward = register(
     "dplr_generating_backward",
-    "(Tensor g, Tensor c, Tensor p, Tensor q, Tensor b, Tensor w, Tensor t, str backend)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"g: CHL, {_TAKES}",
+    "dc: CHN, dp: RHN, dq: RHN, db: HN, dw: HN",
     fake=_backward_fake,
+    composite=adjoint.gradients,
 )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..cauchy import _cauchy, _cauchy_transpose
 from ..dispatch import implement
+from ..layouts import conjugated
 from .reference import inverse_small, small_product, stacked
 
 
@@ -52,7 +53,7 @@ def gradients(
     """With respect to c, p, q, b and w."""
     channels = c.shape[0]
     left, right, v, z, _, gm = _products(g, c, p, q, b, w, t, backend)
-    dv, squares = (_cauchy_transpose(gm, -z, w.conj_physical(), True, order, backend) for order in (1, 2))
+    dv, squares = (_cauchy_transpose(gm, -z, conjugated(w), True, order, backend) for order in (1, 2))
     limit = 2 * torch.where(t.isinf(), g.real, 0).sum(-1, keepdim=True)
     dleft = (dv * right.conj()).sum(1)
     dright = (dv * left.unsqueeze(1).conj()).sum(0)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import implement
+from ..layouts import conjugated
 
 #: Node-pole pairs (over all heads) that are held at a time.
 _BLOCK = 1 << 20
@@ -54,7 +55,7 @@ def dplr_generating(c: Tensor, p: Tensor, q: Tensor, b: Tensor, w: Tensor, t: Te
     for start in range(0, t.shape[0], step):
         y, s = cos[start : start + step], sin[start : start + step]
         below = (1j * s - w.unsqueeze(-1) * y).reciprocal()  # (H, N, l)
-        above = (1j * s - w.conj_physical().unsqueeze(-1) * y).reciprocal()
+        above = (1j * s - conjugated(w).unsqueeze(-1) * y).reciprocal()
         m = torch.einsum("jkhn,hnl->jkhl", v, below) + torch.einsum("jkhn,hnl->jkhl", v.conj(), above)
         solved = small_product(inverse_small(y * m[channels:, 1:]), m[channels:, :1])
         correction = small_product(m[:channels, 1:], solved).squeeze(1)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from .. import checks
 from ..dispatch import choose
-from ..registration import register
-from . import reference
+from ..registration import register_with_adjoint
+from . import reference  # noqa: F401 (register the implementations)
 
 
 def fft_conv(
@@ -51,35 +48,11 @@ def _fake(u: Tensor, k: Tensor, d: Tensor | None, bidirectional: bool, backend: 
     return u.new_empty((batch, k.shape[0] // (2 if bidirectional else 1), heads, length))
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    u, k, d, ctx.bidirectional, ctx.backend = inputs
-    ctx.save_for_backward(u, k, d)
-
-
-def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    u, k, d = ctx.saved_tensors
-    if torch.is_grad_enabled():  # a derivative of this derivative is wanted: leave a graph
-        gradients = reference.fft_conv_backward(g, u, k, d, ctx.bidirectional)
-    else:
-        gradients = _fft_conv_backward(g, u, k, d, ctx.bidirectional, ctx.backend)
-    du, dk, dd = (dx if needed else None for dx, needed in zip(gradients, ctx.needs_input_grad, strict=False))
-    return du, dk, None if d is None or dd is None else dd.to(d.dtype), None, None
-
-
-def _backward_fake(g: Tensor, u: Tensor, k: Tensor, d: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-    return u.new_empty(u.shape), k.new_empty(k.shape), k.new_empty((g.shape[1], u.shape[1]))
-
-
-_fft_conv = register(
+_fft_conv, _ = register_with_adjoint(
     "fft_conv",
-    "(Tensor u, Tensor k, Tensor? d, bool bidirectional, str backend) -> Tensor",
+    "u: BHL, k: KHT, d?: CH, bidirectional: bool",
+    "y: BCHL",
     fake=_fake,
-    setup_context=_save,
-    backward=_backward,
+    missing="k",
     follows_autocast=(0,),
-)
-_fft_conv_backward = register(
-    "fft_conv_backward",
-    "(Tensor g, Tensor u, Tensor k, Tensor? d, bool bidirectional, str backend) -> (Tensor, Tensor, Tensor)",
-    fake=_backward_fake,
 )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from .. import checks
 from ..dispatch import choose
-from ..registration import register
+from ..registration import register_with_adjoint
 from . import cpu, reference  # noqa: F401 (register the implementations)
 
 
@@ -75,37 +73,10 @@ def _fake(
     )
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.chunk, ctx.tail, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx: Any, *g: Any) -> tuple[Tensor | None, ...]:
-    inputs: tuple[Any, ...] = (*ctx.saved_tensors, ctx.chunk, ctx.tail)
-    if torch.is_grad_enabled():  # a derivative of this derivative is wanted: leave a graph
-        gradients = reference.ssm_chunk_backward(*g, *inputs)
-    else:
-        gradients = _ssm_chunk_backward(*g, *inputs, ctx.backend)
-    return (*gradients, None, None, None)
-
-
-def _backward_fake(
-    g_taps: Tensor, g_reads: Tensor, g_e_in: Tensor, g_powers: Tensor, *inputs: Any
-) -> tuple[Tensor, ...]:
-    return tuple(t.new_empty(t.shape) for t in inputs[:5])
-
-
-_ARGUMENTS = "Tensor a, Tensor p, Tensor q, Tensor b, Tensor c, int chunk, bool tail, str backend"
-_ssm_chunk = register(
+_ssm_chunk, _ = register_with_adjoint(
     "ssm_chunk",
-    f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    "a: HN, p: RHN, q: RHN, b: HN, c: CHN, chunk: int, tail: bool",
+    "taps: CHT, reads: CHTS, e_in: HTS, a_powers: H...",
     fake=_fake,
-    setup_context=_save,
-    backward=_backward,
-)
-_ssm_chunk_backward = register(
-    "ssm_chunk_backward",
-    f"(Tensor g_taps, Tensor g_reads, Tensor g_e_in, Tensor g_powers, {_ARGUMENTS}) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    fake=_backward_fake,
+    missing="c",
 )

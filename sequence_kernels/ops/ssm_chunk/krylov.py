@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..layouts import conjugated
+
 
 def _sums(x: Tensor, q: Tensor) -> Tensor:
     """``Re(sum_n q_rn x_n)``: (..., H, N) and (R, H, N) to (..., H, R), in the complex dtype of x."""
@@ -34,14 +36,14 @@ def krylov(x: Tensor, a: Tensor, p: Tensor, q: Tensor, count: int) -> Tensor:
 def krylov_backward(
     g: Tensor, y: Tensor, a: Tensor, p: Tensor, q: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    ac, pc, qc = a.conj_physical(), p.conj_physical(), q.conj_physical()
+    ac, pc, qc = conjugated(a), conjugated(p), conjugated(q)
     wholes = [g[..., -1, :]]
     for j in reversed(range(g.shape[-2] - 1)):
         later = wholes[-1]
         wholes.append(g[..., j, :] + ac * later + _spread(2 * _sums(later, pc), qc))
     whole = torch.stack(wholes[::-1])  # (J, K, H, N)
     before, after = y.movedim(-2, 0)[:-1], whole[1:]
-    conjugate = before.conj_physical()
+    conjugate = conjugated(before)
     return (
         whole[0].contiguous(),
         (conjugate * after).sum((0, 1)),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import implement
-from ..layouts import as_complex
+from ..layouts import as_complex, conjugated
 from .krylov import krylov, krylov_backward
 
 
@@ -25,11 +25,11 @@ def _state_gradient(g: Tensor) -> Tensor:
 
 
 def _row(f: Tensor) -> Tensor:
-    return _state(2 * f.conj_physical())
+    return _state(2 * conjugated(f))
 
 
 def _row_gradient(g: Tensor) -> Tensor:
-    return 2 * _state_gradient(g).conj_physical()
+    return 2 * conjugated(_state_gradient(g))
 
 
 def _sizes(chunk: int, tail: bool) -> list[int]:
@@ -112,10 +112,10 @@ def ssm_chunk_backward(
             continue
         pull = _row_gradient(torch.einsum("hik,rhjk->rhji", g, _state(_lifts(p, powers, size))))
         lift = _state_gradient(torch.einsum("hik,rhji->rhjk", g, _row(pulls[:, :, :size]))).flip(-2)
-        turned = torch.einsum("rhn,rhjn->hjn", p.conj_physical(), lift)
+        turned = torch.einsum("rhn,rhjn->hjn", conjugated(p), lift)
         blocks = g.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).diagonal(dim1=1, dim2=3)  # (H, 2, 2, N)
         whole = torch.complex(blocks[:, 0, 0] + blocks[:, 1, 1], blocks[:, 0, 1] - blocks[:, 1, 0])
-        g_p = g_p + torch.einsum("rhjn,hjn->rhn", lift, powers[:, :size].conj_physical())
+        g_p = g_p + torch.einsum("rhjn,hjn->rhn", lift, conjugated(powers[:, :size]))
         g_pulls = g_pulls + torch.nn.functional.pad(pull, (0, 0, 0, missing))
         g_turns = g_turns + torch.nn.functional.pad(turned, (0, 0, 0, missing))
         g_turns = g_turns + torch.nn.functional.pad(whole.unsqueeze(1), (0, 0, size, missing - 1))

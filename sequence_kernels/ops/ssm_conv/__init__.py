@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import checks
 from ..dispatch import choose, implement_in_triton
 from ..padding import inside
-from ..registration import register
+from ..registration import register_with_adjoint
 from . import cpu, cuda, reference  # noqa: F401 (register the implementations)
 
 implement_in_triton(__name__, "ssm_conv", "ssm_conv_backward")
@@ -111,46 +111,11 @@ def _fake(u: Tensor, taps: Tensor, e_out: Tensor, e_in: Tensor, *rest: Any) -> t
     )
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx: Any, g: Tensor, g_final: Tensor) -> tuple[Tensor | None, ...]:
-    inputs = ctx.saved_tensors
-    if torch.is_grad_enabled():  # a derivative of this derivative is wanted: leave a graph
-        gradients = reference.ssm_conv_backward(g, g_final, *inputs)
-    else:
-        gradients = _ssm_conv_backward(g, g_final, *inputs, ctx.backend)
-    wanted = (dx if needed else None for dx, needed in zip(gradients, ctx.needs_input_grad, strict=False))
-    return (*wanted, None, None)
-
-
-def _backward_fake(g: Tensor, g_final: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    u, taps, e_out, e_in, a_powers = inputs[:5]
-    batch, heads, _ = u.shape
-    like = (u, taps, e_out, e_in, a_powers)
-    return (
-        *(t.new_empty(t.shape) for t in like),
-        taps.new_empty(taps.shape[:2]),
-        taps.new_empty((batch, heads, e_in.shape[-1])),
-    )
-
-
-_ARGUMENTS = (
-    "Tensor u, Tensor taps, Tensor e_out, Tensor e_in, Tensor a_powers, Tensor? d, Tensor? initial_state, "
-    "Tensor? lengths, str backend"
-)
-_ssm_conv = register(
+_ssm_conv, _ = register_with_adjoint(
     "ssm_conv",
-    f"({_ARGUMENTS}) -> (Tensor, Tensor)",
+    "u: BHL, taps: CHT, e_out: CHST, e_in: HTS, a_powers: H..., d?: CH, initial_state?: BHS, lengths?: B int",
+    "y: BCHL, final_state: BHS",
     fake=_fake,
-    setup_context=_save,
-    backward=_backward,
+    missing="taps",
     follows_autocast=(0,),
-)
-_ssm_conv_backward = register(
-    "ssm_conv_backward",
-    f"(Tensor g, Tensor g_final, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    fake=_backward_fake,
 )

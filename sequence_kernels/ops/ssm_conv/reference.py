@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .. import checks
 from ..dispatch import implement
-from ..layouts import as_complex
+from ..layouts import as_complex, conjugated
 
 
 def _apply(a: Tensor, x: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def _apply(a: Tensor, x: Tensor) -> Tensor:
 
 
 def _adjoint(a: Tensor) -> Tensor:
-    return a.conj_physical() if a.is_complex() else a.mT
+    return conjugated(a) if a.is_complex() else a.mT
 
 
 def _outer(x: Tensor, p: Tensor, a: Tensor) -> Tensor:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...internals import only_runs
 from .. import checks
 from ..dispatch import choose, implement_in_triton, implementation
-from ..registration import only_runs, register
+from ..registration import register
 from . import kernels, reference  # noqa: F401 (register the implementations)
 
 implement_in_triton(__name__, "ssm_step", "ssm_step_")
@@ -170,27 +172,25 @@ def _fake(
     return _empty_output(u, c), state.new_empty(state.shape)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:-1])
+def _backward(
+    needed: Sequence[bool], inputs: tuple[Any, ...], g: Tensor, g_state: Tensor
+) -> tuple[Tensor | None, ...]:
+    return reference.ssm_step_backward(g, g_state, *inputs[:-1])
 
 
-def _backward(ctx: Any, g: Tensor, g_state: Tensor) -> tuple[Tensor | None, ...]:
-    return (*reference.ssm_step_backward(g, g_state, *ctx.saved_tensors), None)
-
-
+_PARAMETERS = "u: ...H, a_minus_one: HN, b: HN, c: CHN, d?: CH, p?: RHN, q?: RHN"
 _ssm_step = register(
     "ssm_step",
-    "(Tensor state, Tensor u, Tensor a_minus_one, Tensor b, Tensor c, Tensor? d, Tensor? p, Tensor? q, str backend) "
-    "-> (Tensor, Tensor)",
+    f"state: ...HN, {_PARAMETERS}",
+    "y: ...CH, next_state: ...HN",
     fake=_fake,
-    setup_context=_save,
     backward=_backward,
     follows_autocast=(1,),
 )
 _ssm_step_ = register(
     "ssm_step_",
-    "(Tensor(a!) state, Tensor u, Tensor a_minus_one, Tensor b, Tensor c, Tensor? d, Tensor? p, Tensor? q, "
-    "Tensor? state_indices, str backend) -> Tensor",
+    f"state!: ...HN, {_PARAMETERS}, state_indices?: B int",
+    "y: ...CH",
     fake=lambda state, u, a_minus_one, b, c, *rest: _empty_output(u, c),
     follows_autocast=(1,),
 )

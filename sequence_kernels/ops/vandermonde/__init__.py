@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from .. import checks
 from ..dispatch import choose, implement_in_triton
+from ..layouts import conjugated
 from ..registration import gradient_for, register
 from . import cpu, cuda, reference  # noqa: F401 (register the implementations)
 
@@ -91,22 +93,19 @@ def _vandermonde_fake(v: Tensor, x: Tensor, L: int, conjugate: bool, power: int,
     return v.new_empty((*shape, L), dtype=v.real.dtype if conjugate else v.dtype)
 
 
-def _vandermonde_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    v, x, _, ctx.conjugate, ctx.power, ctx.backend = inputs
-    ctx.save_for_backward(v, x)
-
-
-def _vandermonde_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+def _vandermonde_backward(
+    needed: Sequence[bool], inputs: tuple[Any, ...], g: Tensor
+) -> tuple[Tensor | None, ...]:
     """``dv = s VT_p(g, x*)`` and ``dx = s v* VT_{p+1}(g, x*)``, with s = 2 for conjugate pairs, else 1."""
-    v, x = ctx.saved_tensors
-    scale = 2 if ctx.conjugate else 1
+    v, x, _, conjugate, power, backend = inputs
+    scale = 2 if conjugate else 1
 
     def moments(power: int) -> Tensor:
-        return scale * _vandermonde_transpose(g, x.conj_physical(), power, ctx.backend)
+        return scale * _vandermonde_transpose(g, conjugated(x), power, backend)
 
-    dv = gradient_for(v, moments(ctx.power)) if ctx.needs_input_grad[0] else None
-    dx = gradient_for(x, v.conj() * moments(ctx.power + 1)) if ctx.needs_input_grad[1] else None
-    return dv, dx, None, None, None, None
+    dv = gradient_for(v, moments(power)) if needed[0] else None
+    dx = gradient_for(x, v.conj() * moments(power + 1)) if needed[1] else None
+    return dv, dx
 
 
 def _transpose_fake(g: Tensor, x: Tensor, power: int, backend: str) -> Tensor:
@@ -114,37 +113,34 @@ def _transpose_fake(g: Tensor, x: Tensor, power: int, backend: str) -> Tensor:
     return g.new_empty((*shape, x.shape[-1]), dtype=torch.promote_types(g.dtype, x.dtype))
 
 
-def _transpose_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    g, x, ctx.power, ctx.backend = inputs
-    ctx.save_for_backward(g, x)
-
-
-def _transpose_backward(ctx: Any, h: Tensor) -> tuple[Tensor | None, ...]:
+def _transpose_backward(
+    needed: Sequence[bool], inputs: tuple[Any, ...], h: Tensor
+) -> tuple[Tensor | None, ...]:
     """``dg = V_p(h, x*)`` (its real part if g is real) and ``dx = h VT_{p+1}(g*, x*)``."""
-    g, x = ctx.saved_tensors
-    xc = x.conj_physical()
+    g, x, power, backend = inputs
+    xc = conjugated(x)
     dg = dx = None
-    if ctx.needs_input_grad[0]:
+    if needed[0]:
         pairs = x.is_complex() and not g.is_complex()
-        dg = _vandermonde(*checks.promoted(h, xc), g.shape[-1], pairs, ctx.power, ctx.backend)
+        dg = _vandermonde(*checks.promoted(h, xc), g.shape[-1], pairs, power, backend)
         dg = gradient_for(g, dg / 2 if pairs else dg)
-    if ctx.needs_input_grad[1]:
-        moments = _vandermonde_transpose(g.conj_physical(), xc, ctx.power + 1, ctx.backend)
+    if needed[1]:
+        moments = _vandermonde_transpose(conjugated(g), xc, power + 1, backend)
         dx = gradient_for(x, h * moments)
-    return dg, dx, None, None
+    return dg, dx
 
 
 _vandermonde = register(
     "vandermonde",
-    "(Tensor v, Tensor x, SymInt L, bool conjugate, int power, str backend) -> Tensor",
+    "v: *N, x: *N, L: SymInt, conjugate: bool, power: int",
+    "out: *L",
     fake=_vandermonde_fake,
-    setup_context=_vandermonde_save,
     backward=_vandermonde_backward,
 )
 _vandermonde_transpose = register(
     "vandermonde_transpose",
-    "(Tensor g, Tensor x, int power, str backend) -> Tensor",
+    "g: *L, x: *N, power: int",
+    "out: *N",
     fake=_transpose_fake,
-    setup_context=_transpose_save,
     backward=_transpose_backward,
 )

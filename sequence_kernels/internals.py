@@ -1,0 +1,64 @@
+"""The private names of torch that the package needs, all in one place: torch may change them, so tests look for each.
+
+Everything here is in torch 2.10 and later. What each is for stands where it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+# Dispatch: what runs below an autograd kernel, and which keys torch passes over in this thread.
+below_autograd = torch._C._AutoDispatchBelowAutograd
+after_autograd = torch._C._after_autograd_keyset
+after_views = torch._C._after_ADInplaceOrView_keyset
+is_excluded = torch._C._dispatch_tls_is_dispatch_key_excluded
+set_excluded = torch._C._SetExcludeDispatchKeyGuard
+CONJUGATE, NEGATIVE = torch._C.DispatchKey.Conjugate, torch._C.DispatchKey.Negative
+
+# torch.func: the innermost transform at work, and Functions that differentiate for one level of transforms alone.
+transform: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
+FORWARD_MODE = torch._C._functorch.TransformType.Jvp
+is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+single_level_allowed = torch._C._functorch.get_single_level_autograd_function_allowed
+allow_single_level = torch._C._functorch.set_single_level_autograd_function_allowed
+SingleLevelFunction: Any = torch.autograd.function._SingleLevelFunction
+unpack_dual = torch._VF._unpack_dual
+forward_mode_enabled = forward_ad._set_fwd_grad_enabled
+
+any_requires_grad = torch._C._any_requires_grad
+
+
+def in_forward_mode() -> bool:
+    """Whether ``torch.func.jvp`` is the innermost transform at work."""
+    innermost = transform()
+    return innermost is not None and innermost.key() == FORWARD_MODE
+
+
+def dual_level() -> int:
+    """Of ``torch.autograd.forward_ad``; negative outside. A compiled ``torch.func.jvp`` does not set it."""
+    return forward_ad._current_level
+
+
+def has_tangents(args: tuple[Any, ...]) -> bool:
+    """Whether one of the arguments is a dual number; only where there is a level of forward-mode differentiation."""
+    return any(isinstance(a, Tensor) and unpack_dual(a, level=0).tangent is not None for a in args)
+
+
+def only_runs(device: str) -> bool:
+    """Whether a call of an op on ordinary tensors of the device only runs its implementation, gradients apart.
+
+    No tracer, transform, mode or autocast is at work. The way through torch then only takes time: 6 us.
+    """
+    return not (
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._is_torch_function_mode_enabled()
+        or transform() is not None
+        or torch._C._get_tracing_state() is not None
+        or dual_level() >= 0
+        or torch.is_autocast_enabled(device)
+    )

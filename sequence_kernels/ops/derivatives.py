@@ -1,0 +1,103 @@
+"""Differentiates an op: for ordinary autograd, for every level of torch.func's transforms, and by plain torch.
+
+The rule stands at torch's Autograd key. torch.func comes by it once for each of its transforms, the innermost first;
+what runs below it is what the next transform sees. So ``grad``, ``vjp``, ``jacrev``, ``vmap`` and any nesting of them
+differentiate the op as ordinary autograd does, by its kernels. Forward mode is plain torch, which torch differentiates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from .. import internals
+
+#: ``(needed, inputs, *gradients of the results) -> gradients of the tensors``; ``needed`` says of which tensors.
+Backward = Callable[..., "tuple[Any, ...]"]
+
+
+def autograd_rule(
+    op: Any, tensors: int, composite: Callable[..., Any], backward: Backward | None
+) -> Callable[..., Any]:
+    """What runs at the Autograd key of an op whose first ``tensors`` arguments are tensors.
+
+    ``composite`` computes the same of plain torch, or of other registered ops: what forward mode differentiates, and
+    reverse mode too where there is no ``backward``.
+    """
+    pull_back = backward or _through(composite)
+
+    class Differentiated(internals.SingleLevelFunction):
+        """For one level of transforms, or for ordinary autograd."""
+
+        @staticmethod
+        def forward(ctx: Any, keyset: Any, *args: Any) -> Any:
+            ctx.save_for_backward(*args[:tensors])
+            ctx.rest = args[tensors:]
+            if internals.transform() is None:
+                return _below(op, keyset, args)
+            with (
+                torch.enable_grad(),
+                internals.forward_mode_enabled(True),
+            ):  # off in here; the next level needs them
+                return _below(op, keyset, args)
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+            inputs = (*ctx.saved_tensors, *ctx.rest)
+            needed = ctx.needs_input_grad[1 : tensors + 1]
+            return (None, *pull_back(needed, inputs, *gradients), *(None,) * len(ctx.rest))
+
+    def rule(keyset: Any, *args: Any) -> Any:
+        transform = internals.transform()
+        if transform is not None and transform.key() == internals.FORWARD_MODE:
+            if internals.has_tangents(args):
+                return composite(*args)
+        elif internals.dual_level() >= 0:
+            refuse_dual_numbers(op, args)
+        if not torch.is_grad_enabled() or not internals.any_requires_grad(*args):
+            return _below(op, keyset, args)
+        if transform is None:
+            return Differentiated.apply(keyset, *args)
+        before = internals.single_level_allowed()
+        internals.allow_single_level(True)
+        try:
+            return Differentiated.apply(keyset, *args)
+        finally:
+            internals.allow_single_level(before)
+
+    return rule
+
+
+def refuse_dual_numbers(op: Any, args: tuple[Any, ...]) -> None:
+    """Those made by hand: below this rule torch would drop their tangents without a word."""
+    if internals.has_tangents(args):
+        raise NotImplementedError(
+            f"{op._opname} has no forward-mode derivative for dual numbers of torch.autograd.forward_ad: "
+            "use torch.func.jvp, or reverse mode"
+        )
+
+
+def _below(op: Any, keyset: Any, args: Sequence[Any]) -> Any:
+    with internals.below_autograd():
+        return op.redispatch(keyset & internals.after_autograd, *args)
+
+
+def _through(composite: Callable[..., Any]) -> Backward:
+    """Gradients by differentiating the composite: for what is itself a gradient, and differentiated but rarely."""
+
+    def pull_back(needed: Sequence[bool], inputs: tuple[Any, ...], *gradients: Any) -> tuple[Any, ...]:
+        wanted = [i for i, is_needed in enumerate(needed) if is_needed]
+
+        def function(*values: Any) -> Any:
+            given = list(inputs)
+            for i, value in zip(wanted, values, strict=True):
+                given[i] = value
+            return composite(*given)
+
+        pull: Any = torch.func.vjp(function, *(inputs[i] for i in wanted))[1]
+        found = dict(zip(wanted, pull(gradients if len(gradients) > 1 else gradients[0]), strict=True))
+        return tuple(found.get(i) for i in range(len(needed)))
+
+    return pull_back
