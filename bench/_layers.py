@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bench._systems import chunked_cost
 from bench.harness.declare import BOTH, FORWARD, Bench, Cost, Inputs, Peer, Shape, Target, grid
-from bench.harness.needs import package
+from bench.harness.unavailable import unless_installed
 from bench.peers import espnet
 from sequence_kernels import S4
 from sequence_kernels.ssm import convolve
@@ -98,7 +98,7 @@ def layer_bench(
                 lambda x: THEIRS[x["part"]](x),
                 like,
                 wrt=("x", "u", "theirs"),
-                needs=package("espnet2", espnet.INSTALL),
+                unavailable=unless_installed("espnet2", espnet.INSTALL),
                 tolerance=espnet.TOLERANCE,
             ),
         ),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.harness.declare import Bench, Cost, Inputs, Peer, Shape, Target, grid
-from bench.harness.needs import package
+from bench.harness.unavailable import unless_installed
 from bench.peers import espnet
 from sequence_kernels import S4
 
@@ -104,7 +104,15 @@ def step_bench(
         restart=restart,
         run=run,
         cost=cost,
-        peers=(Peer(ESPNET, their_run, like, their_restart, needs=package("espnet2", espnet.INSTALL)),),
+        peers=(
+            Peer(
+                ESPNET,
+                their_run,
+                like,
+                their_restart,
+                unavailable=unless_installed("espnet2", espnet.INSTALL),
+            ),
+        ),
         targets=targets,
     )
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.harness.declare import Bench, Cost, Inputs, Peer, Shape, Target, grid
-from bench.harness.needs import package
+from bench.harness.unavailable import unless_installed
 from bench.peers import espnet
 from sequence_kernels import SequenceModel
 
@@ -79,7 +79,7 @@ BENCH = Bench(
             their_step,
             like,
             their_restart,
-            needs=package("hydra", "hydra-core, and " + espnet.INSTALL),
+            unavailable=unless_installed("hydra", "hydra-core, and " + espnet.INSTALL),
         ),
     ),
     targets=(Target(7, "16-layer backbone step d_model=256 d_state=64, B=1", SHAPE, "ESPnet S4", 4),),

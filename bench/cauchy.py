@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bench._systems import poles
 from bench.harness.declare import BOTH, Bench, Cost, Inputs, Peer, Shape, Target, grid
-from bench.harness.needs import package
+from bench.harness.unavailable import unless_installed
 from bench.peers import keops
 from sequence_kernels import ops
 
@@ -79,7 +79,7 @@ BENCH = Bench(
     gate=6,
     peers=(
         Peer("torch naive", naive, serves=fits),
-        Peer("pykeops", keops.cauchy, needs=package("pykeops", "pykeops"), quick=False),
+        Peer("pykeops", keops.cauchy, unavailable=unless_installed("pykeops", "pykeops"), quick=False),
     ),
     targets=(
         Target(5, f"{WORK}, forward", SHAPE, "torch naive", 80),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bench._systems import chunked_cost
 from bench.harness.declare import BOTH, Bench, Cost, Inputs, Peer, Shape, Target, grid
-from bench.harness.needs import package
+from bench.harness.unavailable import unless_installed
 from bench.peers import espnet
 from sequence_kernels import S4, compat
 
@@ -51,7 +51,7 @@ BENCH = Bench(
             WITHOUT,
             espnet.forward,
             like,
-            needs=package("espnet2", espnet.INSTALL),
+            unavailable=unless_installed("espnet2", espnet.INSTALL),
             tolerance=espnet.TOLERANCE,
         ),
     ),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bench._systems import CHUNK, chunked_cost
 from bench.harness.declare import Bench, Cost, Inputs, Peer, Shape, grid
-from bench.harness.needs import package_on_cuda
+from bench.harness.unavailable import unless_installed_on_cuda
 from bench.peers import scans
 from sequence_kernels import ops
 from sequence_kernels.ssm import DiagonalSystem, chunk_matrices
@@ -60,6 +60,11 @@ BENCH = Bench(
     wrt=("u",),
     peers=(
         Peer("torch rfft", rfft),
-        Peer("fla-core", scans.simple_gla, scans.for_simple_gla, needs=package_on_cuda("fla", "fla-core")),
+        Peer(
+            "fla-core",
+            scans.simple_gla,
+            scans.for_simple_gla,
+            unavailable=unless_installed_on_cuda("fla", "fla-core"),
+        ),
     ),
 )

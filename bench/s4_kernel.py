@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bench.harness.declare import BOTH, Bench, Cost, Inputs, Peer, Shape, grid
-from bench.harness.needs import package
+from bench.harness.unavailable import unless_installed
 from bench.peers import espnet
 from sequence_kernels import S4, ops
 
@@ -71,7 +71,7 @@ BENCH = Bench(
             espnet.kernel,
             like,
             wrt=("theirs",),
-            needs=package("espnet2", espnet.INSTALL),
+            unavailable=unless_installed("espnet2", espnet.INSTALL),
             tolerance=espnet.TOLERANCE,
         ),
     ),

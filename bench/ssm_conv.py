@@ -19,7 +19,7 @@ from bench.harness.declare import (
     Target,
     grid,
 )
-from bench.harness.needs import package_on_cuda
+from bench.harness.unavailable import unless_installed_on_cuda
 from bench.peers import scans
 from sequence_kernels import ops
 from sequence_kernels.ssm import chunk_matrices
@@ -107,7 +107,7 @@ BENCH = Bench(
             scans.accelerated,
             scans.for_accelerated,
             wrt=("u",),
-            needs=package_on_cuda("accelerated_scan", "accelerated-scan"),
+            unavailable=unless_installed_on_cuda("accelerated_scan", "accelerated-scan"),
             serves=whole,
         ),
         Peer(
@@ -115,7 +115,7 @@ BENCH = Bench(
             scans.mamba,
             scans.for_mamba,
             wrt=("u",),
-            needs=package_on_cuda("mamba_ssm", "mamba-ssm"),
+            unavailable=unless_installed_on_cuda("mamba_ssm", "mamba-ssm"),
             serves=whole,
         ),
     ),

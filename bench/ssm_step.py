@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bench._systems import diagonal
 from bench.harness.declare import Bench, Cost, Inputs, Peer, Shape, Target, grid
-from bench.harness.needs import cpu_only
+from bench.harness.unavailable import unless_on_cpu
 from bench.peers import compiled
 from sequence_kernels import ops
 
@@ -91,7 +91,7 @@ BENCH = Bench(
     gate=1.05,
     peers=(
         Peer("torch naive", naive),
-        Peer("torch.compile", compiled.run, compiled.of(naive), needs=cpu_only, quick=False),
+        Peer("torch.compile", compiled.run, compiled.of(naive), unavailable=unless_on_cpu, quick=False),
         Peer("torch dense", dense, dense_matrix, serves=has_a_rank),
     ),
     targets=(

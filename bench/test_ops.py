@@ -48,7 +48,7 @@ def test_speed(case: Case, benchmark: Any) -> None:
     shape = bench.every_shape()[case.shape]
     ours = {f"ours {name}": Peer(name, bench.run, bench.setup, bench.restart) for name in BACKENDS}
     contender = {**ours, **{peer.name: peer for peer in bench.peers}}[case.contender]
-    reason = missing(bench.entry) or contender.needs(device.type) or contender.serves(shape)
+    reason = missing(bench.entry) or contender.unavailable(device.type) or contender.serves(shape)
     if not contender.quick and case.shape in map(label, bench.chosen("quick")):
         reason = reason or "left out of quick shapes: slow, or slow to compile"
     if reason:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bench._systems import levels, poles, vandermonde_cost
 from bench.harness.declare import BOTH, Bench, Cost, Inputs, Peer, Shape, Target, grid
-from bench.harness.needs import cpu_only, package
+from bench.harness.unavailable import unless_installed, unless_on_cpu
 from bench.peers import compiled, keops
 from sequence_kernels import ops
 
@@ -67,8 +67,8 @@ BENCH = Bench(
     peers=(
         Peer("torch naive", naive, serves=fits),
         Peer("torch two-level", two_level),
-        Peer("pykeops", keops.vandermonde, needs=package("pykeops", "pykeops"), quick=False),
-        Peer("torch.compile", compiled.run, compiled.of(two_level), needs=cpu_only, quick=False),
+        Peer("pykeops", keops.vandermonde, unavailable=unless_installed("pykeops", "pykeops"), quick=False),
+        Peer("torch.compile", compiled.run, compiled.of(two_level), unavailable=unless_on_cpu, quick=False),
     ),
     targets=(
         Target(5, f"{WORK}, forward", SHAPE, "torch naive", 100),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bench._systems import poles, vandermonde_cost
 from bench.harness.declare import Bench, Cost, Inputs, Peer, Shape, grid
-from bench.harness.needs import package
+from bench.harness.unavailable import unless_installed
 from bench.peers import keops
 from sequence_kernels import ops
 
@@ -48,6 +48,11 @@ BENCH = Bench(
     gate=2.5,
     peers=(
         Peer("torch naive", naive, serves=fits),
-        Peer("pykeops", keops.vandermonde_transpose, needs=package("pykeops", "pykeops"), quick=False),
+        Peer(
+            "pykeops",
+            keops.vandermonde_transpose,
+            unavailable=unless_installed("pykeops", "pykeops"),
+            quick=False,
+        ),
     ),
 )

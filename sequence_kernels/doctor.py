@@ -78,7 +78,7 @@ def libraries() -> dict[str, dict[str, Any]]:
     return {
         name: {
             "installed": native.is_installed(name),
-            "why_not": native.why_not(name),
+            "unavailable": native.unavailable(name),
             "built_with": native.built_with(name),
         }
         for name in native.LIBRARIES
@@ -130,8 +130,8 @@ def broken(report: dict[str, Any]) -> list[str]:
     found = []
     for name, library in report["libraries"].items():
         usable = name != "cuda" or (report["versions"]["CUDA of torch"] and _driver())
-        if library["installed"] and library["why_not"] and usable:
-            found.append(f"the {name} library: {library['why_not']}")
+        if library["installed"] and library["unavailable"] and usable:
+            found.append(f"the {name} library: {library['unavailable']}")
     built = report["libraries"]["cuda"]["built_with"]
     for device in report["devices"]:
         if built and device["device"] != "cpu" and not _serves(built, device["capability"]):
@@ -180,7 +180,7 @@ def text(report: dict[str, Any]) -> str:
     lines += [f"  {d['device']}: {d['name']}, {d['capability']}" for d in report["devices"]]
     lines += ["", "compiled libraries"]
     for name, library in report["libraries"].items():
-        lines.append(f"  {name}: {library['why_not'] or 'loaded'}")
+        lines.append(f"  {name}: {library['unavailable'] or 'loaded'}")
         for key, value in (library["built_with"] or {}).items():
             lines.append(f"    {key}: {' '.join(value) if isinstance(value, list) else value}")
     for device in _DEVICES:

@@ -6,7 +6,6 @@ import ctypes
 import hashlib
 import json
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ _lock = threading.RLock()
 _reasons: dict[str, str | None] = {}
 
 
-def why_not(name: str) -> str | None:
+def unavailable(name: str) -> str | None:
     """None if the compiled library ``name`` is loaded, else the reason why not and the command that mends it.
 
     Loads the library at the first call; threads that come together wait for the one load.
@@ -35,11 +34,6 @@ def why_not(name: str) -> str | None:
         if name not in _reasons:
             _reasons[name] = _try_to_load(name)
         return _reasons[name]
-
-
-def needs(name: str) -> Callable[[str, torch.dtype], str | None]:
-    """What ``ops.dispatch.implement`` asks of kernels that are in the compiled library ``name``."""
-    return lambda device, dtype: why_not(name)
 
 
 def built_with(name: str) -> dict[str, Any] | None:
@@ -61,7 +55,8 @@ def _path(name: str) -> Path:
 
 
 def _try_to_load(name: str) -> str | None:
-    if name == "cuda" and (reason := _no_cuda() or why_not("cpu")):  # the library for the CPU defines the ops
+    # the library for the CPU defines the ops
+    if name == "cuda" and (reason := _no_cuda() or unavailable("cpu")):
         return reason
     path = _path(name)
     if not path.exists():

@@ -114,8 +114,8 @@ def replaced(page: str, new: str) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    if native.why_not("cpu") is not None:
-        sys.exit(f"cannot tell without the C++ kernels: {native.why_not('cpu')}")
+    if native.unavailable("cpu") is not None:
+        sys.exit(f"cannot tell without the C++ kernels: {native.unavailable('cpu')}")
     with contextlib.redirect_stdout(io.StringIO()) as log:
         collector = collect()
     if collector.skipped:

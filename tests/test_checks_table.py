@@ -28,10 +28,10 @@ def test_kernels_are_found_in_the_sources() -> None:
     assert "cauchy_kernel" in found["cauchy/triton"]
 
 
-@pytest.mark.skipif(native.why_not("cpu") is not None, reason="needs the native library")
+@pytest.mark.skipif(native.unavailable("cpu") is not None, reason="needs the native library")
 def test_every_native_op_is_found() -> None:
     # In a process of its own: other tests register ops of stand-in libraries beside these.
-    listed = "from sequence_kernels import native; native.why_not('cpu'); import torch; "
+    listed = "from sequence_kernels import native; native.unavailable('cpu'); import torch; "
     listed += "print(*torch._C._dispatch_get_all_op_names())"
     names = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, check=True).stdout
     prefix = "sequence_kernels_native::"

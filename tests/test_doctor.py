@@ -46,7 +46,7 @@ def test_the_text_names_every_op_and_every_reason(report: dict[str, Any]) -> Non
 
 
 def test_a_library_that_does_not_load_is_broken_and_one_that_is_absent_is_not(report: dict[str, Any]) -> None:
-    library = {"installed": True, "why_not": "it is damaged; install again", "built_with": None}
+    library = {"installed": True, "unavailable": "it is damaged; install again", "built_with": None}
     damaged = report | {"libraries": report["libraries"] | {"cpu": library}}
     assert doctor.broken(damaged) == ["the cpu library: it is damaged; install again"]
     assert "BROKEN: the cpu library" in doctor.text(damaged | {"broken": doctor.broken(damaged)})
@@ -83,7 +83,7 @@ def test_the_self_test_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_which_gpus_a_library_serves(report: dict[str, Any], capability: str, served: bool) -> None:
     built = {"architectures": ["75", "86", "120"], "ptx": "120"}
-    library = {"installed": True, "why_not": None, "built_with": built}
+    library = {"installed": True, "unavailable": None, "built_with": built}
     gpu = {"device": "cuda:0", "name": "a GPU", "capability": capability}
     said = doctor.broken(
         report | {"libraries": report["libraries"] | {"cuda": library}, "devices": [*report["devices"], gpu]}

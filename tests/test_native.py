@@ -81,12 +81,12 @@ def test_importing_loads_nothing() -> None:
 
 @needs_compiler
 def test_the_library_is_built_and_loads() -> None:
-    assert native.why_not("cpu") is None
+    assert native.unavailable("cpu") is None
     assert torch.ops.sequence_kernels_native.limit_instruction_set(2) in (0, 1, 2)
 
 
 def test_a_missing_library_says_what_to_do(fresh: Path) -> None:
-    reason = native.why_not("cpu")
+    reason = native.unavailable("cpu")
     assert reason is not None
     assert "_native_cpu.so was not built" in reason
     assert "`pip install" in reason
@@ -104,7 +104,7 @@ def facts_of(library: bytes) -> dict[str, Any]:
 
 def test_a_broken_library_gives_the_loaders_reason(fresh: Path) -> None:
     install(fresh, "cpu", b"not a library", facts_of(b"not a library"))
-    reason = native.why_not("cpu")
+    reason = native.unavailable("cpu")
     assert reason is not None
     assert "does not load" in reason
     assert "invalid ELF header" in reason or "file too short" in reason
@@ -166,12 +166,12 @@ def test_what_cannot_be_checked_is_not_opened(
     (fresh / f"_native_{name}.so").write_bytes(b"not a library")
     if facts is not None:
         (fresh / f"_native_{name}.json").write_text(facts)
-    assert f"_native_{name}" in str(native.why_not(name))
+    assert f"_native_{name}" in str(native.unavailable(name))
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="needs a torch without CUDA")
 def test_without_cuda_the_cuda_library_is_not_tried(fresh: Path) -> None:
-    assert "has no CUDA" in str(native.why_not("cuda"))
+    assert "has no CUDA" in str(native.unavailable("cuda"))
 
 
 def test_the_cuda_library_needs_a_driver_and_the_cpu_s(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,24 +180,24 @@ def test_the_cuda_library_needs_a_driver_and_the_cpu_s(fresh: Path, monkeypatch:
 
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(native.ctypes, "CDLL", no_driver)
-    reason = str(native.why_not("cuda"))
+    reason = str(native.unavailable("cuda"))
     assert "there is no NVIDIA driver (libcuda.so.1: cannot open" in reason
     assert "; install one" in reason
 
     native._reasons.clear()
     monkeypatch.setattr(native.ctypes, "CDLL", lambda name: None)
-    assert "_native_cpu.so was not built" in str(native.why_not("cuda"))
+    assert "_native_cpu.so was not built" in str(native.unavailable("cuda"))
 
     native._reasons.clear()
     native._reasons["cpu"] = None
-    reason = str(native.why_not("cuda"))
+    reason = str(native.unavailable("cuda"))
     assert "_native_cuda.so was not built" in reason
     assert "`SEQUENCE_KERNELS_CUDA=13.0 pip install" in reason
 
 
 def test_an_unknown_library_is_refused() -> None:
     with pytest.raises(ValueError, match="name must be one of"):
-        native.why_not("gpu")
+        native.unavailable("gpu")
 
 
 def test_threads_load_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +208,7 @@ def test_threads_load_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None
         time.sleep(0.05)
 
     monkeypatch.setattr(native, "_try_to_load", slow)
-    threads = [threading.Thread(target=native.why_not, args=("cpu",)) for _ in range(8)]
+    threads = [threading.Thread(target=native.unavailable, args=("cpu",)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

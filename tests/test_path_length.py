@@ -38,7 +38,7 @@ def path_to_the_kernel(length: int) -> list[str]:
 
 
 @pytest.mark.skipif(
-    native.why_not("cpu") is not None, reason="the path without a compiled library is another"
+    native.unavailable("cpu") is not None, reason="the path without a compiled library is another"
 )
 @pytest.mark.parametrize("length", [1, 64, 4096])
 def test_s4d_is_close_to_its_kernel(length: int) -> None:

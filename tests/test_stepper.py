@@ -33,7 +33,7 @@ from .ops.devices import gpu_backends
 from .tape import taped
 from .test_law import WIDTH, Factory, cases, close, forward, keeps_length
 
-NATIVE = dispatch._refusal("ssm_step_", "cpu", "cpu", torch.float32) is None
+NATIVE = dispatch._unavailable("ssm_step_", "cpu", "cpu", torch.float32) is None
 native = pytest.mark.skipif(not NATIVE, reason="needs the native library")
 BACKENDS = ["torch", None] if NATIVE else ["torch"]  # None: the interpreter, where it can
 WAYS = [*BACKENDS, "graph"]  # what a CUDA graph does, by a stand-in

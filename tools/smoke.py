@@ -68,7 +68,7 @@ def cuda_library() -> str:
 
 
 def main() -> None:
-    assert native.why_not("cpu") is None, native.why_not("cpu")
+    assert native.unavailable("cpu") is None, native.unavailable("cpu")
     for layer in (S4D, S4):
         for ours, exact in zip(gradients(layer, None), gradients(layer, "torch"), strict=True):
             torch.testing.assert_close(ours, exact, rtol=1e-7, atol=1e-9)

@@ -42,7 +42,7 @@ def _list(options: argparse.Namespace) -> int:
         print(f"{name}  [{', '.join(bench.modes)}]  sequence_kernels.{bench.entry}")
         print(f"    shapes: {shapes}")
         for peer in bench.peers:
-            reason = peer.needs("cuda" if torch.cuda.is_available() else "cpu")
+            reason = peer.unavailable("cuda" if torch.cuda.is_available() else "cpu")
             print(f"    against {peer.name}{f': skipped, {reason}' if reason else ''}")
     return 0
 

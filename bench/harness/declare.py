@@ -73,7 +73,7 @@ class Peer:
     run: takes what `setup` made of the inputs (built once, untimed) and returns a tensor or a tuple of tensors.
     restart: puts back what a run changes in place (a carried state); called before answers are compared.
     wrt: entries (tensors or modules) the backward pass differentiates; None takes the benchmark's own.
-    needs: device type -> None, or one sentence saying what is missing and what to do.
+    unavailable: device type -> None, or one sentence saying what is missing and what to do.
     serves: shape -> None, or why this peer cannot do it.
     tolerance: norm-wise relative difference from our answer above which the peer is not timed.
     quick: False keeps a peer that is slow, or compiles for many seconds, out of `--quick` runs.
@@ -84,7 +84,7 @@ class Peer:
     setup: Callable[[Inputs], Inputs] = same
     restart: Callable[[Inputs], None] = unchanged
     wrt: tuple[str, ...] | None = None
-    needs: Callable[[str], str | None] = anywhere
+    unavailable: Callable[[str], str | None] = anywhere
     serves: Callable[[Shape], str | None] = every_shape
     tolerance: float = 1e-3
     quick: bool = True

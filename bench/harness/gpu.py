@@ -23,12 +23,12 @@ from bench.harness.plan import UsageError
 
 @dataclass(frozen=True)
 class Stage:
-    """A command; `needs` says why it cannot run here, `share` is its part of the time."""
+    """A command; `unavailable` says why it cannot run here, `share` is its part of the time."""
 
     name: str
     arguments: Callable[[Path], Sequence[str]]
     share: float
-    needs: Callable[[], str | None] = lambda: None
+    unavailable: Callable[[], str | None] = lambda: None
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -128,7 +128,7 @@ def run(
         if done.get(stage.name, {}).get("status") == "passed":
             print(f"{stage.name}: passed before")
             continue
-        reason = stage.needs()
+        reason = stage.unavailable()
         started = now()
         status = {"status": "skipped", "reason": reason} if reason else _run(stage, out, limit)
         done[stage.name] = {**status, "seconds": round(now() - started, 1)}

@@ -78,14 +78,11 @@ def measure(job: Job, bench: Bench, emit: Emit) -> None:
         for peer in peers_of(bench, backend):
             if job.against and peer.name not in job.against:
                 continue
-            why_not = (
-                None
-                if peer.quick or job.effort != "quick"
-                else "left out of quick runs: slow, or slow to compile"
-            )
-            why_not = why_not or peer.needs(job.device) or peer.serves(shape)
-            if why_not:
-                emit({"kind": "skip", **about, "peer": peer.name, "reason": why_not})
+            slow = job.effort == "quick" and not peer.quick
+            reason = "left out of quick runs: slow, or slow to compile" if slow else None
+            reason = reason or peer.unavailable(job.device) or peer.serves(shape)
+            if reason:
+                emit({"kind": "skip", **about, "peer": peer.name, "reason": reason})
                 continue
             try:
                 emit({"kind": "pair", **about, **_pair(job, bench, peer, ours, inputs, clock)})

@@ -26,7 +26,7 @@ _DEVICES = {"cpu": ("cpu",), "cuda": ("cuda",), "triton": ("cuda",)}
 #: What is tried in turn when nobody asks for a backend. CUDA and Triton join when they have been run on a GPU.
 _PREFERENCE = {"cpu": ("cpu", "torch"), "cuda": ("torch",)}
 
-Needs = Callable[[str, torch.dtype], "str | None"]
+Unavailable = Callable[[str, torch.dtype], "str | None"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -36,7 +36,7 @@ class BackendUnavailableError(RuntimeError):
 
 class Implementation(NamedTuple):
     run: Callable[..., Any]
-    needs: Needs
+    unavailable: Unavailable
 
 
 _implementations: dict[str, dict[str, Implementation]] = {}
@@ -44,16 +44,22 @@ _explanations: dict[str, Callable[..., str]] = {}
 _thread = threading.local()
 
 
-def implement(op: str, backend: str, *, needs: Needs | None = None) -> Callable[[Function], Function]:
+def implement(
+    op: str, backend: str, *, unavailable: Unavailable | None = None
+) -> Callable[[Function], Function]:
     """Decorator: the function is the given backend's implementation of the op.
 
-    ``needs(device_type, dtype)`` returns None when it can serve such tensors, else one sentence that says what is
-    missing and what to do. It is asked once for each pair.
+    ``unavailable(device_type, dtype)`` returns None when it can serve such tensors, else one sentence that says what is
+    missing and what to do. It is asked once for each pair. By default the backend's compiled library must be there,
+    if it has one.
     """
+
+    def library_missing(device: str, dtype: torch.dtype) -> str | None:
+        return native.unavailable(backend) if backend in native.LIBRARIES else None
 
     def decorate(function: Function) -> Function:
         _implementations.setdefault(op, {})[backend] = Implementation(
-            function, needs or (lambda device, dtype: None)
+            function, unavailable or library_missing
         )
         forget()
         return function
@@ -63,7 +69,7 @@ def implement(op: str, backend: str, *, needs: Needs | None = None) -> Callable[
 
 def forget() -> None:
     """Ask again which implementations can serve: one has been added, or a library has come or gone."""
-    _refusal.cache_clear()
+    _unavailable.cache_clear()
     _first.cache_clear()
     able.cache_clear()
 
@@ -84,7 +90,7 @@ def implement_in_triton(package: str, *ops: str) -> None:
             with torch.cuda.device_of(args[0]):  # Triton launches on the current device
                 return getattr(importlib.import_module(f"{package}.triton"), op)(*args)
 
-        implement(op, "triton", needs=missing)(run)
+        implement(op, "triton", unavailable=missing)(run)
 
 
 def implementation(op: str, backend: str) -> Callable[..., Any]:
@@ -103,7 +109,7 @@ def runs_on(backend: str, device: str) -> bool:
 
 
 @functools.cache
-def _refusal(op: str, backend: str, device: str, dtype: torch.dtype) -> str | None:
+def _unavailable(op: str, backend: str, device: str, dtype: torch.dtype) -> str | None:
     """Why the backend cannot serve the op for tensors of that device and dtype; None if it can."""
     if not runs_on(backend, device):
         return (
@@ -116,14 +122,14 @@ def _missing(op: str, backend: str, device: str, dtype: torch.dtype) -> str | No
     if backend not in _implementations[op]:
         have = ", ".join(sorted(_implementations[op]))
         return f"{op} has no {backend!r} implementation; it has: {have}"
-    return _implementations[op][backend].needs(device, dtype)
+    return _implementations[op][backend].unavailable(device, dtype)
 
 
 @torch.compiler.assume_constant_result
 def _serving(op: str, device: str, dtype: torch.dtype) -> str:
     chosen, refused = _first(op, device, dtype)
     for backend, reason in refused.items():
-        if backend in native.LIBRARIES and native.why_not(backend) == reason:
+        if backend in native.LIBRARIES and native.unavailable(backend) == reason:
             _warn_that_it_is_slow(reason)
     return chosen
 
@@ -133,7 +139,7 @@ def _first(op: str, device: str, dtype: torch.dtype) -> tuple[str, dict[str, str
     """The first backend of the device's order that can serve, and why those before it cannot."""
     refused: dict[str, str] = {}
     for backend in _PREFERENCE.get(device, ("torch",)):
-        reason = _refusal(op, backend, device, dtype)
+        reason = _unavailable(op, backend, device, dtype)
         if reason is None:
             return backend, refused
         refused[backend] = reason
@@ -150,7 +156,7 @@ def _warn_that_it_is_slow(reason: str) -> None:
 
 @torch.compiler.assume_constant_result
 def _require(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
-    reason = _refusal(op, backend, device, dtype)
+    reason = _unavailable(op, backend, device, dtype)
     if reason is not None:
         raise BackendUnavailableError(f"{op}(backend={backend!r}): {reason}")
     return backend
@@ -238,7 +244,7 @@ def reasons(op: str, device: str, dtype: torch.dtype = torch.float32) -> tuple[s
     """The backend that would serve the op for tensors of that device type and dtype, and why not each other one."""
     chosen, _ = _first(op, device, dtype)
     others = {
-        backend: _refusal(op, backend, device, dtype) or "able, if it is asked for"
+        backend: _unavailable(op, backend, device, dtype) or "able, if it is asked for"
         for backend in BACKENDS
         if backend != chosen
     }

@@ -45,7 +45,7 @@ TOY = Bench(
         Peer("added", added),
         Peer("wrong", wrong),
         Peer("wrong gradient", wrong_gradient),
-        Peer("absent", added, needs=absent),
+        Peer("absent", added, unavailable=absent),
         Peer("slow", added, quick=False),
     ),
     targets=(

@@ -30,8 +30,8 @@ class Built(NamedTuple):
 
 def skip_reason() -> str | None:
     """Why the stand-in cannot be used here; None if it can."""
-    if native.why_not("cpu") is not None:
-        return native.why_not("cpu")  # which defines the ops
+    if native.unavailable("cpu") is not None:
+        return native.unavailable("cpu")  # which defines the ops
     if torch.version.cuda is not None:
         return "this torch has CUDA: its own stream and driver are used, and the ops' tests run on the GPU"
     try:

@@ -19,7 +19,7 @@ def gpu_backends(op: str) -> list[Any]:
         if backend in dispatch._implementations[op]:
             marks = [pytest.mark.gpu, pytest.mark.checks("GPU")]
             if torch.cuda.is_available():
-                reason = dispatch._refusal(op, backend, "cuda", torch.float64)
+                reason = dispatch._unavailable(op, backend, "cuda", torch.float64)
                 marks.append(pytest.mark.skipif(reason is not None, reason=str(reason)))
             parameters.append(pytest.param(backend, marks=marks))
     return parameters

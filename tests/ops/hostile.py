@@ -94,13 +94,13 @@ class Recorder:
 def recorded() -> list[tuple[Any, tuple[Any, ...]]]:
     """Good calls of every native op."""
     calls: list[tuple[Any, tuple[Any, ...]]] = []
-    assert native.why_not("cpu") is None
+    assert native.unavailable("cpu") is None
     packets = torch.ops.sequence_kernels_native
     for name in native_ops():
         setattr(packets, name, Recorder(getattr(packets, name), calls))
     with use_backend("cpu"):
         for sample in SAMPLES.values():
-            if ops.dispatch._refusal(sample.op, "cpu", "cpu", torch.float64) is not None:
+            if ops.dispatch._unavailable(sample.op, "cpu", "cpu", torch.float64) is not None:
                 continue
             single = (t.to(torch.complex64 if t.is_complex() else torch.float32) for t in sample.tensors)
             inputs = [t.requires_grad_() for t in single]

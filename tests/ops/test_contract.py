@@ -18,7 +18,7 @@ from .samples import SAMPLES, Recorded, Sample, every_call
 
 def backends(op: str) -> list[str]:
     """The implementations of the op that can run here on CPU tensors."""
-    return [b for b in ops.BACKENDS if dispatch._refusal(op, b, "cpu", torch.float64) is None]
+    return [b for b in ops.BACKENDS if dispatch._unavailable(op, b, "cpu", torch.float64) is None]
 
 
 def cases() -> list[Any]:

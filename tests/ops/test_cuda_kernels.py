@@ -121,7 +121,7 @@ CALLS: dict[str, tuple[Callable[..., Tensor], Callable[[], list[Any]], dict[str,
 @pytest.mark.parametrize(("wide", "tolerance"), [(False, 1e-5), (True, 1e-12)], ids=["f32", "f64"])
 @pytest.mark.parametrize("call", CALLS)
 def test_kernels_that_compute_sanitizer_watches(call: str, wide: bool, tolerance: float) -> None:
-    if (reason := native.why_not("cuda")) is not None:
+    if (reason := native.unavailable("cuda")) is not None:
         pytest.skip(reason)
     torch.manual_seed(0)
     op, arguments, options = CALLS[call]

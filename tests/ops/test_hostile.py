@@ -29,7 +29,7 @@ bad_lengths = pytest.mark.parametrize(("values", "shown"), LENGTHS, ids=[shown f
 MESSAGE = r"lengths must be in 0 .. 40, got .*"
 
 
-@pytest.mark.skipif(native.why_not("cpu") is not None, reason=str(native.why_not("cpu")))
+@pytest.mark.skipif(native.unavailable("cpu") is not None, reason=str(native.unavailable("cpu")))
 def test_native_ops_called_by_hand() -> None:
     """Every native op, one argument spoiled at a time, in a process that a wild read would end."""
     done = subprocess.run(

@@ -14,8 +14,8 @@ from sequence_kernels import native
 
 from .peak_memory import ALL_PAIRS_BYTES, SEQUENCE_BYTES
 
-if native.why_not("cpu") is not None:
-    pytest.skip(str(native.why_not("cpu")), allow_module_level=True)
+if native.unavailable("cpu") is not None:
+    pytest.skip(str(native.unavailable("cpu")), allow_module_level=True)
 if not os.access("/proc/self/clear_refs", os.W_OK):
     pytest.skip("no Linux that lets a process forget its peak memory", allow_module_level=True)
 

@@ -7,7 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-from ... import native
 from ..dispatch import implement
 from ..layouts import sets_and_channels
 
@@ -27,14 +26,14 @@ def _result(out: Tensor, *arguments: Tensor) -> Tensor:
     return out if arguments[0].is_complex() else out.real.contiguous()
 
 
-@implement("cauchy", "cpu", needs=native.needs("cpu"))
+@implement("cauchy", "cpu")
 def cauchy(v: Tensor, z: Tensor, w: Tensor, conjugate: bool, order: int) -> Tensor:
     weights, poles, nodes = _arguments(v, z, w)
     out = torch.ops.sequence_kernels_native.cauchy(weights, nodes, poles, conjugate, order)
     return _result(out, v, z, w)
 
 
-@implement("cauchy_transpose", "cpu", needs=native.needs("cpu"))
+@implement("cauchy_transpose", "cpu")
 def cauchy_transpose(g: Tensor, z: Tensor, w: Tensor, conjugate: bool, order: int) -> Tensor:
     weights, poles, nodes = _arguments(g, z, w)
     kernels = torch.ops.sequence_kernels_native

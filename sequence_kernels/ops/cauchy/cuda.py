@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ... import native
 from ..dispatch import implement
 from . import cpu
 from .reference import both_of_pairs
 
-implement("cauchy", "cuda", needs=native.needs("cuda"))(cpu.cauchy)
+implement("cauchy", "cuda")(cpu.cauchy)
 
 
-@implement("cauchy_transpose", "cuda", needs=native.needs("cuda"))
+@implement("cauchy_transpose", "cuda")
 def cauchy_transpose(g: Tensor, z: Tensor, w: Tensor, conjugate: bool, order: int) -> Tensor:
     if conjugate:
         g, z = both_of_pairs(g, z)

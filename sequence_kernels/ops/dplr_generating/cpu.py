@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ... import native
 from ..dispatch import implement
 from .reference import stacked
 
@@ -31,13 +30,13 @@ def _arguments(c: Tensor, p: Tensor, q: Tensor, b: Tensor, w: Tensor, t: Tensor)
     return stacked(c, q), stacked(b.unsqueeze(0), p), w.resolve_conj().contiguous(), nodes
 
 
-@implement("dplr_generating", "cpu", needs=native.needs("cpu"))
+@implement("dplr_generating", "cpu")
 def dplr_generating(c: Tensor, p: Tensor, q: Tensor, b: Tensor, w: Tensor, t: Tensor) -> Tensor:
     arguments = _arguments(*_widened((c, p, q, b, w, t), w))
     return torch.ops.sequence_kernels_native.dplr_generating(*arguments).to(c.dtype)
 
 
-@implement("dplr_generating_backward", "cpu", needs=native.needs("cpu"))
+@implement("dplr_generating_backward", "cpu")
 def dplr_generating_backward(
     g: Tensor, c: Tensor, p: Tensor, q: Tensor, b: Tensor, w: Tensor, t: Tensor
 ) -> tuple[Tensor, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ... import native
 from ..dispatch import implement
 
 
@@ -17,12 +16,12 @@ def _plain(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.resolve_conj().contiguous() for tensor in tensors)
 
 
-@implement("dplr_generating", "cuda", needs=native.needs("cuda"))
+@implement("dplr_generating", "cuda")
 def dplr_generating(c: Tensor, p: Tensor, q: Tensor, b: Tensor, w: Tensor, t: Tensor) -> Tensor:
     return torch.ops.sequence_kernels_native.dplr_generating_cuda(*_plain(c, p, q, b, w, t))
 
 
-@implement("dplr_generating_backward", "cuda", needs=native.needs("cuda"))
+@implement("dplr_generating_backward", "cuda")
 def dplr_generating_backward(
     g: Tensor, c: Tensor, p: Tensor, q: Tensor, b: Tensor, w: Tensor, t: Tensor
 ) -> tuple[Tensor, ...]:

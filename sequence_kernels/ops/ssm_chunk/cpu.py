@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, ops
 
-from ... import native
 from ..dispatch import implement
 
 
@@ -12,14 +11,14 @@ def _plain(*tensors: Tensor) -> list[Tensor]:
     return [t.resolve_conj().contiguous() for t in tensors]
 
 
-@implement("ssm_chunk", "cpu", needs=native.needs("cpu"))
+@implement("ssm_chunk", "cpu")
 def ssm_chunk(
     a: Tensor, p: Tensor, q: Tensor, b: Tensor, c: Tensor, chunk: int, tail: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return ops.sequence_kernels_native.ssm_chunk.default(*_plain(a, p, q, b, c), chunk, tail)
 
 
-@implement("ssm_chunk_backward", "cpu", needs=native.needs("cpu"))
+@implement("ssm_chunk_backward", "cpu")
 def ssm_chunk_backward(
     g_taps: Tensor,
     g_reads: Tensor,

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import native
 from ..dispatch import implement
 
 
@@ -36,12 +35,12 @@ def _in_time_order(sequence: Tensor) -> Tensor:
     return sequence.contiguous() if sequence.stride(-1) > 1 else sequence
 
 
-@implement("ssm_conv", "cpu", needs=native.needs("cpu"))
+@implement("ssm_conv", "cpu")
 def ssm_conv(u: Tensor, *parameters: Any) -> tuple[Tensor, Tensor]:
     return torch.ops.sequence_kernels_native.ssm_conv.default(u, *_parameters(*parameters))
 
 
-@implement("ssm_conv_backward", "cpu", needs=native.needs("cpu"))
+@implement("ssm_conv_backward", "cpu")
 def ssm_conv_backward(
     g: Tensor, g_final: Tensor, u: Tensor, *parameters: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import native
 from ..dispatch import implement
 from .cpu import _parameters
 
@@ -20,12 +19,12 @@ def _device(u: Tensor) -> tuple[int, int]:
     return (tensor_cores if properties.major >= 8 else 0), shared_bytes
 
 
-@implement("ssm_conv", "cuda", needs=native.needs("cuda"))
+@implement("ssm_conv", "cuda")
 def ssm_conv(u: Tensor, *parameters: Any) -> tuple[Tensor, Tensor]:
     return torch.ops.sequence_kernels_native.ssm_conv_cuda(u, *_parameters(*parameters), *_device(u))
 
 
-@implement("ssm_conv_backward", "cuda", needs=native.needs("cuda"))
+@implement("ssm_conv_backward", "cuda")
 def ssm_conv_backward(
     g: Tensor, g_final: Tensor, u: Tensor, *parameters: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import native
 from ..dispatch import implement
 
 #: ``(state, slots, u, a_minus_one, b, c, d, p, q, next_state) -> y``: steps from ``state`` to ``next_state``, which may
@@ -66,5 +65,5 @@ def steps(kernel: Kernel) -> tuple[Callable[..., tuple[Tensor, Tensor]], Callabl
 
 step, step_ = steps(compiled)
 for _library in ("cpu", "cuda"):
-    implement("ssm_step", _library, needs=native.needs(_library))(step)
-    implement("ssm_step_", _library, needs=native.needs(_library))(step_)
+    implement("ssm_step", _library)(step)
+    implement("ssm_step_", _library)(step_)

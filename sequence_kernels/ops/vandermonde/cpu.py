@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ... import native
 from ..dispatch import implement
 from ..layouts import sets_and_channels
 
@@ -14,7 +13,7 @@ def _complex(tensor: Tensor) -> Tensor:
     return tensor if tensor.is_complex() else torch.complex(tensor, torch.zeros_like(tensor))
 
 
-@implement("vandermonde", "cpu", needs=native.needs("cpu"))
+@implement("vandermonde", "cpu")
 def vandermonde(v: Tensor, x: Tensor, L: int, conjugate: bool, power: int) -> Tensor:
     pairs = conjugate or not v.is_complex()  # a real product is half that of pairs with imaginary parts of 0
     weights, exponents = sets_and_channels(_complex(v), _complex(x))
@@ -23,7 +22,7 @@ def vandermonde(v: Tensor, x: Tensor, L: int, conjugate: bool, power: int) -> Te
     return (out if conjugate or not pairs else out / 2).reshape(*batch, L)
 
 
-@implement("vandermonde_transpose", "cpu", needs=native.needs("cpu"))
+@implement("vandermonde_transpose", "cpu")
 def vandermonde_transpose(g: Tensor, x: Tensor, power: int) -> Tensor:
     weights, exponents = sets_and_channels(g, _complex(x))
     out = torch.ops.sequence_kernels_native.vandermonde_transpose(weights, exponents, power)

@@ -12,8 +12,8 @@ from torch import Tensor
 from sequence_kernels import native
 from sequence_kernels.ops.cauchy import cpu
 
-if native.why_not("cpu") is not None:
-    pytest.skip(str(native.why_not("cpu")), allow_module_level=True)
+if native.unavailable("cpu") is not None:
+    pytest.skip(str(native.unavailable("cpu")), allow_module_level=True)
 
 raw = torch.ops.sequence_kernels_native
 HIGHEST = raw.limit_instruction_set(2)

@@ -62,7 +62,7 @@ KERNELS = [
         ],
     )
     for name, make, reason in (
-        ("cpu", _cpu, native.why_not("cpu")),
+        ("cpu", _cpu, native.unavailable("cpu")),
         ("cuda", _cuda, cuda_driver.skip_reason()),
         ("triton", _triton, triton_kernels.skip_reason()),
     )
@@ -104,7 +104,7 @@ def test_a_tiny_pole_a_huge_one_and_one_where_infinite_nodes_are_put(
         torch.testing.assert_close(got.cpu(), 1 / (1 - complex64(pole))[None], rtol=1e-6, atol=0)
 
 
-@pytest.mark.skipif(native.why_not("cpu") is not None, reason=str(native.why_not("cpu")))
+@pytest.mark.skipif(native.unavailable("cpu") is not None, reason=str(native.unavailable("cpu")))
 def test_float64() -> None:
     """The CPU's float64 too, down and up to powers of two of about 960."""
     one = torch.tensor([1.0], dtype=torch.complex128)

@@ -13,7 +13,7 @@ from sequence_kernels.ops.dplr_discretize import dplr_discretize
 from sequence_kernels.ops.layouts import by_head
 
 C64, C128 = torch.complex64, torch.complex128
-BACKENDS = ["torch", "cpu"] if native.why_not("cpu") is None else ["torch"]
+BACKENDS = ["torch", "cpu"] if native.unavailable("cpu") is None else ["torch"]
 needs_native = pytest.mark.skipif("cpu" not in BACKENDS, reason="needs the native library")
 
 

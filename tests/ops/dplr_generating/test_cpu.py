@@ -14,8 +14,8 @@ from sequence_kernels.ssm.hippo import dplr_init
 
 from .test_dplr_generating import C128, error, resolvent, system
 
-if native.why_not("cpu") is not None:
-    pytest.skip(str(native.why_not("cpu")), allow_module_level=True)
+if native.unavailable("cpu") is not None:
+    pytest.skip(str(native.unavailable("cpu")), allow_module_level=True)
 
 raw = torch.ops.sequence_kernels_native
 HIGHEST = raw.limit_instruction_set(2)

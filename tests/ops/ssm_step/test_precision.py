@@ -17,7 +17,7 @@ from ..devices import device_of, gpu_backends
 from ..test_contract import backends
 from .exact import Step, nearly_still, rounded_up
 
-needs_native = pytest.mark.skipif(native.why_not("cpu") is not None, reason="needs the native library")
+needs_native = pytest.mark.skipif(native.unavailable("cpu") is not None, reason="needs the native library")
 HEADS = 2
 
 

@@ -6,8 +6,8 @@ import importlib.util
 from collections.abc import Callable
 
 
-def package(module: str, install: str) -> Callable[[str], str | None]:
-    """Needs an importable module."""
+def unless_installed(module: str, install: str) -> Callable[[str], str | None]:
+    """Absent where the module cannot be imported."""
 
     def reason(device: str) -> str | None:
         return (
@@ -19,15 +19,15 @@ def package(module: str, install: str) -> Callable[[str], str | None]:
     return reason
 
 
-def package_on_cuda(module: str, install: str) -> Callable[[str], str | None]:
-    """Needs a CUDA device, and a module that has no CPU code."""
+def unless_installed_on_cuda(module: str, install: str) -> Callable[[str], str | None]:
+    """Absent where there is no CUDA device too: the module has no CPU code."""
 
     def reason(device: str) -> str | None:
-        return "runs on a CUDA device only" if device != "cuda" else package(module, install)(device)
+        return "runs on a CUDA device only" if device != "cuda" else unless_installed(module, install)(device)
 
     return reason
 
 
-def cpu_only(device: str) -> str | None:
+def unless_on_cpu(device: str) -> str | None:
     """For peers whose forms make sense on a CPU only."""
     return None if device == "cpu" else "measured on a CPU only"
