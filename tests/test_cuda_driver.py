@@ -112,7 +112,7 @@ def test_real_weights_have_their_own_transpose(driver: Driver) -> None:
 
 @pytest.mark.parametrize(("dtype", "kind"), [precision[:2] for precision in PRECISIONS])
 @pytest.mark.parametrize(
-    ("shape", "slots", "launch"),
+    ("shape", "state_indices", "launch"),
     [
         ((1, 3, 32, 2, None), None, "one_{} grid 1 block 128"),
         ((9, 2, 5, 1, 2), None, "many_{} grid 2 block 128"),
@@ -123,14 +123,14 @@ def test_real_weights_have_their_own_transpose(driver: Driver) -> None:
 def test_steps_launch_their_kernel(
     driver: Driver,
     shape: Any,
-    slots: list[int] | None,
+    state_indices: list[int] | None,
     launch: str | None,
     dtype: torch.dtype,
     kind: str,
 ) -> None:
-    x = step_sample(*shape, slots=slots, places=shape[0], dtype=dtype)
+    x = step_sample(*shape, state_indices=state_indices, slots=shape[0], dtype=dtype)
     state, after = x.state.clone(), torch.full_like(x.state, complex("nan"))
-    to = after if slots is None else state
+    to = after if state_indices is None else state
     y = driver.run("ssm_step", state, *x[1:], to)
     check_step(x, y, to)
     launched = driver.launches()
@@ -210,7 +210,7 @@ def op_calls() -> Iterator[tuple[str, list[Any]]]:
     yield "vandermonde_transpose", [*samples("vandermonde_transpose", 1, 1, 2, 16385), 0]
     yield "cauchy", [*samples("cauchy", 5, 1, 3, 7), False, 2]
     yield "cauchy_transpose", [*samples("cauchy_transpose", 2, 1, 3, 4097), 2]
-    x = step_sample(9, 2, 5, 1, 2, slots=None, places=9, dtype=torch.complex64)
+    x = step_sample(9, 2, 5, 1, 2, state_indices=None, slots=9, dtype=torch.complex64)
     yield "ssm_step", [x.state.clone(), *x[1:], torch.empty_like(x.state)]
     tensors = [torch.randn(k, 2, 3, dtype=torch.cfloat) for k in (1, 1, 1)]
     w = torch.complex(-1 - torch.rand(2, 3), torch.randn(2, 3))
@@ -255,7 +255,7 @@ def test_bad_arguments_launch_nothing(driver: Driver) -> None:
     with pytest.raises(RuntimeError, match="cauchy expects an order in"):
         driver.run("cauchy", v, z, w, True, 0)
     x = step_sample(3, 2, 4, 1, 1)
-    with pytest.raises(RuntimeError, match="a step without slots expects as many states as rows"):
+    with pytest.raises(RuntimeError, match="a step without state_indices expects as many states as rows"):
         driver.run("ssm_step", x.state, None, x.u[:2], *x[3:], x.state)
     assert driver.record() == []
 

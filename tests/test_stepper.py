@@ -710,20 +710,20 @@ class TestNative:
     def test_the_interpreter_refuses_what_would_leave_its_memory(self, instructions: list[list[int]]) -> None:
         run = torch.ops.sequence_kernels_native.step_program.default
         weights, state = torch.zeros(1000), torch.zeros(2, 24)
-        x, slots = torch.zeros(2, WIDTH), torch.tensor([1, -1])
+        x, state_indices = torch.zeros(2, WIDTH), torch.tensor([1, -1])
         fine = torch.tensor([[6, 6, 2, 1, 1, 0, 0], [2, 0, 0, 0, 0, 0, 0], [3, 6, 7, 0, 0, 0, 0]])
-        run(fine, weights, state, slots, x)
+        run(fine, weights, state, state_indices, x)
         with pytest.raises(RuntimeError):
-            run(torch.tensor(instructions), weights, state, slots, x)
+            run(torch.tensor(instructions), weights, state, state_indices, x)
         for arguments in (
-            (fine[:, :6].contiguous(), weights, state, slots, x),
-            (fine.float(), weights, state, slots, x),
-            (fine, weights, state[:, :-1].contiguous(), slots, x),
+            (fine[:, :6].contiguous(), weights, state, state_indices, x),
+            (fine.float(), weights, state, state_indices, x),
+            (fine, weights, state[:, :-1].contiguous(), state_indices, x),
             (fine, weights, state, torch.tensor([0, 2]), x),
-            (fine, weights, state, slots[:1], x),
-            (fine, weights, state[:1], slots[:0], x),
-            (fine, weights, state, slots, x.double()),
-            (fine, weights, state, slots, torch.zeros(2, WIDTH + 1)),
+            (fine, weights, state, state_indices[:1], x),
+            (fine, weights, state[:1], state_indices[:0], x),
+            (fine, weights, state, state_indices, x.double()),
+            (fine, weights, state, state_indices, torch.zeros(2, WIDTH + 1)),
         ):
             with pytest.raises(RuntimeError):
                 run(*arguments)

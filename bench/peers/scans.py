@@ -32,7 +32,7 @@ def for_mamba(x: Inputs) -> Inputs:
     return {
         **x,
         "delta": torch.ones_like(x["u"]),
-        "A": system.x.to(system.b.dtype),
+        "A": system.log_a.to(system.b.dtype),
         "C": system.c[0].contiguous(),
     }
 

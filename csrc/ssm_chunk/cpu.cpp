@@ -1,16 +1,16 @@
 // Chunk matrices from Krylov sequences. With states as real vectors of S = 2 N interleaved parts, an
 // eigenvalue as the 2 x 2 rotation that multiplies by it, and readouts as the rows (2 Re, -2 Im), the matrix
-// is A = D + sum_r P_r Q_r^T, and
+// is A = D + sum_r P_r Q_r' (a prime transposes), and
 //
 //   X_0 = b, X_{j+1} = A X_j             e_in[s] = X_{T-1-s}
-//   F_0 = c, F_{j+1} = A^T F_j           e_out[t] = F_{t+1}, taps[l] = F_0 . X_l
-//   A^k = D^k + sum_{r, j<k} (D^{k-1-j} P_r) (A^T^j Q_r)^T
+//   F_0 = c, F_{j+1} = A' F_j            e_out[t] = F_{t+1}, taps[l] = F_0 . X_l
+//   A^k = D^k + sum_{r, j<k} (D^{k-1-j} P_r) (A'^j Q_r)'
 //
 // The adjoint of V_{j+1} = D V_j + sum_r left_r s_rj, s_rj = right_r . V_j, with l_j the whole gradient of
 // V_j:
 //
-//   t_rj = left_r . l_{j+1},  l_j = g_j + D^T l_{j+1} + sum_r right_r t_rj
-//   dleft_r = sum_j s_rj l_{j+1}, dright_r = sum_j t_rj V_j, dD = sum_j l_{j+1} V_j^T
+//   t_rj = left_r . l_{j+1},  l_j = g_j + D' l_{j+1} + sum_r right_r t_rj
+//   dleft_r = sum_j s_rj l_{j+1}, dright_r = sum_j t_rj V_j, dD = sum_j l_{j+1} V_j'
 //
 // All in double precision, as A is close to the identity; vectors are padded with zeros to whole SIMD
 // vectors.
@@ -71,7 +71,7 @@ struct Head {
   double *re, *im;        // D x = re x + im swap_parts(x)
   double *p, *q;          // R vectors each
   double *x, *f;          // T states; C times T + 1 readouts
-  double *pulls, *lifts;  // A^T^j Q_r and D^{T-1-j} P_r: T R vectors each, r after r
+  double *pulls, *lifts;  // A'^j Q_r and D^{T-1-j} P_r: T R vectors each, r after r
   double* turns;          // a^(2^i), complex
   double* square;
   double *gx, *gf, *g_pulls, *g_lifts, *g_turns, *dp, *dq, *straight, *crossed, *transposed, *product;
@@ -108,7 +108,7 @@ struct Head {
     return at;
   }
 
-  // to = D v for sign 1, D^T v for sign -1.
+  // to = D v for sign 1, D' v for sign -1.
   void turn(double sign, const double* v, double* to) const {
     for (int64_t i = 0; i < Sp; i += kStep) {
       const Doubles value = load(v + i);
@@ -175,7 +175,7 @@ struct Head {
       for (int64_t n = 0; n < S; ++n) copy(square + n * Sp, S, to + n * S);
   }
 
-  // The gradients of pulls, lifts and turns from that of A^(2^i); those of A^T, which needs all of them,
+  // The gradients of pulls, lifts and turns from that of A^(2^i); those of a_chunk, which needs all of them,
   // first.
   void power_backward(int64_t i, const double* g) const {
     if (R == 0) return copy(g, S, g_turns + i * Sp);

@@ -6,11 +6,11 @@
 namespace sequence_kernels {
 
 struct StepSizes {
-  int64_t rows, places, heads, pairs, channels, rank;  // places: the slots that there are for states
-  std::vector<int64_t> output;                         // of y
+  int64_t rows, slots, heads, pairs, channels, rank;  // slots: the states that there are
+  std::vector<int64_t> output;                        // of y
 };
 
-inline StepSizes check_step(const Tensor& state, const std::optional<Tensor>& slots, const Tensor& u,
+inline StepSizes check_step(const Tensor& state, const std::optional<Tensor>& state_indices, const Tensor& u,
                             const Tensor& a_minus_one, const Tensor& b, const Tensor& c,
                             const std::optional<Tensor>& d, const std::optional<Tensor>& p,
                             const std::optional<Tensor>& q, const Tensor& next) {
@@ -22,7 +22,7 @@ inline StepSizes check_step(const Tensor& state, const std::optional<Tensor>& sl
         "a step expects state and next (..., H, N), u (..., H), a_minus_one and b (H, N), c (C, H, N)");
   StepSizes sizes{1, 1, poles[0], poles[1], readout[0], 0, input};
   for (size_t i = 0; i + 1 < input.size(); ++i) sizes.rows *= input[i];
-  for (size_t i = 0; i + 2 < dim; ++i) sizes.places *= shape[i];
+  for (size_t i = 0; i + 2 < dim; ++i) sizes.slots *= shape[i];
   sizes.output.insert(sizes.output.end() - 1, sizes.channels);
 
   const Device device = state.device();
@@ -47,12 +47,12 @@ inline StepSizes check_step(const Tensor& state, const std::optional<Tensor>& sl
     check(skip.size() == 2 && skip[0] == sizes.channels && skip[1] == sizes.heads && fits(*d, real),
           "a step expects contiguous d (C, H), of the dtype and device of u");
   }
-  if (slots) {
-    const auto count = slots->sizes();
-    check(count.size() == 1 && count[0] == sizes.rows && fits(*slots, Dtype::int64),
-          "a step expects contiguous int64 slots (rows), on the device of state");
+  if (state_indices) {
+    const auto count = state_indices->sizes();
+    check(count.size() == 1 && count[0] == sizes.rows && fits(*state_indices, Dtype::int64),
+          "a step expects contiguous int64 state_indices (rows), on the device of state");
   } else {
-    check(sizes.places == sizes.rows, "a step without slots expects as many states as rows of u");
+    check(sizes.slots == sizes.rows, "a step without state_indices expects as many states as rows of u");
   }
   return sizes;
 }

@@ -11,7 +11,9 @@ void recurrent_step(const StepArguments<Real>& arguments, int64_t begin, int64_t
     const int64_t first = item * kHeadsAtOnce;
     const int64_t last = first + kHeadsAtOnce < heads ? first + kHeadsAtOnce : heads;
     for (int64_t row = 0; row < arguments.rows; ++row) {
-      const auto slot_of = [&](int64_t i) { return arguments.slots ? arguments.slots[i] : i; };
+      const auto slot_of = [&](int64_t i) {
+        return arguments.state_indices ? arguments.state_indices[i] : i;
+      };
       const int64_t slot = slot_of(row), following = row + 1 < arguments.rows ? slot_of(row + 1) : -1;
       const int64_t ahead = following < 0 ? 0 : (following - slot) * size;
       Real* y = arguments.y + row * channels * heads;

@@ -19,19 +19,19 @@ const T* data_of(const std::optional<Tensor>& tensor) {
   return tensor ? tensor->data<T>() : nullptr;
 }
 
-Tensor step(const Tensor& state, const std::optional<Tensor>& slots, const Tensor& u,
+Tensor step(const Tensor& state, const std::optional<Tensor>& state_indices, const Tensor& u,
             const Tensor& a_minus_one, const Tensor& b, const Tensor& c, const std::optional<Tensor>& d,
             const std::optional<Tensor>& p, const std::optional<Tensor>& q, Tensor& next) {
-  const StepSizes sizes = check_step(state, slots, u, a_minus_one, b, c, d, p, q, next);
+  const StepSizes sizes = check_step(state, state_indices, u, a_minus_one, b, c, d, p, q, next);
   Tensor y = Tensor::empty(sizes.output, u.dtype(), u.device());
   const bool wide = is_double(u.dtype());
   SsmStepParams params{};
   params.state = state.data<void>(), params.next = next.mutable_data<void>();
-  params.slots = data_of<int64_t>(slots), params.u = u.data<void>();
+  params.state_indices = data_of<int64_t>(state_indices), params.u = u.data<void>();
   params.a_minus_one = a_minus_one.data<void>(), params.b = b.data<void>(), params.c = c.data<void>();
   params.p = data_of<void>(p), params.q = data_of<void>(q), params.d = data_of<void>(d);
   params.y = y.mutable_data<void>();
-  params.rows = sizes.rows, params.places = sizes.places, params.heads = sizes.heads;
+  params.rows = sizes.rows, params.slots = sizes.slots, params.heads = sizes.heads;
   params.pairs = sizes.pairs, params.channels = sizes.channels;
   params.rank = static_cast<int32_t>(sizes.rank), params.bytes = wide ? 8 : 4;
   params.rows_together = sizes.rows > 1 ? ::ssm_step::many : 1;

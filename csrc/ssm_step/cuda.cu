@@ -42,8 +42,8 @@ __device__ __forceinline__ void step(const SsmStepParams& p) {
   for (int r = 0; r < ROWS; ++r) {
     const int64_t row = first + r;
     slot[r] = -1;
-    if (row < p.rows) slot[r] = p.slots ? p.slots[row] : row;
-    if (slot[r] >= p.places) slot[r] = -2;
+    if (row < p.rows) slot[r] = p.state_indices ? p.state_indices[row] : row;
+    if (slot[r] >= p.slots) slot[r] = -2;
     u[r] = used && slot[r] >= 0 ? static_cast<const T*>(p.u)[row * p.heads + h] : T(0);
   }
 

@@ -1,6 +1,7 @@
 // The CUDA kernels of the steps: what they take and where they run.
 //
-// ssm_step_{one,many}_{f32,f64}: for each row i with the state x of slot slots[i] (of slot i without slots)
+// ssm_step_{one,many}_{f32,f64}: for each row i with the state x of slot state_indices[i] (without
+// state_indices: of slot i)
 //   s_r = 2 Re(sum_n q_rn x_n),  x'_n = x_n + ((a_n - 1) x_n + sum_r p_rn s_r + b_n u),
 //   y_c = 2 Re(sum_n c_cn x'_n) + d_c u
 // Rank 0 is a diagonal system. Out of place or, with next == state, in place. A row whose slot is -1 gives
@@ -11,18 +12,18 @@
 #include "common/launch.h"
 
 struct SsmStepParams {
-  const void* state;        // (places, heads, pairs)
-  void* next;               // like state
-  const int64_t* slots;     // (rows), or null
-  const void* u;            // (rows, heads)
-  const void* a_minus_one;  // (heads, pairs), b too
+  const void* state;             // (slots, heads, pairs)
+  void* next;                    // like state
+  const int64_t* state_indices;  // (rows), or null
+  const void* u;                 // (rows, heads)
+  const void* a_minus_one;       // (heads, pairs), b too
   const void* b;
   const void* p;  // (rank, heads, pairs), q too
   const void* q;
   const void* c;  // (channels, heads, pairs)
   const void* d;  // (channels, heads), or null
   void* y;        // (rows, channels, heads)
-  int64_t rows, places, heads, pairs, channels;
+  int64_t rows, slots, heads, pairs, channels;
   int32_t rank;
   int32_t rows_together;  // 1 or 8, as the kernel's name says
   int32_t bytes;          // of a real number

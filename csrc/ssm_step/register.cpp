@@ -17,9 +17,10 @@ const Real* data_of(const std::optional<Tensor>& tensor) {
 }
 
 template <typename Real>
-Tensor run(const StepSizes& sizes, const Tensor& state, const std::optional<Tensor>& slots, const Tensor& u,
-           const Tensor& a_minus_one, const Tensor& b, const Tensor& c, const std::optional<Tensor>& d,
-           const std::optional<Tensor>& p, const std::optional<Tensor>& q, Tensor& next) {
+Tensor run(const StepSizes& sizes, const Tensor& state, const std::optional<Tensor>& state_indices,
+           const Tensor& u, const Tensor& a_minus_one, const Tensor& b, const Tensor& c,
+           const std::optional<Tensor>& d, const std::optional<Tensor>& p, const std::optional<Tensor>& q,
+           Tensor& next) {
   StepArguments<Real> arguments{};
   Recurrence<Real>& system = arguments.system;
   arguments.rows = sizes.rows, system.heads = sizes.heads, system.pairs = sizes.pairs;
@@ -28,7 +29,7 @@ Tensor run(const StepSizes& sizes, const Tensor& state, const std::optional<Tens
   system.p = p ? p->data<Real>() : system.a_minus_one, system.q = q ? q->data<Real>() : system.a_minus_one;
   system.d = data_of<Real>(d);
   arguments.state = state.data<Real>(), arguments.next = next.mutable_data<Real>();
-  arguments.slots = data_of<int64_t>(slots);
+  arguments.state_indices = data_of<int64_t>(state_indices);
   arguments.u = u.data<Real>();
   Tensor y = Tensor::empty(sizes.output, u.dtype());
   arguments.y = y.mutable_data<Real>();
@@ -45,21 +46,22 @@ Tensor run(const StepSizes& sizes, const Tensor& state, const std::optional<Tens
   return y;
 }
 
-// One step of all rows. `next` gets the new states, and may be `state`; returns y (..., C, H). Without slots
+// One step of all rows. `next` gets the new states, and may be `state`; returns y (..., C, H). Without state_indices
 // each row drives the state of its number; without p and q the system is diagonal.
-Tensor step(const Tensor& state, const std::optional<Tensor>& slots, const Tensor& u,
+Tensor step(const Tensor& state, const std::optional<Tensor>& state_indices, const Tensor& u,
             const Tensor& a_minus_one, const Tensor& b, const Tensor& c, const std::optional<Tensor>& d,
             const std::optional<Tensor>& p, const std::optional<Tensor>& q, Tensor& next) {
-  const StepSizes sizes = check_step(state, slots, u, a_minus_one, b, c, d, p, q, next);
-  const int64_t* slot = data_of<int64_t>(slots);
+  const StepSizes sizes = check_step(state, state_indices, u, a_minus_one, b, c, d, p, q, next);
+  const int64_t* slot = data_of<int64_t>(state_indices);
   for (int64_t row = 0; slot && row < sizes.rows; ++row)
-    check(slot[row] >= -1 && slot[row] < sizes.places, "a step expects slots from -1 to below their number");
-  return is_double(u.dtype()) ? run<double>(sizes, state, slots, u, a_minus_one, b, c, d, p, q, next)
-                              : run<float>(sizes, state, slots, u, a_minus_one, b, c, d, p, q, next);
+    check(slot[row] >= -1 && slot[row] < sizes.slots, "a step expects slots from -1 to below their number");
+  return is_double(u.dtype()) ? run<double>(sizes, state, state_indices, u, a_minus_one, b, c, d, p, q, next)
+                              : run<float>(sizes, state, state_indices, u, a_minus_one, b, c, d, p, q, next);
 }
 
 const Op op(
-    "ssm_step(Tensor state, Tensor? slots, Tensor u, Tensor a_minus_one, Tensor b, Tensor c, Tensor? d, "
+    "ssm_step(Tensor state, Tensor? state_indices, Tensor u, Tensor a_minus_one, Tensor b, Tensor c, Tensor? "
+    "d, "
     "Tensor? p, "
     "Tensor? q, Tensor(a!) next) -> Tensor",
     boxed<step>);

@@ -23,11 +23,11 @@ template <typename Real>
 struct StepArguments {
   Recurrence<Real> system;
   int64_t rows;
-  const Real* state;     // (slots, heads, pairs) complex
-  Real* next;            // like state; the same array to step in place
-  const int64_t* slots;  // (rows): where each row's state is, negative: nowhere; null: in row order
-  const Real* u;         // (rows, heads)
-  Real* y;               // (rows, channels, heads)
+  const Real* state;             // (slots, heads, pairs) complex
+  Real* next;                    // like state; the same array to step in place
+  const int64_t* state_indices;  // (rows): where each row's state is, negative: nowhere; null: in row order
+  const Real* u;                 // (rows, heads)
+  Real* y;                       // (rows, channels, heads)
 };
 
 // Work items [begin, end) of ceil(heads / kHeadsAtOnce); scratch for `rank` elements.

@@ -199,7 +199,7 @@ void step_program(const ProgramArguments<Real>& arguments, int64_t begin, int64_
     Rows<Real> rows{0, width, scratch, scratch + block, scratch + 2 * block, nullptr, slots};
     rows.pulls = rows.kept + arguments.levels * block;
     for (; next < end && rows.count < together; ++next) {
-      const int64_t slot = arguments.slots ? arguments.slots[next] : next;
+      const int64_t slot = arguments.state_indices ? arguments.state_indices[next] : next;
       Real* y = arguments.y + next * arguments.output;
       if (slot < 0) {
         for (int64_t i = 0; i < arguments.output; ++i) y[i] = 0;

@@ -86,7 +86,7 @@ struct Checked {
 };
 
 template <typename Real>
-Tensor run(const Tensor& program, const Tensor& weights, Tensor& state, const Tensor& slots,
+Tensor run(const Tensor& program, const Tensor& weights, Tensor& state, const Tensor& state_indices,
            const Tensor& x) {
   const auto shape = x.sizes();
   ProgramArguments<Real> arguments{};
@@ -98,7 +98,7 @@ Tensor run(const Tensor& program, const Tensor& weights, Tensor& state, const Te
   arguments.output = found.channels, arguments.levels = found.levels, arguments.max_rank = found.max_rank;
   arguments.width = padded(found.widest) + kPanel;
   arguments.weights = weights.data<Real>(), arguments.state = state.mutable_data<Real>();
-  arguments.slots = slots.sizes()[0] > 0 ? slots.data<int64_t>() : nullptr;
+  arguments.state_indices = state_indices.sizes()[0] > 0 ? state_indices.data<int64_t>() : nullptr;
   arguments.x = x.data<Real>();
   Tensor y = Tensor::empty({arguments.rows, arguments.output}, x.dtype());
   arguments.y = y.mutable_data<Real>();
@@ -114,29 +114,30 @@ Tensor run(const Tensor& program, const Tensor& weights, Tensor& state, const Te
 
 // Steps every row of x (rows, channels) through the program ((instructions, 7) int64: see Instruction), from
 // and to its state; returns y (rows, channels).
-Tensor step_program_op(const Tensor& program, const Tensor& weights, Tensor& state, const Tensor& slots,
-                       const Tensor& x) {
-  const auto codes = program.sizes(), shape = x.sizes(), places = state.sizes();
-  check(codes.size() == 2 && codes[1] == kFields && weights.sizes().size() == 1 && places.size() == 2 &&
-            shape.size() == 2 && slots.sizes().size() == 1,
-        "step_program expects program (instructions, 7), weights (any), state (slots, any), slots (rows), x "
+Tensor step_program_op(const Tensor& program, const Tensor& weights, Tensor& state,
+                       const Tensor& state_indices, const Tensor& x) {
+  const auto codes = program.sizes(), shape = x.sizes(), states = state.sizes();
+  check(codes.size() == 2 && codes[1] == kFields && weights.sizes().size() == 1 && states.size() == 2 &&
+            shape.size() == 2 && state_indices.sizes().size() == 1,
+        "step_program expects program (instructions, 7), weights (any), state (slots, any), state_indices "
+        "(rows), x "
         "(rows, channels)");
   const Dtype real = x.dtype();
   check((real == Dtype::float32 || real == Dtype::float64) && weights.dtype() == real &&
-            state.dtype() == real && program.dtype() == Dtype::int64 && slots.dtype() == Dtype::int64,
-        "step_program expects real weights, state and x of one precision, int64 program and slots");
+            state.dtype() == real && program.dtype() == Dtype::int64 && state_indices.dtype() == Dtype::int64,
+        "step_program expects real weights, state and x of one precision, int64 program and state_indices");
   check(program.is_contiguous() && weights.is_contiguous() && state.is_contiguous() &&
-            slots.is_contiguous() && x.is_contiguous(),
+            state_indices.is_contiguous() && x.is_contiguous(),
         "step_program expects contiguous tensors");
-  const int64_t indices = slots.sizes()[0];
-  check(indices == shape[0] || (indices == 0 && places[0] == shape[0]),
-        "step_program expects slots (rows), or (0) where each row has the slot of its number");
-  const int64_t* slot = slots.data<int64_t>();
+  const int64_t indices = state_indices.sizes()[0];
+  check(indices == shape[0] || (indices == 0 && states[0] == shape[0]),
+        "step_program expects state_indices (rows), or (0) where each row has the slot of its number");
+  const int64_t* slot = state_indices.data<int64_t>();
   for (int64_t row = 0; row < indices; ++row)
-    check(slot[row] >= -1 && slot[row] < places[0],
+    check(slot[row] >= -1 && slot[row] < states[0],
           "step_program expects slots from -1 to below their number");
-  return is_double(real) ? run<double>(program, weights, state, slots, x)
-                         : run<float>(program, weights, state, slots, x);
+  return is_double(real) ? run<double>(program, weights, state, state_indices, x)
+                         : run<float>(program, weights, state, state_indices, x);
 }
 
 template <typename Real>
@@ -169,7 +170,8 @@ void pack_op(const Tensor& weight, int64_t at, bool panels, Tensor& weights) {
 
 const Op pack_operator("pack(Tensor weight, int at, bool panels, Tensor(a!) weights) -> ()", boxed<pack_op>);
 const Op op(
-    "step_program(Tensor program, Tensor weights, Tensor(a!) state, Tensor slots, Tensor x) -> Tensor",
+    "step_program(Tensor program, Tensor weights, Tensor(a!) state, Tensor state_indices, Tensor x) -> "
+    "Tensor",
     boxed<step_program_op>);
 
 }  // namespace

@@ -38,10 +38,10 @@ struct ProgramArguments {
   int64_t state_size, max_rank;  // of a sequence, of any recurrence
   const Instruction* program;
   const Real* weights;
-  Real* state;           // (slots, state_size)
-  const int64_t* slots;  // (rows): where each row's state is, negative: nowhere; null: in row order
-  const Real* x;         // (rows, input)
-  Real* y;               // (rows, output)
+  Real* state;                   // (slots, state_size)
+  const int64_t* state_indices;  // (rows): where each row's state is, negative: nowhere; null: in row order
+  const Real* x;                 // (rows, input)
+  Real* y;                       // (rows, output)
 };
 
 // Sequences that go through the program together, and room for them in whole tiles.

@@ -44,7 +44,7 @@ def choose_convolution(
     Args:
         batch, length: of the input; not looked at while torch.compile traces.
         size: real entries S of a head's state.
-        dense: whether A^T is a dense matrix (S4) or diagonal (S4D).
+        dense: whether the powers of A are a dense matrix (S4) or diagonal (S4D).
         backend: of ``ssm_conv``; "torch" takes the chunks one by one, which an FFT always beats.
         state: a state goes in or out, which an FFT cannot do.
     """

@@ -26,32 +26,32 @@ DISCRETIZATIONS = ("bilinear", "zoh", "dss")
 
 @dataclass(frozen=True)
 class DiagonalSystem:
-    """``x_t = exp(x) x_{t-1} + b u_t``, ``y_t = 2 Re(c x_t)``, elementwise.
+    """``x_t = exp(log_a) x_{t-1} + b u_t``, ``y_t = 2 Re(c x_t)``, elementwise.
 
-    ``x``, ``b`` (H, N) are complex128; ``c`` (C, H, N) has the dtype of the results.
+    ``log_a``, ``b`` (H, N) are complex128; ``c`` (C, H, N) has the dtype of the results.
     """
 
     dense: ClassVar[bool] = False
 
-    x: Tensor
+    log_a: Tensor
     b: Tensor
     c: Tensor
 
     def kernel(self, length: int) -> Tensor:
         dtype = self.c.dtype
-        return ops.vandermonde((self.c * self.b).to(dtype), self.x.to(dtype), length)
+        return ops.vandermonde((self.c * self.b).to(dtype), self.log_a.to(dtype), length)
 
     def discrete(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        none = self.x.new_empty(0, *self.x.shape)
-        return torch.exp(self.x), none, none, self.b
+        none = self.log_a.new_empty(0, *self.log_a.shape)
+        return torch.exp(self.log_a), none, none, self.b
 
     def step_parameters(self, d: Tensor | None = None) -> StepParameters:
         dtype = self.c.dtype
         d = None if d is None else d.to(checks.REAL_OF[dtype])
-        return StepParameters(torch.expm1(self.x).to(dtype), self.b.to(dtype), self.c, d)
+        return StepParameters(torch.expm1(self.log_a).to(dtype), self.b.to(dtype), self.c, d)
 
     def channels(self, start: int, stop: int) -> DiagonalSystem:
-        return DiagonalSystem(self.x, self.b, self.c[start:stop])
+        return DiagonalSystem(self.log_a, self.b, self.c[start:stop])
 
 
 class DiagonalSSM(SSMParameters):
@@ -133,16 +133,16 @@ def discretize(
     step = dt.to(torch.complex128).unsqueeze(
         -1
     )  # once: a product with a real tensor or number would do it again
-    x = a * step
+    log_a = a * step
     if method == "bilinear":
-        half = x / 2
+        half = log_a / 2
         below = 1 - half
-        # A_bar is 0 at x = -2, where its logarithm has no gradient: then it is 1e-30, else the sum does not change.
+        # A_bar is 0 at a step = -2, where its logarithm has no gradient: then it is 1e-30, else the sum does not change.
         return torch.log((1 + half + 1e-30) / below), b * step / below
     if method == "zoh":
-        return x, b * step * _expm1_over(x)
+        return log_a, b * step * _expm1_over(log_a)
     assert length is not None
-    return x, b * _softmax_weights(a, x, length)
+    return log_a, b * _softmax_weights(a, log_a, length)
 
 
 #: 1 / (n + 1)!, complex, because torch converts a real number for each product with a complex tensor.
@@ -159,14 +159,14 @@ def _expm1_over(x: Tensor) -> Tensor:
     return torch.where(small, series, torch.expm1(away) / away)
 
 
-def _softmax_weights(a: Tensor, x: Tensor, length: int) -> Tensor:
-    """Half of ``(e^x - 1) conj(D) / (|D|^2 + 1e-7)``, ``D = (e^{x L} - 1) a``; growing modes are shifted to the end.
+def _softmax_weights(a: Tensor, log_a: Tensor, length: int) -> Tensor:
+    """Half of ``(e^{log_a} - 1) conj(D) / (|D|^2 + 1e-7)``, ``D = (e^{log_a L} - 1) a``; growing modes end at 1.
 
     Half, because a system's output is twice the real part and that of DSS is the real part.
     """
-    growing = x.real > 0
-    decaying = torch.where(growing, -x, x)
+    growing = log_a.real > 0
+    decaying = torch.where(growing, -log_a, log_a)
     denominator = (torch.exp(decaying * length) - 1) * a
     reciprocal = denominator.conj() / (denominator.abs().square() + 1e-7)
-    shift = torch.exp(torch.where(growing, -x * (length - 1), 0))
+    shift = torch.exp(torch.where(growing, -log_a * (length - 1), 0))
     return (torch.exp(decaying) - 1) * reciprocal * shift / 2

@@ -35,14 +35,14 @@ CAPTURES: dict[str, Capture] = {"cuda": cuda_graph}
 
 
 class StepGraph:
-    """``step(x, slots)`` of up to ``rows`` rows, captured: each call copies into fixed tensors and replays.
+    """``step(x, state_indices)`` of up to ``rows`` rows, captured: each call copies into fixed tensors and replays.
 
     Args:
-        step: maps x ``(rows, width)`` and slots ``(rows)``, or None, to y ``(rows, any)``, and changes ``states`` in
-            place. A row whose slot is -1 must change none.
-        rows: of the graph. A call with slots may have fewer rows; one without has all.
+        step: maps x ``(rows, width)`` and state_indices ``(rows)``, or None, to y ``(rows, any)``, and changes
+            ``states`` in place. A row whose slot is -1 must change none.
+        rows: of the graph. A call with state_indices may have fewer rows; one without has all.
         width, dtype: of x.
-        with_slots: whether calls have slots.
+        with_indices: whether calls have state_indices.
         states: what the step changes. Making the graph leaves it as it is.
         capture: see ``Capture``.
     """
@@ -54,15 +54,15 @@ class StepGraph:
         width: int,
         dtype: torch.dtype,
         device: torch.device,
-        with_slots: bool,
+        with_indices: bool,
         states: Sequence[Tensor],
         capture: Capture,
     ) -> None:
         self._x = torch.zeros(rows, width, dtype=dtype, device=device)
-        self._slots = torch.full((rows,), -1, device=device) if with_slots else None
+        self._state_indices = torch.full((rows,), -1, device=device) if with_indices else None
         before = [state.clone() for state in states]
         try:
-            self._replay, self._y = capture(lambda: step(self._x, self._slots), device)
+            self._replay, self._y = capture(lambda: step(self._x, self._state_indices), device)
         except RuntimeError as error:
             raise RuntimeError(
                 f"a time step cannot be captured in a CUDA graph ({error}); make the stepper with graph=False"
@@ -71,10 +71,10 @@ class StepGraph:
             for state, value in zip(states, before, strict=True):
                 state.copy_(value)
 
-    def __call__(self, x: Tensor, slots: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, state_indices: Tensor | None) -> Tensor:
         self._x[: len(x)].copy_(x)
-        if self._slots is not None and slots is not None:
-            self._slots[: len(x)].copy_(slots)
-            self._slots[len(x) :].fill_(-1)
+        if self._state_indices is not None and state_indices is not None:
+            self._state_indices[: len(x)].copy_(state_indices)
+            self._state_indices[len(x) :].fill_(-1)
         self._replay()
         return self._y[: len(x)].clone()

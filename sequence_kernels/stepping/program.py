@@ -85,7 +85,7 @@ class Program:
         self._in_order = torch.empty(0, dtype=torch.int64)
         self._run = native.step_program.default
 
-    def run(self, state: Tensor, x: Tensor, slots: Tensor | None = None) -> Tensor:
-        """Step x ``(rows, channels)`` from and to ``state`` ``(slots, state_size)``; ``slots`` as ``state_indices``."""
-        slots = self._in_order if slots is None else slots
-        return self._run(self._code, self._packed, state, slots, x.contiguous())
+    def run(self, state: Tensor, x: Tensor, state_indices: Tensor | None = None) -> Tensor:
+        """Step x ``(rows, channels)`` from and to ``state`` ``(slots, state_size)``; -1 is an idle row."""
+        state_indices = self._in_order if state_indices is None else state_indices
+        return self._run(self._code, self._packed, state, state_indices, x.contiguous())

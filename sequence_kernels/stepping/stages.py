@@ -34,7 +34,7 @@ class Passage(NamedTuple):
     """What stages share while a step or a block goes through them."""
 
     kept: list[Tensor]  # a stack
-    slots: Tensor | None  # the state of each row, -1 for none; None: in the order of the rows
+    state_indices: Tensor | None  # the state of each row, -1 for none; None: in the order of the rows
 
 
 class Stage:
@@ -220,8 +220,10 @@ class Recurrence(Carrier):
 
     def run(self, x: Tensor, passage: Passage) -> Tensor:
         if x.dim() == 3:
-            return in_place(self._convolved, self.state, x, passage.slots)
-        return ops.ssm_step_(self.state, x, *self._parameters, state_indices=passage.slots).flatten(-2)
+            return in_place(self._convolved, self.state, x, passage.state_indices)
+        return ops.ssm_step_(self.state, x, *self._parameters, state_indices=passage.state_indices).flatten(
+            -2
+        )
 
     def _convolved(self, state: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode(False), torch.no_grad():  # the matrices serve later calls too

@@ -204,13 +204,13 @@ class Stepper:
         self._check_fresh()
         self._check_input(x, (), state_indices)
         rows = self._widened(x.detach().reshape(-1, x.shape[-1]))
-        slots = None if state_indices is None else state_indices.to(torch.int64)
+        state_indices = None if state_indices is None else state_indices.to(torch.int64)
         if self._program is not None and self._flat is not None:
-            y = self._program.run(self._flat, rows, slots)
+            y = self._program.run(self._flat, rows, state_indices)
         elif (capture := self._capture()) is not None and len(rows) > 0:
-            y = self._step_graph(capture, rows, slots)(rows, slots)
+            y = self._step_graph(capture, rows, state_indices)(rows, state_indices)
         else:
-            y = self._by_stages(rows, slots)
+            y = self._by_stages(rows, state_indices)
         return None if y is None else self._narrowed(y.view(*x.shape[:-1], y.shape[-1]))
 
     def forward(self, x: Tensor, *, state_indices: Tensor | None = None) -> Tensor:
@@ -222,8 +222,8 @@ class Stepper:
         self._check_fresh()
         self._check_input(x, ("length",), state_indices)
         rows = self._widened(x.detach().reshape(math.prod(x.shape[:-2]), *x.shape[-2:]))
-        slots = None if state_indices is None else state_indices.to(torch.int64)
-        y = self._by_stages(rows, slots)
+        state_indices = None if state_indices is None else state_indices.to(torch.int64)
+        y = self._by_stages(rows, state_indices)
         return self._narrowed(y.view(*x.shape[:-2], *y.shape[-2:]))
 
     def _widened(self, x: Tensor) -> Tensor:
@@ -242,10 +242,10 @@ class Stepper:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _step_graph(self, capture: Capture, x: Tensor, slots: Tensor | None) -> StepGraph:
-        """The graph for such a step: with slots, one serves all numbers of rows up to a power of two."""
-        rows = len(x) if slots is None else 1 << (len(x) - 1).bit_length()
-        key = rows, slots is not None, choose("ssm_step_", None, x)
+    def _step_graph(self, capture: Capture, x: Tensor, state_indices: Tensor | None) -> StepGraph:
+        """The graph for such a step: with state_indices, one serves all numbers of rows up to a power of two."""
+        rows = len(x) if state_indices is None else 1 << (len(x) - 1).bit_length()
+        key = rows, state_indices is not None, choose("ssm_step_", None, x)
         if key not in self._graphs:
             self._graphs[key] = StepGraph(
                 self._by_stages,
@@ -253,7 +253,7 @@ class Stepper:
                 x.shape[-1],
                 self._inner,
                 self.device,
-                slots is not None,
+                state_indices is not None,
                 [carrier.state for carrier in self._carriers],
                 capture,
             )
@@ -279,14 +279,18 @@ class Stepper:
             raise ValueError(f"x is on {x.device}, but the stepper on {self.device}")
 
     @torch.no_grad()
-    def _by_stages(self, x: Any, slots: Tensor | None) -> Any:
+    def _by_stages(self, x: Any, state_indices: Tensor | None) -> Any:
         """Run one step (rows, channels) or a block (rows, length, channels) through the stages."""
-        passage = Passage([], slots)
+        passage = Passage([], state_indices)
         for stage in self._stages:
             x = stage.run(x, passage)
             if x is None:
                 return None
-        return x if slots is None else x.masked_fill(slots.view(-1, *(1,) * (x.dim() - 1)) < 0, 0)
+        return (
+            x
+            if state_indices is None
+            else x.masked_fill(state_indices.view(-1, *(1,) * (x.dim() - 1)) < 0, 0)
+        )
 
 
 def _wider(state_dtype: torch.dtype, dtype: torch.dtype) -> torch.dtype:

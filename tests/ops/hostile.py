@@ -112,8 +112,8 @@ def recorded() -> list[tuple[Any, tuple[Any, ...]]]:
         stepper.step(torch.randn(2, 4))
         state = torch.randn(3, 2, 2, dtype=torch.cfloat)
         a, b = torch.randn(2, 2, 2, dtype=torch.cfloat)
-        c, slots = torch.randn(1, 2, 2, dtype=torch.cfloat), torch.tensor([2, -1])
-        ops.ssm_step_(state, torch.randn(2, 2), a, b, c, state_indices=slots)
+        c, state_indices = torch.randn(1, 2, 2, dtype=torch.cfloat), torch.tensor([2, -1])
+        ops.ssm_step_(state, torch.randn(2, 2), a, b, c, state_indices=state_indices)
     return calls
 
 

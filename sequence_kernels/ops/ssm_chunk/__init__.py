@@ -32,7 +32,7 @@ def ssm_chunk(
         b: input weights ``(H, N)``.
         c: readouts ``(C, H, N)``. Its dtype is that of the results.
         chunk: T, a power of two.
-        tail: give all powers A^(2^i), not A^T alone.
+        tail: give all powers A^(2^i), not a_chunk alone.
         backend: None chooses the fastest that can serve the call.
 
     Returns:

@@ -31,8 +31,8 @@ def ssm_conv(
     """Convolve sequences with a state-space model given by its chunk matrices, carrying the state.
 
     For chunks of T elements, as row vectors: ``y_m = u_m Toep(taps) + X_m e_out + d u_m`` and
-    ``X_{m+1} = X_m A_T + u_m e_in``. For a model ``x_t = A x_{t-1} + B u_t, y_t = C x_t + d u_t`` the matrices are
-    ``taps[l] = C A^l B``, ``e_out[:, t] = C A^{t+1}``, ``e_in[s] = A^{T-1-s} B`` and ``A_T = A^T``.
+    ``X_{m+1} = X_m a_chunk + u_m e_in``. For a model ``x_t = A x_{t-1} + B u_t, y_t = C x_t + d u_t`` the matrices are
+    ``taps[l] = C A^l B``, ``e_out[:, t] = C A^{t+1}``, ``e_in[s] = A^{T-1-s} B`` and ``a_chunk = A^T``, the power.
 
     Args:
         u: input ``(B, H, L)``, float16, bfloat16, float32 or float64; any L >= 0.
@@ -42,8 +42,8 @@ def ssm_conv(
         e_in: ``(H, T, S)``.
         a_powers: A^(2^i) for i = 0 .. log2(T): complex ``(H, log2(T) + 1, S / 2)`` if A is diagonal, the state being
             held as interleaved real and imaginary parts; or real ``(H, log2(T) + 1, S, S)``, applied as ``X @ A``.
-            A^T alone, instead of log2(T) + 1 powers, will do where no row ends inside a chunk, or its final state
-            is not wanted: it is then NaN. float64 or complex128 is best for any ``u``: a rounding of A^T compounds
+            a_chunk alone, instead of log2(T) + 1 powers, will do where no row ends inside a chunk, or its final state
+            is not wanted: it is then NaN. float64 or complex128 is best for any ``u``: a rounding of a_chunk compounds
             over the chunks, so its digits are what a long sequence keeps, and they cost next to nothing.
         d: skip ``(C, H)``.
         initial_state: ``(B, H, S)``, the state before the first element; zero if None.

@@ -3,16 +3,15 @@
 With row vectors u_m of T inputs and X_m of S state entries (X_m is the state before chunk m):
 
     y_m     = u_m Toep(taps) + X_m E_out + d u_m
-    X_{m+1} = X_m A_T + u_m E_in
+    X_{m+1} = X_m a_chunk + u_m E_in
 
 The state after n = m T + r elements is X_m A^r + [0 .. 0, u_{m,0} .. u_{m,r-1}] E_in, where A^r is a product of the
-binary powers of A; where A^T alone is given and r > 0, or n is not one of 0 .. L, it is NaN. The adjoint, with P_m the
-gradient of X_m and G_m that
-of y_m:
+binary powers of A; where a_chunk, the T-th, is given alone and r > 0, or n is not one of 0 .. L, it is NaN. The adjoint,
+with P_m the gradient of X_m and G_m that of y_m:
 
-    P_m  = P_{m+1} A_T^* + G_m E_out^T  (+ the gradient of the state after n, times A^{r*}, where it was read)
+    P_m  = P_{m+1} a_chunk^* + G_m E_out^T  (+ the gradient of the state after n, times A^{r*}, where it was read)
     dU_m = G_m (Toep(taps) + d)^T + P_{m+1} E_in^T
-    dE_out = sum X_m^T G_m, dE_in = sum U_m^T P_{m+1}, dA_T = sum X_m^* P_{m+1}, dToep = sum U_m^T G_m
+    dE_out = sum X_m^T G_m, dE_in = sum U_m^T P_{m+1}, da_chunk = sum X_m^* P_{m+1}, dToep = sum U_m^T G_m
 
 Arrays are held with the chunk first, (M, H, B, S), so that one step of the recurrence is one contiguous block.
 """
@@ -80,7 +79,7 @@ class _End(NamedTuple):
     exists: Tensor  # (B,): its length is one of 0 .. L; else it counts as ending before the first element
     chunk: Tensor  # (B,)
     rest: Tensor  # (B,)
-    shift: Tensor  # (B, T): position in the chunk that comes to each place; negative means zero
+    shift: Tensor  # (B, T): position in the chunk that comes to each position; negative means zero
     tail: Tensor  # (H, B, T)
 
 
@@ -214,10 +213,10 @@ def ssm_conv_backward(
     if d is not None:
         du = du + torch.einsum("bchmt,ch->bhmt", g_blocks, d)
     du = du.flatten(-2)
-    place = end.shift + (end.chunk + 1).unsqueeze(-1) * chunk - chunk
+    position = end.shift + (end.chunk + 1).unsqueeze(-1) * chunk - chunk
     kept = torch.where(end.shift.unsqueeze(1) >= 0, g_tail.transpose(0, 1), 0)
     room = torch.nn.functional.pad(du, (0, chunk))
-    du = room.scatter_add(-1, place.clamp(min=0).unsqueeze(1).expand_as(kept), kept)[..., :length]
+    du = room.scatter_add(-1, position.clamp(min=0).unsqueeze(1).expand_as(kept), kept)[..., :length]
 
     da.insert(0, _outer(states[:-1], p_after, a_chunk))
     return (

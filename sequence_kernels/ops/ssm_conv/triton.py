@@ -4,8 +4,8 @@ One kernel walks along the chunks: with X_i the state before step i and U_i the 
 
     Y_i = U_i Direct + X_i Out,    X_{i+1} = X_i A + U_i In.
 
-Forwards that is the convolution, with Toep(taps) + d, E_out, A^T and E_in; backwards, over the gradient of y, its
-adjoint, with (Toep(taps) + d)^T, E_in^T, A^{T*} and E_out^T: the outputs are du, the states the gradients P of the
+Forwards that is the convolution, with Toep(taps) + d, E_out, a_chunk and E_in; backwards, over the gradient of y, its
+adjoint, with (Toep(taps) + d)^T, E_in^T, a_chunk^* and E_out^T: the outputs are du, the states the gradients P of the
 states. A row of a program's tile is a sequence, or a segment of one where there are few sequences: then a first walk
 without outputs finds what each segment adds to the state, and these are carried from segment to segment.
 """
@@ -162,17 +162,17 @@ def ssm_conv_walk_kernel(
         inside = live & (step < chunks)
         left = tl.where(inside, length - m * chunk, 0)
         if states is not None:
-            place = states + (((c * heads + h) * batch + b) * chunks + m)[:, None] * size + s[None, :]
-            tl.store(place, x, mask=written & inside[:, None])
+            address = states + (((c * heads + h) * batch + b) * chunks + m)[:, None] * size + s[None, :]
+            tl.store(address, x, mask=written & inside[:, None])
         mask = (t[None, :] < left[:, None]) & (t < chunk)[None, :]
-        place = read[:, None] + ((m * chunk)[:, None] + t[None, :]) * sequence_step
-        u = tl.load(place, mask=mask, other=0.0).to(dtype)
+        address = read[:, None] + ((m * chunk)[:, None] + t[None, :]) * sequence_step
+        u = tl.load(address, mask=mask, other=0.0).to(dtype)
         if out is not None:
             y = _product(u, direct, tl.zeros((ROWS, COLUMNS), dtype), PRECISION)
             y = _product(x, from_state, y, PRECISION)
-            place = out + part * y_part + c * y_channel + h * y_head + b * y_batch + m * chunk
+            address = out + part * y_part + c * y_channel + h * y_head + b * y_batch + m * chunk
             mask = (k[None, :] < left[:, None]) & (k < chunk)[None, :]
-            tl.store(place[:, None] + k[None, :], y.to(out.dtype.element_ty), mask=mask)
+            tl.store(address[:, None] + k[None, :], y.to(out.dtype.element_ty), mask=mask)
         added = _product(u, to_state, tl.zeros((ROWS, SIZE), dtype), PRECISION)
         x = _advance(x, added, power, PRECISION, DENSE)
     if end is not None:
@@ -205,9 +205,9 @@ def ssm_conv_carry_kernel(
         x += tl.load(start + (b * heads + h)[:, None] * size + s[None, :], mask=at_state, other=0.0)
     for segment in range(segments):
         row = (b * segments + segment) * heads + h
-        place = states + c * start_channel + row[:, None] * size + s[None, :]
-        added = tl.load(place, mask=at_state, other=0.0)
-        tl.store(place, x, mask=at_state)
+        address = states + c * start_channel + row[:, None] * size + s[None, :]
+        added = tl.load(address, mask=at_state, other=0.0)
+        tl.store(address, x, mask=at_state)
         x = _advance(x, added, power, PRECISION, DENSE)
 
 
@@ -236,8 +236,8 @@ def ssm_conv_tail_kernel(
     exists = (ends >= 0) & (ends <= length)
     ends = tl.where(exists, ends, 0)
     rest = ends % chunk
-    place = final + (b * heads + h)[:, None] * size + s[None, :]
-    x = tl.load(place, mask=at_state, other=0.0)
+    address = final + (b * heads + h)[:, None] * size + s[None, :]
+    x = tl.load(address, mask=at_state, other=0.0)
     for bit in range(bits):
         power = _power(a + h * a_head + bit * a_power, s, size, a_row, a_column, dtype, False, DENSE)
         moved = _advance(x, tl.zeros((ROWS, SIZE), dtype), power, PRECISION, DENSE)
@@ -250,7 +250,7 @@ def ssm_conv_tail_kernel(
     to_state = tl.load(to_state, mask=(t < chunk)[:, None] & (s < size)[None, :], other=0.0)
     x = _product(inputs, to_state, x, PRECISION)
     x = tl.where(exists[:, None] & ((rest == 0)[:, None] | (known != 0)), x, float("nan"))
-    tl.store(place, x, mask=at_state)
+    tl.store(address, x, mask=at_state)
 
 
 @triton.jit
@@ -288,16 +288,16 @@ def ssm_conv_gradient_kernel(
         b = row // chunks
         first = row % chunks * chunk
         left = tl.where(row < rows, tl.minimum(length - first, chunk), 0)
-        place = u + (b * u_batch + h * u_head + first * u_step)[:, None]
-        inputs = tl.load(place + t[None, :] * u_step, mask=t[None, :] < left[:, None], other=0.0).to(dtype)
+        address = u + (b * u_batch + h * u_head + first * u_step)[:, None]
+        inputs = tl.load(address + t[None, :] * u_step, mask=t[None, :] < left[:, None], other=0.0).to(dtype)
         mask = k[None, :] < left[:, None]
-        some_inputs = tl.load(place + k[None, :] * u_step, mask=mask, other=0.0).to(dtype)
-        place = g + (b * g_batch + c * g_channel + h * g_head + first * g_step)[:, None]
-        outputs = tl.load(place + k[None, :] * g_step, mask=mask, other=0.0).to(dtype)
+        some_inputs = tl.load(address + k[None, :] * u_step, mask=mask, other=0.0).to(dtype)
+        address = g + (b * g_batch + c * g_channel + h * g_head + first * g_step)[:, None]
+        outputs = tl.load(address + k[None, :] * g_step, mask=mask, other=0.0).to(dtype)
         mask = (row < rows)[:, None] & in_state[None, :]
-        place = ((h * rows + row) * size)[:, None] + s[None, :]
-        x = tl.load(states + place, mask=mask, other=0.0)
-        p = tl.load(adjoint_states + c * heads * rows * size + place, mask=mask, other=0.0)
+        address = ((h * rows + row) * size)[:, None] + s[None, :]
+        x = tl.load(states + address, mask=mask, other=0.0)
+        p = tl.load(adjoint_states + c * heads * rows * size + address, mask=mask, other=0.0)
         direct = _product(tl.trans(inputs), outputs, direct, PRECISION)
         from_state = _product(tl.trans(x), outputs, from_state, PRECISION)
         to_state = _product(tl.trans(some_inputs), p, to_state, PRECISION)
@@ -305,12 +305,12 @@ def ssm_conv_gradient_kernel(
             same += tl.sum(x * p, 0)
             other += tl.sum(x * _swapped(p), 0)
     one = (split * channels + c) * heads + h
-    place = d_direct + (one * chunk + t[:, None]) * chunk + k[None, :]
-    tl.store(place, direct, mask=(t < chunk * (part == 0))[:, None] & (k < chunk)[None, :])
-    place = d_out + (one * size + s[:, None]) * chunk + k[None, :]
-    tl.store(place, from_state, mask=in_state[:, None] & (k < chunk)[None, :])
-    place = d_in + (one * chunk + k[:, None]) * size + s[None, :]
-    tl.store(place, to_state, mask=(k < chunk)[:, None] & in_state[None, :])
+    address = d_direct + (one * chunk + t[:, None]) * chunk + k[None, :]
+    tl.store(address, direct, mask=(t < chunk * (part == 0))[:, None] & (k < chunk)[None, :])
+    address = d_out + (one * size + s[:, None]) * chunk + k[None, :]
+    tl.store(address, from_state, mask=in_state[:, None] & (k < chunk)[None, :])
+    address = d_in + (one * chunk + k[:, None]) * size + s[None, :]
+    tl.store(address, to_state, mask=(k < chunk)[:, None] & in_state[None, :])
     if not DENSE:
         in_state = in_state & (tl.program_id(1) == tl.zeros((1,), tl.int32))
         tl.store(d_pairs + one * 2 * size + s, same, mask=in_state)
@@ -501,7 +501,7 @@ def _forward_way(
 
 
 def _finish(layout: _Layout, way: _Way, u: Tensor, e_in: Tensor, powers: Tensor, final: Tensor) -> None:
-    """From the states before the chunks in which the rows end to those where they end, in place."""
+    """From the states before the chunks in which the rows end to those where they end, in address."""
     _, row, column = _power_strides(layout, powers[:, -1], reverse=False)
     grid = (triton.cdiv(layout.batch, ROWS) * layout.parts * layout.heads,)
     if grid[0]:
@@ -655,7 +655,7 @@ def ssm_conv_backward(
 def _gradients(
     layout: _Layout, g: Tensor, u: Tensor, states: Tensor, adjoint_states: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of taps, e_out, e_in and A^T."""
+    """Of taps, e_out, e_in and a_chunk."""
     channels, heads, size, chunk = g.shape[1], layout.heads, layout.size, layout.chunk
     rows, columns = layout.batch * layout.chunks, channels * heads * layout.parts
     tiles = triton.cdiv(rows, GRADIENT_ROWS)

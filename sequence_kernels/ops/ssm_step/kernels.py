@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..dispatch import implement
 
-#: ``(state, slots, u, a_minus_one, b, c, d, p, q, next_state) -> y``: steps from ``state`` to ``next_state``, which may
-#: be the same. All contiguous; u is of the state's precision, ``slots`` (rows) int64. slots, d and, of a diagonal
-#: system, p and q may be None.
+#: ``(state, state_indices, u, a_minus_one, b, c, d, p, q, next_state) -> y``: steps from ``state`` to ``next_state``,
+#: which may be the same. All contiguous; u is of the state's precision, ``state_indices`` (rows) int64. It, d and, of a
+#: diagonal system, p and q may be None.
 Kernel = Callable[..., Tensor]
 
 _REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
@@ -38,11 +38,15 @@ def steps(kernel: Kernel) -> tuple[Callable[..., tuple[Tensor, Tensor]], Callabl
     """What implements ``ssm_step``, and the same in place, by a kernel."""
 
     def run(
-        state: Tensor, u: Tensor, parameters: tuple[Tensor | None, ...], slots: Tensor | None, to: Tensor
+        state: Tensor,
+        u: Tensor,
+        parameters: tuple[Tensor | None, ...],
+        state_indices: Tensor | None,
+        to: Tensor,
     ) -> Tensor:
         parameters = tuple([None if t is None else _plain(t) for t in parameters])
         wide = u if u.dtype == _REAL[state.dtype] else u.to(_REAL[state.dtype])
-        y = kernel(state, slots, _plain(wide), *parameters, to)
+        y = kernel(state, state_indices, _plain(wide), *parameters, to)
         return y if y.dtype == u.dtype else y.to(u.dtype)
 
     def step(state: Tensor, u: Tensor, *parameters: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -51,11 +55,11 @@ def steps(kernel: Kernel) -> tuple[Callable[..., tuple[Tensor, Tensor]], Callabl
         return run(state, u, parameters, None, next_state), next_state
 
     def step_(state: Tensor, u: Tensor, *parameters: Tensor | None) -> Tensor:
-        slots, parameters = parameters[-1], parameters[:-1]
-        if slots is not None:
-            slots = _plain(slots.to(torch.int64))
+        state_indices, parameters = parameters[-1], parameters[:-1]
+        if state_indices is not None:
+            state_indices = _plain(state_indices.to(torch.int64))
         plain = _plain(state)
-        y = run(plain, u, parameters, slots, plain)
+        y = run(plain, u, parameters, state_indices, plain)
         if plain is not state:
             state.copy_(plain)
         return y

@@ -55,19 +55,19 @@ def in_place(
     No shape depends on a value, so that a CUDA graph can capture it. An idle row does what the first busy one does,
     and writes the same bits to the same slot; where all are idle, slot 0 gets its own bits.
     """
-    slots, parameters = parameters[-1], parameters[:-1]
-    if slots is None:
+    state_indices, parameters = parameters[-1], parameters[:-1]
+    if state_indices is None:
         y, new_state = step(state, u, *parameters)
         state.copy_(new_state)
         return y
-    busy = slots >= 0
+    busy = state_indices >= 0
     if len(u) == 0 or len(state) == 0:
         return step(state.new_zeros((len(u), *state.shape[1:])), torch.zeros_like(u), *parameters)[0]
     row = torch.where(busy, torch.arange(len(u), device=u.device), busy.to(torch.int8).argmax())
-    place = slots[row].clamp(min=0)
-    old = state[place]
+    slot = state_indices[row].clamp(min=0)
+    old = state[slot]
     y, new_state = step(old, u[row], *parameters)
-    state[place] = torch.where(busy[row].view(-1, 1, 1), new_state, old)
+    state[slot] = torch.where(busy[row].view(-1, 1, 1), new_state, old)
     return y.masked_fill_(~busy.view(-1, *(1,) * (y.dim() - 1)), 0)
 
 

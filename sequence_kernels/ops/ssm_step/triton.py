@@ -25,18 +25,18 @@ def _complex(pointer, row, n, mask):
 
 @triton.jit
 def ssm_step_kernel(
-    state, following, slots, u, a_minus_one, b, c, d, p, q, y, rows, places, heads, N, channels, rank,
+    state, following, state_indices, u, a_minus_one, b, c, d, p, q, y, rows, slots, heads, N, channels, rank,
     ROWS: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
-    """States (places, heads, N), u (rows, heads) -> y (rows, channels, heads); complex ones as pairs of reals.
+    """States (slots, heads, N), u (rows, heads) -> y (rows, channels, heads); complex ones as pairs of reals.
 
     A program steps one head of ROWS rows. A row whose slot is -1 gives 0, one whose slot does not exist NaN.
     """
     dtype: tl.constexpr = y.dtype.element_ty
     h = (tl.program_id(0) % heads).to(tl.int64)
     row = (tl.program_id(0) // heads).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    slot = row if slots is None else tl.load(slots + row, mask=row < rows, other=-1)
-    busy = (row < rows) & (slot >= 0) & (slot < places)
+    slot = row if state_indices is None else tl.load(state_indices + row, mask=row < rows, other=-1)
+    busy = (row < rows) & (slot >= 0) & (slot < slots)
     n = tl.arange(0, PAIRS)[None, :]
     here = n < N
     base = (tl.where(busy, slot, 0) * heads + h)[:, None] * N
@@ -69,7 +69,7 @@ def ssm_step_kernel(
 
 def kernel(
     state: Tensor,
-    slots: Tensor | None,
+    state_indices: Tensor | None,
     u: Tensor,
     a_minus_one: Tensor,
     b: Tensor,
@@ -88,7 +88,7 @@ def kernel(
         block = triton.next_power_of_2(max(1, pairs))
         p, q, rank = (a_minus_one, a_minus_one, 0) if p is None or q is None else (p, q, len(p))
         ssm_step_kernel[(triton.cdiv(rows, together) * heads,)](
-            torch.view_as_real(state), torch.view_as_real(next_state), slots, u,
+            torch.view_as_real(state), torch.view_as_real(next_state), state_indices, u,
             *(torch.view_as_real(t) for t in (a_minus_one, b, c)), d, torch.view_as_real(p), torch.view_as_real(q), y,
             rows, math.prod(state.shape[:-2]), heads, pairs, channels, rank,
             ROWS=together, PAIRS=block, num_warps=max(1, min(8, together * block // 256)),

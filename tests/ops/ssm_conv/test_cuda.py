@@ -204,7 +204,7 @@ def test_a_block_goes_through_several_groups_of_rows() -> None:
 
 
 def test_tails_that_are_not_known() -> None:
-    """A^T alone: rows that end inside a chunk have no final state, and its gradient counts for nothing."""
+    """a_chunk alone: rows that end inside a chunk have no final state, and its gradient counts for nothing."""
     case = (3, 1, 1, 21, 4, 4, False, False)
     whole = arguments(case, F64)
     a = whole._replace(a_powers=whole.a_powers[:, -1:].contiguous(), lengths=torch.tensor([8, 21, 3]))
@@ -238,7 +238,7 @@ def test_rows_that_end_nowhere(monkeypatch: pytest.MonkeyPatch, length: int) -> 
 
 
 def test_float32_keeps_its_digits_over_long_sequences() -> None:
-    """Slow modes, A^T in double: 3 x tf32 and the CUDA cores stay within float32's error over thousands of steps."""
+    """Slow modes, a_chunk in double: 3 x tf32 and the CUDA cores stay within float32's error over thousands of steps."""
     generator = torch.Generator().manual_seed(0)
     heads, size, chunk, length = 1, 8, 16, 1 << 14
     rate = torch.logspace(-4, -3, size // 2, dtype=F64)

@@ -94,7 +94,7 @@ def test_against_the_reference(
 
 @DENSE
 def test_rows_that_end_with_the_chunks(dense: bool, segments: bool) -> None:
-    """Without lengths, with A^T alone, and where some state cannot be told, which is then NaN."""
+    """Without lengths, with a_chunk alone, and where some state cannot be told, which is then NaN."""
     model = Model(2, 1, 4, 8, dense)
     agree(arguments(model, 2, 64), 1e-12)
     model.a_powers = model.a_powers[:, -1:]
@@ -156,7 +156,7 @@ def test_lower_precisions(dtype: torch.dtype, dense: bool) -> None:
 
 
 def test_float32_keeps_its_digits_over_long_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As A^T is applied as the sum of two float32 numbers, also from segment to segment."""
+    """As a_chunk is applied as the sum of two float32 numbers, also from segment to segment."""
     monkeypatch.setattr(kernels, "SHORTEST", 8)
     exact = lin(torch.tensor([1e-3], dtype=F64), 8, 4)
     u = torch.randn(1, 1, 1 << 12, dtype=F64)
@@ -165,7 +165,7 @@ def test_float32_keeps_its_digits_over_long_sequences(monkeypatch: pytest.Monkey
     want, want_state = reference.ssm_conv(*inputs)
     inputs[:5] = (t.to(DEVICE) for t in (u.float(), *single, exact[3]))
     got, state = kernels.ssm_conv(*inputs)
-    assert relative(got.cpu(), want) < 1e-6  # 5e-6 with A^T in float32
+    assert relative(got.cpu(), want) < 1e-6  # 5e-6 with a_chunk in float32
     assert relative(state.cpu(), want_state) < 1e-6
 
 

@@ -12,8 +12,8 @@ TOLERANCE = {torch.complex64: 2e-5, torch.complex128: 1e-13}  # of the largest v
 
 
 class Step(NamedTuple):
-    state: Tensor  # (places, H, N)
-    slots: Tensor | None  # (rows)
+    state: Tensor  # (slots, H, N)
+    state_indices: Tensor | None  # (rows)
     u: Tensor  # (rows, H)
     a_minus_one: Tensor  # (H, N)
     b: Tensor
@@ -30,26 +30,26 @@ def sample(
     channels: int = 1,
     rank: int | None = None,
     *,
-    slots: list[int] | None = None,
-    places: int | None = None,
+    state_indices: list[int] | None = None,
+    slots: int | None = None,
     skip: bool = True,
     dtype: torch.dtype = torch.complex64,
 ) -> Step:
-    """Random arguments of a step; u is NaN in the rows whose slot is not one of the places."""
+    """Random arguments of a step; u is NaN in the rows whose slot does not exist."""
     torch.manual_seed(rows + 10 * heads + 100 * pairs + channels)
-    places = rows if places is None else places
+    slots = rows if slots is None else slots
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, dtype=dtype)
 
     p, q = (None, None) if rank is None else (normal(rank, heads, pairs), normal(rank, heads, pairs))
     u = torch.randn(rows, heads, dtype=REAL[dtype])
-    for row, slot in enumerate(slots or ()):
-        if not 0 <= slot < places:
+    for row, slot in enumerate(state_indices or ()):
+        if not 0 <= slot < slots:
             u[row] = float("nan")
     return Step(
-        normal(places, heads, pairs),
-        None if slots is None else torch.tensor(slots),
+        normal(slots, heads, pairs),
+        None if state_indices is None else torch.tensor(state_indices),
         u,
         normal(heads, pairs),
         normal(heads, pairs),
@@ -63,10 +63,10 @@ def sample(
 def step(x: Step) -> tuple[Tensor, Tensor]:
     """y (rows, C, H) in float64, and all states after it in complex128."""
     state, u, a_minus_one, b, c = (t.to(torch.complex128) for t in (x.state, x.u, x.a_minus_one, x.b, x.c))
-    slots = list(range(len(u))) if x.slots is None else x.slots.tolist()
+    state_indices = list(range(len(u))) if x.state_indices is None else x.state_indices.tolist()
     y = torch.zeros(len(u), *x.c.shape[:2], dtype=torch.float64)
     after = state.clone()
-    for row, slot in enumerate(slots):
+    for row, slot in enumerate(state_indices):
         if not 0 <= slot < len(state):
             y[row] = 0 if slot == -1 else float("nan")
             continue
@@ -89,8 +89,8 @@ def check(x: Step, y: Tensor, after: Tensor) -> None:
         finite = expected[~expected.isnan()]
         bound = TOLERANCE[x.state.dtype] * max(float(finite.abs().max()) if finite.numel() else 0.0, 1.0)
         torch.testing.assert_close(got.to(expected.dtype), expected, rtol=0, atol=bound, equal_nan=True)
-    if x.slots is not None:
-        idle = [place for place in range(len(after)) if place not in x.slots.tolist()]
+    if x.state_indices is not None:
+        idle = [slot for slot in range(len(after)) if slot not in x.state_indices.tolist()]
         assert torch.equal(torch.view_as_real(after[idle]), torch.view_as_real(x.state[idle]))
 
 

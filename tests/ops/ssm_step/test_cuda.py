@@ -46,12 +46,12 @@ def test_step(shape: Any, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("rank", [None, 1])
-def test_slots(rank: int | None) -> None:
+def test_state_indices(rank: int | None) -> None:
     """Idle rows give 0, slots that do not exist NaN; the states of others keep their bits."""
-    slots = [4, -1, 0, 5, 2, -1, 1, 99, -2, 8]  # of 9 places
-    run(exact.sample(10, 3, 5, 2, rank, slots=slots, places=9), in_place=True)
+    state_indices = [4, -1, 0, 5, 2, -1, 1, 99, -2, 8]  # of 9 slots
+    run(exact.sample(10, 3, 5, 2, rank, state_indices=state_indices, slots=9), in_place=True)
     for slot in (1, -1, 2):
-        run(exact.sample(1, 3, 5, 2, rank, slots=[slot], places=2), in_place=True)
+        run(exact.sample(1, 3, 5, 2, rank, state_indices=[slot], slots=2), in_place=True)
 
 
 def test_results_do_not_depend_on_the_order_of_threads() -> None:
@@ -64,8 +64,8 @@ def check(dtype: torch.dtype, **options: Any) -> None:
     for in_place in (False, True):
         run(exact.sample(3, 9, 5, 2, 2, dtype=dtype), in_place, check=True, **options)
         run(exact.sample(1, 2, 33, 1, 1, dtype=dtype), in_place, check=True, **options)
-    slots = exact.sample(4, 2, 3, 1, 1, slots=[2, -1, 0, 9], places=3, dtype=dtype)
-    run(slots, in_place=True, check=True, **options)
+    some = exact.sample(4, 2, 3, 1, 1, state_indices=[2, -1, 0, 9], slots=3, dtype=dtype)
+    run(some, in_place=True, check=True, **options)
 
 
 @pytest.mark.checks("sanitizers", of="ssm_step/cuda")
@@ -92,8 +92,10 @@ def test_launch_rules() -> None:
     def rule(
         rows: int, heads: int, pairs: int, rank: int = 0, dtype: torch.dtype = torch.complex64
     ) -> tuple[int, ...]:
-        pointers = dict.fromkeys(("state", "slots", "u", "a_minus_one", "b", "c", "d", "p", "q", "next", "y"))
-        sizes = {"rows": rows, "places": rows, "heads": heads, "pairs": pairs, "channels": 1, "rank": rank}
+        pointers = dict.fromkeys(
+            ("state", "state_indices", "u", "a_minus_one", "b", "c", "d", "p", "q", "next", "y")
+        )
+        sizes = {"rows": rows, "slots": rows, "heads": heads, "pairs": pairs, "channels": 1, "rank": rank}
         kernel = {"rows_together": 1 if rows == 1 else 8, "bytes": exact.REAL[dtype].itemsize}
         name = f"ssm_step_{'one' if rows == 1 else 'many'}_f{8 * kernel['bytes']}"
         return kernels.launch_rule(name, {**pointers, **sizes, **kernel})

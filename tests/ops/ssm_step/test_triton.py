@@ -44,10 +44,10 @@ def test_step(shape: Any, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("rank", [None, 1])
-def test_slots(rank: int | None) -> None:
-    slots = [4, -1, 0, 5, 2, -1, 1, 99, 8]  # of 9 places
-    run(exact.sample(9, 2, 3, 2, rank, slots=slots, places=9), in_place=True)
-    run(exact.sample(1, 2, 3, slots=[-1], places=2), in_place=True)
+def test_state_indices(rank: int | None) -> None:
+    state_indices = [4, -1, 0, 5, 2, -1, 1, 99, 8]  # of 9 slots
+    run(exact.sample(9, 2, 3, 2, rank, state_indices=state_indices, slots=9), in_place=True)
+    run(exact.sample(1, 2, 3, state_indices=[-1], slots=2), in_place=True)
 
 
 @pytest.mark.parametrize("rank", [None, 1])
