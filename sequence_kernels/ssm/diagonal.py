@@ -137,7 +137,7 @@ def discretize(
     if method == "bilinear":
         half = log_a / 2
         below = 1 - half
-        # A_bar is 0 at a step = -2, where its logarithm has no gradient: then it is 1e-30, else the sum does not change.
+        # A_bar is 0 at a dt = -2, where its logarithm has no gradient: then it is 1e-30, else the sum does not change.
         return torch.log((1 + half + 1e-30) / below), b * step / below
     if method == "zoh":
         return log_a, b * step * _expm1_over(log_a)

@@ -6,8 +6,8 @@ With row vectors u_m of T inputs and X_m of S state entries (X_m is the state be
     X_{m+1} = X_m a_chunk + u_m E_in
 
 The state after n = m T + r elements is X_m A^r + [0 .. 0, u_{m,0} .. u_{m,r-1}] E_in, where A^r is a product of the
-binary powers of A; where a_chunk, the T-th, is given alone and r > 0, or n is not one of 0 .. L, it is NaN. The adjoint,
-with P_m the gradient of X_m and G_m that of y_m:
+binary powers of A; where a_chunk, the T-th, is given alone and r > 0, or n is not one of 0 .. L, it is NaN. The
+adjoint, with P_m the gradient of X_m and G_m that of y_m:
 
     P_m  = P_{m+1} a_chunk^* + G_m E_out^T  (+ the gradient of the state after n, times A^{r*}, where it was read)
     dU_m = G_m (Toep(taps) + d)^T + P_{m+1} E_in^T

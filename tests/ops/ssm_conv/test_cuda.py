@@ -238,7 +238,7 @@ def test_rows_that_end_nowhere(monkeypatch: pytest.MonkeyPatch, length: int) -> 
 
 
 def test_float32_keeps_its_digits_over_long_sequences() -> None:
-    """Slow modes, a_chunk in double: 3 x tf32 and the CUDA cores stay within float32's error over thousands of steps."""
+    """Slow modes, a_chunk in double: 3 x tf32 and the CUDA cores stay within float32 for thousands of steps."""
     generator = torch.Generator().manual_seed(0)
     heads, size, chunk, length = 1, 8, 16, 1 << 14
     rate = torch.logspace(-4, -3, size // 2, dtype=F64)
