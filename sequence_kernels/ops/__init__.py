@@ -2,6 +2,7 @@
 
 from .cauchy import cauchy, cauchy_transpose
 from .dispatch import BACKENDS, BackendUnavailableError, explain, operations, use_backend
+from .dplr_discretize import dplr_discretize
 from .dplr_generating import dplr_generating
 from .fft_conv import fft_conv
 from .ssm_chunk import ssm_chunk
@@ -14,6 +15,7 @@ __all__ = [
     "BackendUnavailableError",
     "cauchy",
     "cauchy_transpose",
+    "dplr_discretize",
     "dplr_generating",
     "explain",
     "fft_conv",

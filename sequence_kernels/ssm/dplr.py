@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from .. import ops
 from ..arguments.values import checked
 from ..ops import checks
-from ..ops.dplr_discretize import dplr_discretize
 from ..ops.layouts import as_complex, by_head, interleaved
 from .parameters import SSMParameters
 from .system import StepParameters
@@ -47,7 +46,7 @@ class DPLRSystem:
         return w, p, b
 
     def discrete(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        a_minus_one, p, q, b = dplr_discretize(self.w, self.p, self.b, self.dt, torch.complex128)
+        a_minus_one, p, q, b = ops.dplr_discretize(self.w, self.p, self.b, self.dt, dtype=torch.complex128)
         return 1 + a_minus_one, p, q, b
 
     def _dense(self) -> Tensor:
@@ -90,7 +89,7 @@ class DPLRSystem:
         return torch.fft.irfft(generating, n=odd)[..., :length].to(self.c.real.dtype)
 
     def step_parameters(self, d: Tensor | None = None) -> StepParameters:
-        a_minus_one, p, q, b = dplr_discretize(self.w, self.p, self.b, self.dt, self.c.dtype)
+        a_minus_one, p, q, b = ops.dplr_discretize(self.w, self.p, self.b, self.dt, dtype=self.c.dtype)
         d = None if d is None else d.to(checks.REAL_OF[self.c.dtype])
         return StepParameters(a_minus_one, b, self.c, d, p, q)
 

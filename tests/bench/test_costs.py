@@ -53,6 +53,16 @@ BY_HAND = [
         15,
         0,
     ),
+    # 2 poles of 1 head, 1 term: w, b and p read, a - 1, b', p' and q written, dt of 8 bytes; 22 + 12 and 30 a pole
+    (
+        "dplr_discretize",
+        {"H": 1, "N": 2, "R": 1},
+        FORWARD,
+        8 * (3 * 2 + 4 * 2) + 8,
+        2 * (30 + 22 + 12),
+        2,
+        0,
+    ),
     # 15 pairs of 7 + 4 products * 8 operations, and 5 outputs; c, p, b, w, the output, and t, which is real
     (
         "dplr_generating",

@@ -114,6 +114,11 @@ def _generating(rank: int) -> Sample:
     return Sample("dplr_generating", ops.dplr_generating, tensors)
 
 
+def _discretize(rank: int) -> Sample:
+    tensors = (poles(3, 4), 0.5 * complexes(rank, 3, 4, seed=1), complexes(3, 4, seed=3), 0.1 + real(3).abs())
+    return Sample("dplr_discretize", ops.dplr_discretize, tensors)
+
+
 def _chunk_matrices(rank: int, tail: bool) -> Sample:
     none = torch.empty(0, 3, 4, dtype=C128)
 
@@ -203,6 +208,8 @@ SAMPLES: dict[str, Sample] = {
     "ssm_chunk": _chunk_matrices(rank=1, tail=False),
     "ssm_chunk-diagonal": _chunk_matrices(rank=0, tail=True),
     "ssm_chunk-rank-2-tail": _chunk_matrices(rank=2, tail=True),
+    "dplr_discretize": _discretize(rank=1),
+    "dplr_discretize-rank-2": _discretize(rank=2),
     "dplr_generating": _generating(rank=1),
     "dplr_generating-rank-2": _generating(rank=2),
     "ssm_step-low-rank": Sample(

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
-from sequence_kernels import native, use_backend
-from sequence_kernels.ops.dplr_discretize import dplr_discretize
+from sequence_kernels import native, ops, use_backend
 from sequence_kernels.ops.layouts import by_head
 
 C64, C128 = torch.complex64, torch.complex128
@@ -38,7 +35,7 @@ def whole(x: Tensor) -> Tensor:
 def test_is_the_bilinear_transform(backend: str, rank: int, copies: int) -> None:
     w, p, b, dt = parameters(copies, 4, rank, 6)
     with use_backend(backend):
-        a_minus_one, lift, pull, drive = dplr_discretize(w, p, b, dt, C128)
+        a_minus_one, lift, pull, drive = ops.dplr_discretize(w, p, b, dt, dtype=C128)
     w, p, b = (whole(by_head(t, 6)) for t in (w, p, b))
     matrix = torch.diag_embed(w) - torch.einsum("rhm,rhn->hmn", p, p.conj())
     half, eye = dt.view(-1, 1, 1) / 2, torch.eye(8)
@@ -66,10 +63,10 @@ def test_every_instruction_set_and_size(limit: int, given: torch.dtype, dtype: t
             (2, 0, 1, 2),
             (1, 3, 1, 0),
         ):
-            arguments = (*parameters(copies, pairs, rank, heads, given), dtype)
+            arguments = parameters(copies, pairs, rank, heads, given)
             with use_backend("torch"):
-                expected = dplr_discretize(*arguments)
-            for got, want in zip(dplr_discretize(*arguments), expected, strict=True):
+                expected = ops.dplr_discretize(*arguments, dtype=dtype)
+            for got, want in zip(ops.dplr_discretize(*arguments, dtype=dtype), expected, strict=True):
                 assert got.dtype == dtype
                 scale = float(want.abs().max()) if want.numel() else 1.0
                 torch.testing.assert_close(got, want, rtol=0, atol=(1e-14 if dtype == C128 else 1e-7) * scale)
@@ -79,11 +76,11 @@ def test_every_instruction_set_and_size(limit: int, given: torch.dtype, dtype: t
 
 @needs_native
 def test_the_same_bits_for_any_number_of_threads() -> None:
-    arguments = (*parameters(1200, 16, 1, 1200), C128)  # enough to be shared out
+    arguments = parameters(1200, 16, 1, 1200)  # enough to be shared out
     before, results = torch.get_num_threads(), []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
-        results.append(dplr_discretize(*arguments))
+        results.append(ops.dplr_discretize(*arguments))
     torch.set_num_threads(before)
     for found in results[1:]:
         assert all(torch.equal(x, y) for x, y in zip(found, results[0], strict=True))
@@ -92,22 +89,19 @@ def test_the_same_bits_for_any_number_of_threads() -> None:
 def test_derivatives() -> None:
     arguments = [t.requires_grad_() for t in parameters(2, 2, 2, 4)]
 
-    def discretize(*t: Tensor) -> Any:
-        return dplr_discretize(*t, C128)  # type: ignore[arg-type]
-
-    assert torch.autograd.gradcheck(discretize, arguments, fast_mode=True)
-    assert torch.autograd.gradgradcheck(discretize, arguments, fast_mode=True)
+    assert torch.autograd.gradcheck(ops.dplr_discretize, arguments, fast_mode=True)
+    assert torch.autograd.gradgradcheck(ops.dplr_discretize, arguments, fast_mode=True)
 
 
 def test_conjugated_strided_and_mixed_parameters() -> None:
     w, p, b, dt = parameters(3, 4, 1, 3)
-    want = dplr_discretize(w, p, b, dt, C128)
+    want = ops.dplr_discretize(w, p, b, dt, dtype=C128)
     turned = [t.conj().resolve_conj().conj() for t in (w, p, b)]
     strided = [t.mT.contiguous().mT for t in (w, p, b)]
     for w2, p2, b2 in (turned, strided):
-        for got, expected in zip(dplr_discretize(w2, p2, b2, dt, C128), want, strict=True):
+        for got, expected in zip(ops.dplr_discretize(w2, p2, b2, dt, dtype=C128), want, strict=True):
             torch.testing.assert_close(got, expected)
-    for got, expected in zip(dplr_discretize(w, p.to(C64), b, dt, C128), want, strict=True):
+    for got, expected in zip(ops.dplr_discretize(w, p.to(C64), b, dt, dtype=C128), want, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
