@@ -30,7 +30,7 @@ def dplr_discretize(
         w: poles ``(S, N)``, complex64 or complex128, one of each conjugate pair; head h has copy h mod S.
         p: low-rank factor ``(R, S, N)``, any R >= 0; complex, as ``b``.
         b: input ``(S, N)``.
-        dt: step sizes ``(H)``, float64; H is a multiple of S.
+        dt: step sizes ``(H)``, float32 or float64; H is a multiple of S.
         dtype: of the results, complex64 or complex128; None: that of the parameters. It is computed in complex128.
         backend: None chooses the fastest that can serve the call.
 
@@ -47,6 +47,7 @@ def dplr_discretize(
     if not (short and _fit(w, p, b, dt)):
         _check(w, p, b, dt)
         w, p, b = checks.promoted(w, p, b)
+        dt = dt.double()
     chosen = choose("dplr_discretize", backend, w)
     wide = (w.dtype if dtype is None else dtype) == torch.complex128
     if short and only_runs(w.device.type):
@@ -66,7 +67,7 @@ def _check(w: Tensor, p: Tensor, b: Tensor, dt: Tensor) -> None:
     checks.tensors(w=w, p=p, b=b, dt=dt)
     for name, value in (("w", w), ("p", p), ("b", b)):
         checks.dtype(name, value, checks.COMPLEX)
-    checks.dtype("dt", dt, (torch.float64,))
+    checks.dtype("dt", dt, checks.REAL)
     checks.shape("w", w, (("S", None), ("N", None)))
     last = (("S", w.shape[0]), ("N", w.shape[1]))
     checks.shape("p", p, (("R", None), *last))
