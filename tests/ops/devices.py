@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from sequence_kernels import ops
 from sequence_kernels.ops import dispatch
+
+
+def backends(op: str) -> list[str]:
+    """The implementations of the op that can run here on CPU tensors."""
+    return [b for b in ops.BACKENDS if dispatch._unavailable(op, b, "cpu", torch.float64) is None]
 
 
 def gpu_backends(op: str) -> list[Any]:

@@ -12,13 +12,9 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from sequence_kernels import BackendUnavailableError, ops, use_backend
 from sequence_kernels.ops import dispatch
 
-from .devices import device_of, gpu_backends
-from .samples import SAMPLES, Recorded, Sample, every_call
-
-
-def backends(op: str) -> list[str]:
-    """The implementations of the op that can run here on CPU tensors."""
-    return [b for b in ops.BACKENDS if dispatch._unavailable(op, b, "cpu", torch.float64) is None]
+from .devices import backends, device_of, gpu_backends
+from .sample import Sample
+from .samples import SAMPLES, Recorded, every_call
 
 
 def cases() -> list[Any]:

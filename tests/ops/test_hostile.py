@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from sequence_kernels import S4D, native, ops
 
+from .devices import backends
 from .ssm_conv.test_ssm_conv import Model
-from .test_contract import backends
 
 every_backend = pytest.mark.parametrize("backend", backends("ssm_conv"))
 #: For sequences of 40 elements, and the value that the message must show.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sequence_kernels import use_backend
 
-from .samples import Sample
+from .sample import Sample
 from .test_contract import every, outputs, sample  # noqa: F401 (`sample` is a fixture)
 
 

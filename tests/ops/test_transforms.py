@@ -12,7 +12,8 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from sequence_kernels import ops, use_backend
 
-from .samples import SAMPLES, Recorded, Sample
+from .sample import Sample
+from .samples import SAMPLES, Recorded
 from .test_contract import cases, every, outputs, sample  # noqa: F401 (a fixture)
 
 Loss = Callable[..., Tensor]

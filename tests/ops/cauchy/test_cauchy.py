@@ -9,10 +9,43 @@ from torch import Tensor
 
 from sequence_kernels import ops
 
-from ..devices import gpu_backends, run
-from ..test_contract import backends
+from ..devices import backends, gpu_backends, run
+from ..sample import Sample, complexes, nodes, poles, real
 
 every_backend = pytest.mark.parametrize("backend", backends("cauchy") + gpu_backends("cauchy"))
+
+
+SAMPLES = {
+    "cauchy-pairs": Sample("cauchy", ops.cauchy, (complexes(2, 3, 4), nodes(5), poles(3, 4))),
+    "cauchy-plain-order": Sample(
+        "cauchy",
+        lambda v, z, w: ops.cauchy(v, z, w, conjugate=False, order=2),
+        (complexes(3, 4), nodes(3, 5) + 0.1, poles(2, 3, 4)),
+    ),
+    "cauchy-real": Sample(
+        "cauchy",
+        lambda v, z, w: ops.cauchy(v, z, w, conjugate=False),
+        (real(3, 4), real(5, seed=1).abs(), -1 - real(3, 4, seed=2).abs()),
+    ),
+    "cauchy_transpose": Sample(
+        "cauchy_transpose", ops.cauchy_transpose, (complexes(2, 3, 5), nodes(5), poles(3, 4))
+    ),
+    "cauchy_transpose-order": Sample(
+        "cauchy_transpose",
+        lambda g, z, w: ops.cauchy_transpose(g, z, w, order=2),
+        (real(3, 5), nodes(3, 5), poles(3, 4)),
+    ),
+    "cauchy_transpose-pairs": Sample(
+        "cauchy_transpose",
+        lambda g, z, w: ops.cauchy_transpose(g, z, w, conjugate=True),
+        (complexes(2, 3, 5), nodes(5), poles(3, 4)),
+    ),
+    "cauchy_transpose-pairs-order": Sample(
+        "cauchy_transpose",
+        lambda g, z, w: ops.cauchy_transpose(g, z, w, conjugate=True, order=2),
+        (complexes(3, 5), nodes(2, 3, 5) + 0.2, poles(3, 4)),
+    ),
+}
 
 
 def oracle(v: Tensor, z: Tensor, w: Tensor, conjugate: bool, order: int) -> Tensor:

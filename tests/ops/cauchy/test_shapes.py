@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sequence_kernels import ops
 
+from ..devices import backends
 from ..shapes import DTYPES, LENGTHS, POLES, batches, check, drawn, laid_out, layouts, random
-from ..test_contract import backends
 
 C128 = torch.complex128
 OPTIONS = {

@@ -9,9 +9,22 @@ from torch import Tensor
 from sequence_kernels import native, ops, use_backend
 from sequence_kernels.ops.layouts import by_head
 
+from ..sample import Sample, complexes, poles, real
+
 C64, C128 = torch.complex64, torch.complex128
 BACKENDS = ["torch", "cpu"] if native.unavailable("cpu") is None else ["torch"]
 needs_native = pytest.mark.skipif("cpu" not in BACKENDS, reason="needs the native library")
+
+
+def _discretize(rank: int) -> Sample:
+    tensors = (poles(3, 4), 0.5 * complexes(rank, 3, 4, seed=1), complexes(3, 4, seed=3), 0.1 + real(3).abs())
+    return Sample("dplr_discretize", ops.dplr_discretize, tensors)
+
+
+SAMPLES = {
+    "dplr_discretize": _discretize(rank=1),
+    "dplr_discretize-rank-2": _discretize(rank=2),
+}
 
 
 def parameters(

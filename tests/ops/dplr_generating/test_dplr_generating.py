@@ -10,13 +10,32 @@ from torch import Tensor
 
 from sequence_kernels import ops
 
-from ..devices import gpu_backends, run
-from ..test_contract import backends
+from ..devices import backends, gpu_backends, run
+from ..sample import Sample, complexes, poles, real
 
 C128 = torch.complex128
 every_backend = pytest.mark.parametrize(
     "backend", backends("dplr_generating") + gpu_backends("dplr_generating")
 )
+
+
+def _generating(rank: int) -> Sample:
+    tensors = (
+        complexes(2, 3, 4),
+        0.5 * complexes(rank, 3, 4, seed=1),
+        0.5 * complexes(rank, 3, 4, seed=1).conj_physical(),
+        complexes(3, 4, seed=3),
+        poles(3, 4),
+        0.5 + real(3, seed=4).abs(),
+        2 * real(5, seed=5),
+    )
+    return Sample("dplr_generating", ops.dplr_generating, tensors)
+
+
+SAMPLES = {
+    "dplr_generating": _generating(rank=1),
+    "dplr_generating-rank-2": _generating(rank=2),
+}
 
 
 def whole(x: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from sequence_kernels import ops
 
+from ..devices import backends
 from ..shapes import LENGTHS, POLES, drawn, laid_out, layouts
-from ..test_contract import backends
 from .test_dplr_generating import error, resolvent, system
 
 

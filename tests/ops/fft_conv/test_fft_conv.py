@@ -8,6 +8,17 @@ import torch
 from sequence_kernels import ops
 from sequence_kernels.ops.fft_conv.reference import fast_length
 
+from ..sample import Sample, real
+
+SAMPLES = {
+    "fft_conv": Sample("fft_conv", ops.fft_conv, (real(2, 3, 7), real(4, 3, 5), real(4, 3))),
+    "fft_conv-bidirectional": Sample(
+        "fft_conv",
+        lambda u, k, d: ops.fft_conv(u, k, d, bidirectional=True),
+        (real(2, 3, 7), real(4, 3, 9), real(2, 3)),
+    ),
+}
+
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("taps", [1, 4, 9, 15])

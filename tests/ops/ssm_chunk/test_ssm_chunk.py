@@ -8,10 +8,30 @@ from torch import Tensor
 
 from sequence_kernels import ops
 
-from ..test_contract import backends
+from ..devices import backends
+from ..sample import Sample, complexes
 
 every_backend = pytest.mark.parametrize("backend", backends("ssm_chunk"))
 C128 = torch.complex128
+
+
+def _chunk_matrices(rank: int, tail: bool) -> Sample:
+    none = torch.empty(0, 3, 4, dtype=C128)
+
+    def function(a: Tensor, b: Tensor, c: Tensor, p: Tensor = none, q: Tensor = none) -> tuple[Tensor, ...]:
+        *rest, powers = ops.ssm_chunk(a, p, q, b, c, 4, tail=tail)
+        return (*rest, powers.to(rest[0].dtype if powers.is_floating_point() else c.dtype))
+
+    low_rank = (0.5 * complexes(rank, 3, 4, seed=1), 0.5 * complexes(rank, 3, 4, seed=2)) if rank else ()
+    tensors = (0.5 * complexes(3, 4), complexes(3, 4, seed=3), complexes(2, 3, 4, seed=4), *low_rank)
+    return Sample("ssm_chunk", function, tensors)
+
+
+SAMPLES = {
+    "ssm_chunk": _chunk_matrices(rank=1, tail=False),
+    "ssm_chunk-diagonal": _chunk_matrices(rank=0, tail=True),
+    "ssm_chunk-rank-2-tail": _chunk_matrices(rank=2, tail=True),
+}
 
 
 def system(rank: int, heads: int = 3, pairs: int = 5, channels: int = 2) -> list[Tensor]:

@@ -11,10 +11,32 @@ from torch import Tensor
 
 from sequence_kernels import ops
 
-from ..test_contract import backends
+from ..devices import backends
+from ..sample import Sample, complexes, real
 
 every_backend = pytest.mark.parametrize("backend", backends("ssm_conv"))
 F64 = torch.float64
+
+
+def _conv(dense: bool, lengths: Tensor | None = None) -> Sample:
+    heads, channels, size, chunk, count = 2, 2, 4, 4, 3
+    powers = 0.3 * real(heads, count, size, size) if dense else 0.6 * complexes(heads, count, size // 2)
+    tensors = (
+        real(3, heads, 11),
+        real(channels, heads, chunk, seed=1),
+        real(channels, heads, size, chunk, seed=2),
+        real(heads, chunk, size, seed=3),
+        powers,
+        real(channels, heads, seed=4),
+        real(3, heads, size, seed=5),
+    )
+    return Sample("ssm_conv", lambda *t: ops.ssm_conv(*t, lengths=lengths), tensors)
+
+
+SAMPLES = {
+    "ssm_conv-diagonal": _conv(dense=False),
+    "ssm_conv-dense-lengths": _conv(dense=True, lengths=torch.tensor([0, 6, 11])),
+}
 
 
 class Model:

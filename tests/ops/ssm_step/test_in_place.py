@@ -11,8 +11,7 @@ from torch import Tensor
 
 from sequence_kernels import ops
 
-from ..devices import device_of, gpu_backends
-from ..test_contract import backends
+from ..devices import backends, device_of, gpu_backends
 
 H, N, C = 5, 7, 2
 C64 = torch.complex64

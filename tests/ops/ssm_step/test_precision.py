@@ -13,8 +13,7 @@ from torch import Tensor
 from sequence_kernels import S4, S4D, SequenceModule, native, ops
 
 from ...test_law import WIDTH, Factory, cases
-from ..devices import device_of, gpu_backends
-from ..test_contract import backends
+from ..devices import backends, device_of, gpu_backends
 from .exact import Step, nearly_still, rounded_up
 
 needs_native = pytest.mark.skipif(native.unavailable("cpu") is not None, reason="needs the native library")

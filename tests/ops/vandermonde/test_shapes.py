@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from sequence_kernels import ops
 
+from ..devices import backends
 from ..shapes import DTYPES, LENGTHS, POLES, batches, check, drawn, laid_out, layouts, random
-from ..test_contract import backends
 
 C128 = torch.complex128
 

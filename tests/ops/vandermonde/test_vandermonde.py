@@ -9,10 +9,38 @@ from torch import Tensor
 
 from sequence_kernels import ops
 
-from ..devices import gpu_backends, run
-from ..test_contract import backends
+from ..devices import backends, gpu_backends, run
+from ..sample import Sample, complexes, exponents, real
 
 every_backend = pytest.mark.parametrize("backend", backends("vandermonde") + gpu_backends("vandermonde"))
+
+
+SAMPLES = {
+    "vandermonde-pairs": Sample(
+        "vandermonde", lambda v, x: ops.vandermonde(v, x, 7), (complexes(2, 3, 4), exponents(3, 4))
+    ),
+    "vandermonde-plain-power": Sample(
+        "vandermonde",
+        lambda v, x: ops.vandermonde(v, x, 6, conjugate=False, power=2),
+        (complexes(3, 4), exponents(2, 3, 4)),
+    ),
+    "vandermonde-real": Sample(
+        "vandermonde",
+        lambda v, x: ops.vandermonde(v, x, 6, conjugate=False),
+        (real(3, 4), -real(3, 4, seed=1).abs()),
+    ),
+    "vandermonde-mixed": Sample(
+        "vandermonde", lambda v, x: ops.vandermonde(v, x, 6, power=1), (real(3, 4), exponents(4))
+    ),
+    "vandermonde_transpose": Sample(
+        "vandermonde_transpose", ops.vandermonde_transpose, (complexes(3, 7), exponents(2, 3, 4))
+    ),
+    "vandermonde_transpose-real-power": Sample(
+        "vandermonde_transpose",
+        lambda g, x: ops.vandermonde_transpose(g, x, power=1),
+        (real(2, 3, 7), exponents(3, 4)),
+    ),
+}
 
 
 def oracle(v: Tensor, x: Tensor, length: int, conjugate: bool, power: int) -> Tensor:

@@ -13,10 +13,40 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sequence_kernels import ops
 
-from ..devices import device_of, gpu_backends
-from ..test_contract import backends
+from ..devices import backends, device_of, gpu_backends
+from ..sample import Sample, complexes, real
 
 C128 = torch.complex128
+
+
+SAMPLES = {
+    "ssm_step": Sample(
+        "ssm_step",
+        ops.ssm_step,
+        (
+            complexes(2, 3, 4),
+            real(2, 3),
+            complexes(3, 4, seed=1),
+            complexes(3, 4, seed=2),
+            complexes(2, 3, 4, seed=3),
+            real(2, 3, seed=4),
+        ),
+    ),
+    "ssm_step-low-rank": Sample(
+        "ssm_step",
+        ops.ssm_step,
+        (
+            complexes(2, 3, 4),
+            real(2, 3),
+            complexes(3, 4, seed=1),
+            complexes(3, 4, seed=4),
+            complexes(1, 3, 4, seed=5),
+            real(1, 3),
+            complexes(2, 3, 4, seed=2),
+            complexes(2, 3, 4, seed=3),
+        ),
+    ),
+}
 
 
 def whole(x: Tensor) -> Tensor:
