@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.harness.declare import Bench, Cost, Inputs, Peer, Shape, Target, grid
+from bench.harness.declare import Bench, Cost, Counted, Inputs, Peer, Shape, Target, grid
 from bench.harness.unavailable import unless_installed
 from bench.peers import espnet
 from sequence_kernels import S4
@@ -38,6 +38,7 @@ def step_bench(
     prepared: Callable[[S4], Step],
     rank: int,
     targets: tuple[Target, ...],
+    counted: tuple[Counted, ...],
     **espnet_arguments: Any,
 ) -> Bench:
     """`prepared` makes of a layer the function that takes (state, u) to (y, next state) without the skip.
@@ -104,6 +105,7 @@ def step_bench(
         restart=restart,
         run=run,
         cost=cost,
+        counted=counted,
         peers=(
             Peer(
                 ESPNET,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench._systems import poles
-from bench.harness.declare import BOTH, Bench, Cost, Inputs, Peer, Shape, Target, grid
+from bench.harness.declare import BOTH, FORWARD, Bench, Cost, Counted, Inputs, Peer, Shape, Target, grid
 from bench.harness.unavailable import unless_installed
 from bench.peers import keops
 from sequence_kernels import ops
@@ -75,6 +75,19 @@ BENCH = Bench(
     inputs=inputs,
     run=ours,
     cost=cost,
+    counted=(
+        # 2 weights of 1 x 3 poles, 5 nodes: 15 pairs of 7 + 2 * 8 operations
+        Counted(
+            {"V": 2, "H": 1, "N": 3, "L": 5, "z": "imaginary"},
+            FORWARD,
+            Cost(8 * (6 + 3 + 5 + 10), 15 * (7 + 16), 15),
+        ),
+        Counted(
+            {"V": 2, "H": 1, "N": 3, "L": 5, "z": "general"},
+            BOTH,
+            Cost(8 * (6 + 3 + 5 + 10) + 8 * (6 + 3 + 5 + 10 + 6 + 3), 15 * (9 + 16) + 15 * (9 + 3 + 32), 30),
+        ),
+    ),
     wrt=("v", "w"),
     gate=6,
     peers=(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench._systems import poles
-from bench.harness.declare import Bench, Cost, Inputs, Peer, Shape, grid
+from bench.harness.declare import FORWARD, Bench, Cost, Counted, Inputs, Peer, Shape, grid
 from sequence_kernels import ops
 
 
@@ -49,6 +49,9 @@ BENCH = Bench(
     inputs=inputs,
     run=ours,
     cost=cost,
+    counted=(
+        Counted({"V": 2, "H": 1, "N": 3, "L": 5}, FORWARD, Cost(8 * (10 + 5 + 3 + 6), 15 * (7 + 16), 15)),
+    ),
     gate=2.5,
     peers=(Peer("torch naive", naive, serves=fits),),
 )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bench._systems import poles
-from bench.harness.declare import Bench, Cost, Inputs, Peer, Shape, grid
+from bench.harness.declare import FORWARD, Bench, Cost, Counted, Inputs, Peer, Shape, grid
 from sequence_kernels import ops
 
 
@@ -60,5 +60,9 @@ BENCH = Bench(
     inputs=inputs,
     run=ours,
     cost=cost,
+    counted=(
+        # 2 poles of 1 head, 1 term: w, b and p read, a - 1, b', p' and q written, dt of 8 bytes; 22 + 12 and 30 a pole
+        Counted({"H": 1, "N": 2, "R": 1}, FORWARD, Cost(8 * (3 * 2 + 4 * 2) + 8, 2 * (30 + 22 + 12), 2)),
+    ),
     peers=(Peer("torch dense", dense, quick=False),),
 )

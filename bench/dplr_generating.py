@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench._systems import poles
-from bench.harness.declare import BOTH, Bench, Cost, Inputs, Peer, Shape, Target, grid
+from bench.harness.declare import BOTH, FORWARD, Bench, Cost, Counted, Inputs, Peer, Shape, Target, grid
 from sequence_kernels import ops
 
 WORK = "S4's generating function, H=256, N=32, L=2049, R=1, C=1"
@@ -62,6 +62,24 @@ BENCH = Bench(
     inputs=inputs,
     run=ours,
     cost=cost,
+    counted=(
+        # 15 pairs of 7 + 4 products * 8 operations, and 5 outputs; c, p, b, w, the output, and t, which is real
+        Counted(
+            {"H": 1, "N": 3, "L": 5, "dtype": "complex64"},
+            FORWARD,
+            Cost(8 * (4 * 3 + 5) + 4 * 5, 15 * (7 + 32) + 5 * 40, 15 + 5),
+        ),
+        # and backward: the products again, the squares of the reciprocals, and two moments of the four products
+        Counted(
+            {"H": 1, "N": 3, "L": 5, "dtype": "complex128"},
+            BOTH,
+            Cost(
+                3 * (16 * (4 * 3 + 5) + 8 * 5),
+                15 * (7 + 32) + 5 * 40 + 15 * (7 + 32 + 3 + 2 * 32) + 5 * 100,
+                2 * (15 + 5),
+            ),
+        ),
+    ),
     wrt=("c", "p", "b", "w"),
     gate=3,
     peers=(Peer("ours unfused", unfused),),

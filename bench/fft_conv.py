@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from bench.harness.declare import BOTH, Bench, Cost, Inputs, Peer, Shape, grid
+from bench.harness.declare import BOTH, FORWARD, Bench, Cost, Counted, Inputs, Peer, Shape, grid
 from sequence_kernels import ops
 
 
@@ -56,6 +56,10 @@ BENCH = Bench(
     inputs=inputs,
     run=ours,
     cost=cost,
+    counted=(
+        # transforms of 8 real points: u, k and y, at 2.5 * 8 * 3; 5 complex products, 4 skips
+        Counted({"B": 1, "H": 1, "L": 4}, FORWARD, Cost(4 * (4 + 4 + 4 + 1), 3 * 60 + 5 * 6 + 4 * 2)),
+    ),
     wrt=("u", "k", "d"),
     peers=(Peer("torch rfft", rfft),),
 )

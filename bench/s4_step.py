@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from bench._steps import ESPNET, Step, step_bench, step_targets
-from bench.harness.declare import Target
+from bench.harness.declare import FORWARD, Cost, Counted, Target
 from sequence_kernels import S4, ops
 from sequence_kernels.ssm.dplr import DPLRSystem
 
@@ -27,4 +27,9 @@ BENCH = step_bench(
     ),
     mode="nplr",
     measure="legs",
+    counted=(
+        Counted(
+            {"B": 1, "H": 2, "N": 3, "part": "layer"}, FORWARD, Cost(16 * 6 + 40 * 6 + 16 + 32, 22 * 6 + 16)
+        ),
+    ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from bench._steps import Step, step_bench, step_targets
+from bench.harness.declare import FORWARD, Cost, Counted
 from sequence_kernels import S4D, ops
 from sequence_kernels.layers.s4 import S4
 from sequence_kernels.ssm.diagonal import DiagonalSystem
@@ -25,4 +26,7 @@ BENCH = step_bench(
     mode="diag",
     measure="diag-lin",
     disc="zoh",
+    counted=(
+        Counted({"B": 1, "H": 2, "N": 3, "part": "kernel"}, FORWARD, Cost(16 * 6 + 24 * 6 + 16, 14 * 6)),
+    ),
 )

@@ -13,6 +13,7 @@ from bench.harness.declare import (
     KEEPS,
     Bench,
     Cost,
+    Counted,
     Inputs,
     Peer,
     Shape,
@@ -95,6 +96,20 @@ BENCH = Bench(
     inputs=inputs,
     run=ours,
     cost=cost,
+    counted=(
+        # 1 sequence of 64, 1 head, 1 pair (2 states): two chunks of 32. An output takes 32 + 2 multiply-adds, an
+        # input 2, a chunk and pair a complex multiply-add (8); taps 32, e_out 64, e_in 64, six powers of 2 floats
+        Counted(
+            {"B": 1, "H": 1, "N": 1, "L": 64, "dtype": "float32"},
+            FORWARD,
+            Cost(4 * 128 + 4 * (32 + 64 + 64 + 12), 2 * 64 * (34 + 2) + 2 * 8),
+        ),
+        Counted(
+            {"B": 1, "H": 1, "N": 1, "L": 64, "dtype": "bfloat16"},
+            BOTH,
+            Cost(2 * (128 + 192) + 3 * 4 * 172, 3 * (2 * 64 * 36 + 16)),
+        ),
+    ),
     wrt=("u", *MATRICES),
     gate=2,
     peers=(

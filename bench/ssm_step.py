@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bench._systems import diagonal
-from bench.harness.declare import Bench, Cost, Inputs, Peer, Shape, Target, grid
+from bench.harness.declare import FORWARD, Bench, Cost, Counted, Inputs, Peer, Shape, Target, grid
 from bench.harness.unavailable import unless_on_cpu
 from bench.peers import compiled
 from sequence_kernels import ops
@@ -88,6 +88,17 @@ BENCH = Bench(
     inputs=inputs,
     run=ours,
     cost=cost,
+    counted=(
+        # 2 x 3 x 5 states read and written; a, b, c; u and y; d
+        Counted(
+            {"B": 2, "H": 3, "N": 5}, FORWARD, Cost(16 * 30 + 3 * 8 * 15 + 2 * 4 * 6 + 4 * 3, 14 * 30 + 3 * 6)
+        ),
+        Counted(
+            {"B": 2, "H": 3, "N": 5, "R": 1},
+            FORWARD,
+            Cost(16 * 30 + 5 * 8 * 15 + 2 * 4 * 6 + 4 * 3, 22 * 30 + 3 * 6),
+        ),
+    ),
     gate=1.05,
     peers=(
         Peer("torch naive", naive),

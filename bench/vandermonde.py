@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bench._systems import levels, poles, vandermonde_cost
-from bench.harness.declare import BOTH, Bench, Cost, Inputs, Peer, Shape, Target, grid
+from bench.harness.declare import BOTH, FORWARD, Bench, Cost, Counted, Inputs, Peer, Shape, Target, grid
 from bench.harness.unavailable import unless_installed, unless_on_cpu
 from bench.peers import compiled, keops
 from sequence_kernels import ops
@@ -62,6 +62,13 @@ BENCH = Bench(
     inputs=inputs,
     run=ours,
     cost=cost,
+    counted=(
+        # 1 pole, 4 positions: split 2 x 2, so 4 complex exponentials; v and x read, 4 floats written; each position one
+        # complex product's real part added up (4), each row of the split one complex product (6)
+        Counted({"H": 1, "N": 1, "L": 4}, FORWARD, Cost(8 + 8 + 4 * 4, 4 * 4 + 2 * 6, 0, 4 * 3)),
+        # and backward: g, v, x read, dv, dx written; two moments
+        Counted({"H": 1, "N": 1, "L": 4}, BOTH, Cost(32 + 16 + 32, 28 + 2 * 28, 0, 12 + 12)),
+    ),
     wrt=("v", "x"),
     gate=3,
     peers=(

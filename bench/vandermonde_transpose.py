@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bench._systems import poles, vandermonde_cost
-from bench.harness.declare import Bench, Cost, Inputs, Peer, Shape, grid
+from bench.harness.declare import FORWARD, Bench, Cost, Counted, Inputs, Peer, Shape, grid
 from bench.harness.unavailable import unless_installed
 from bench.peers import keops
 from sequence_kernels import ops
@@ -45,6 +45,12 @@ BENCH = Bench(
     inputs=inputs,
     run=ours,
     cost=cost,
+    counted=(
+        # 2 heads, 3 poles, 5 positions: split 2 x 4
+        Counted(
+            {"H": 2, "N": 3, "L": 5}, FORWARD, Cost(4 * 10 + 8 * 6 + 8 * 6, 4 * 30 + 6 * 12, 0, 3 * 6 * 6)
+        ),
+    ),
     gate=2.5,
     peers=(
         Peer("torch naive", naive, serves=fits),

@@ -1,4 +1,4 @@
-"""The words a benchmark file is written in: Bench, Peer, Cost, Target."""
+"""The words a benchmark file is written in: Bench, Peer, Cost, Counted, Target."""
 
 from __future__ import annotations
 
@@ -67,6 +67,15 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Counted:
+    """What a call costs by a count by hand, on a shape small enough to count."""
+
+    shape: Shape
+    mode: str
+    cost: Cost
+
+
+@dataclass(frozen=True)
 class Peer:
     """Another way to the same answer.
 
@@ -114,6 +123,7 @@ class Bench:
     shapes: "quick", "full" (quick ones are part of it) and "cuda" lists of shapes.
     inputs: (shape, device) -> named tensors, from torch's global generator, which the harness seeds.
     cost: (shape, mode) -> Cost.
+    counted: by hand, each sum spelt out; `cost` must give the same.
     gate: how many times faster than our torch backend the one chosen by itself must be on the first quick shape,
         forward: a wide margin below what is measured, for CI.
     """
@@ -123,6 +133,7 @@ class Bench:
     inputs: Callable[[Shape, torch.device], Inputs]
     run: Callable[[Inputs], Any]
     cost: Callable[[Shape, str], Cost]
+    counted: tuple[Counted, ...] = ()
     setup: Callable[[Inputs], Inputs] = same
     restart: Callable[[Inputs], None] = unchanged
     wrt: tuple[str, ...] = ()
