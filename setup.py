@@ -28,7 +28,7 @@ from cuda_compiler import Cuda  # noqa: E402
 from fingerprint import fingerprint  # noqa: E402
 
 # Every csrc/<op>/cpu.cpp and cpu_backward.cpp is compiled once for each instruction set; the best one that the machine
-# has is chosen at run time.
+# has is chosen at run time. A cpu.cpp without a register.cpp is the op too, compiled once more without a set.
 INSTRUCTION_SETS = {
     "x86_64": {
         "generic": "",
@@ -104,7 +104,9 @@ def ninja_file(compiler: str, cuda: Cuda | None, folder: Path) -> str:
         if library is None:
             continue
         stem = f"{source.parent.name}/{source.stem}"
-        variants = instruction_sets(compiler) if source.stem in ("cpu", "cpu_backward") else {"": ""}
+        variants = instruction_sets(compiler) if source.stem in ("cpu", "cpu_backward") else {}
+        if not variants or not source.with_name("register.cpp").exists():
+            variants = {**variants, "": ""}
         for name, extra in variants.items():
             library.append(f"{stem}.{name}.o" if name else f"{stem}.o")
             lines.append(f"build {library[-1]}: compile {ninja_path(source)}")

@@ -30,8 +30,9 @@ COLUMNS = ("oracle", "gradcheck", "emulator", "sanitizers", "interpreter", "AOT 
 def kernels() -> dict[str, list[str]]:
     """Every kernel that is not plain torch, by <family>/<backend>, from the sources."""
     found: dict[str, list[str]] = {}
-    for path in sorted((ROOT / "csrc").glob("*/register.cpp")):
-        found[f"{path.parent.name}/cpu"] = re.findall(r'"(\w+)\((?:Tensor|")', path.read_text())
+    for path in sorted((ROOT / "csrc").glob("*/cpu.cpp")):
+        op = path.with_name("register.cpp") if path.with_name("register.cpp").exists() else path
+        found[f"{path.parent.name}/cpu"] = re.findall(r'"(\w+)\((?:Tensor|")', op.read_text())
     for path in sorted((ROOT / "csrc").glob("*/*.cu")):
         names = re.findall(r"^KERNEL\((\w+),", path.read_text(), re.MULTILINE)
         found.setdefault(f"{path.parent.name}/cuda", []).extend(names)

@@ -1,3 +1,5 @@
+// The bilinear discretisation of diagonal-plus-low-rank models on the CPU.
+//
 // With h = dt / 2, g = 1 / (1 - h w), M_rs = 2 Re(sum_n conj(p_r) g p_s) and K = (I + h M)^-1, Woodbury's
 // identity gives
 //
@@ -5,12 +7,35 @@
 //   drive = dt g b + h sum_r lift_r 2 Re(sum_n pull_r b)
 //
 // In double precision, a head at a time, real and imaginary parts apart.
-#include <utility>
+#ifdef SEQUENCE_KERNELS_ISA
+#  include <utility>
 
-#include "common/vector.h"
-#include "dplr_discretize/dplr_discretize.h"
+#  include "common/vector.h"
+#else
+#  include "runtime/cpu_isa.h"
+#  include "runtime/library.h"
+#endif
 
 namespace sequence_kernels {
+
+// Complex values are interleaved; all arrays contiguous.
+template <typename In, typename Out>
+struct DiscretizeArguments {
+  int64_t heads, copies, pairs, rank;      // head h has the parameters of copy h mod copies
+  const In *w, *p, *b;                     // (copies, pairs), (rank, copies, pairs), (copies, pairs)
+  const double* dt;                        // (heads)
+  Out *a_minus_one, *lift, *pull, *drive;  // (heads, pairs), (rank, heads, pairs) twice, (heads, pairs)
+};
+
+// Doubles of scratch memory that a thread needs.
+template <Isa isa>
+int64_t discretize_scratch(int64_t pairs, int64_t rank);
+
+// Heads [begin, end).
+template <typename In, typename Out, Isa isa>
+void discretize(const DiscretizeArguments<In, Out>& arguments, int64_t begin, int64_t end, double* scratch);
+
+#ifdef SEQUENCE_KERNELS_ISA  // the kernel, for one instruction set
 namespace {
 
 constexpr int64_t padded(int64_t size) {
@@ -193,7 +218,72 @@ template void discretize<float, float, kIsa>(const DiscretizeArguments<float, fl
                                              double*);
 template void discretize<float, double, kIsa>(const DiscretizeArguments<float, double>&, int64_t, int64_t,
                                               double*);
+template void discretize<double, float, kIsa>(const DiscretizeArguments<double, float>&, int64_t, int64_t,
+                                              double*);
 template void discretize<double, double, kIsa>(const DiscretizeArguments<double, double>&, int64_t, int64_t,
                                                double*);
 
+#else  // the op of torch: shapes checked, outputs made
+namespace {
+
+// Complex numbers of parameters below which a second thread costs more than it saves.
+constexpr int64_t kWorthAThread = 1 << 15;
+
+template <typename In, typename Out>
+std::vector<Tensor> run(const Tensor& w, const Tensor& p, const Tensor& b, const Tensor& dt) {
+  const Dtype complex = sizeof(Out) == 8 ? Dtype::complex128 : Dtype::complex64;
+  const int64_t heads = dt.sizes()[0], pairs = w.sizes()[1], rank = p.sizes()[0];
+  std::vector<Tensor> results;
+  results.push_back(Tensor::empty({heads, pairs}, complex));
+  results.push_back(Tensor::empty({rank, heads, pairs}, complex));
+  results.push_back(Tensor::empty({rank, heads, pairs}, complex));
+  results.push_back(Tensor::empty({heads, pairs}, complex));
+  const DiscretizeArguments<In, Out> arguments{heads,
+                                               w.sizes()[0],
+                                               pairs,
+                                               rank,
+                                               w.data<In>(),
+                                               p.data<In>(),
+                                               b.data<In>(),
+                                               dt.data<double>(),
+                                               results[0].mutable_data<Out>(),
+                                               results[1].mutable_data<Out>(),
+                                               results[2].mutable_data<Out>(),
+                                               results[3].mutable_data<Out>()};
+  with_instruction_set([&](auto isa) {
+    const int64_t scratch_size = discretize_scratch<isa()>(pairs, rank);
+    if (heads * pairs * (rank + 1) < kWorthAThread) {
+      std::vector<double> scratch(scratch_size);
+      return discretize<In, Out, isa()>(arguments, 0, heads, scratch.data());
+    }
+    parallel_for<double>(heads, scratch_size, [&](int64_t begin, int64_t end, double* scratch) {
+      discretize<In, Out, isa()>(arguments, begin, end, scratch);
+    });
+  });
+  return results;
+}
+
+// Of w, b (S, N), p (R, S, N) and dt (H), H a multiple of S: a_minus_one (H, N), p, q (R, H, N), b (H, N) of
+// a step, in complex128 if `wide`, else in complex64.
+std::vector<Tensor> dplr_discretize(const Tensor& w, const Tensor& p, const Tensor& b, const Tensor& dt,
+                                    bool wide) {
+  const auto copies = w.sizes(), low_rank = p.sizes(), heads = dt.sizes();
+  check(copies.size() == 2 && low_rank.size() == 3 && low_rank[1] == copies[0] && low_rank[2] == copies[1] &&
+            b.sizes() == copies && heads.size() == 1 &&
+            (copies[0] > 0 ? heads[0] % copies[0] == 0 : heads[0] == 0),
+        "dplr_discretize expects w and b (S, N), p (R, S, N), dt (a multiple of S)");
+  check(is_complex(w.dtype()) && p.dtype() == w.dtype() && b.dtype() == w.dtype() &&
+            dt.dtype() == Dtype::float64 && w.is_contiguous() && p.is_contiguous() && b.is_contiguous() &&
+            dt.is_contiguous(),
+        "dplr_discretize expects contiguous tensors: complex w, p, b of one dtype, float64 dt");
+  if (is_double(w.dtype())) return wide ? run<double, double>(w, p, b, dt) : run<double, float>(w, p, b, dt);
+  return wide ? run<float, double>(w, p, b, dt) : run<float, float>(w, p, b, dt);
+}
+
+const Op op(
+    "dplr_discretize(Tensor w, Tensor p, Tensor b, Tensor dt, bool wide) -> (Tensor, Tensor, Tensor, Tensor)",
+    boxed<dplr_discretize>);
+
+}  // namespace
+#endif
 }  // namespace sequence_kernels

@@ -7,10 +7,11 @@ An op has one implementation a backend: ``torch`` (plain torch, everywhere: the 
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -74,9 +75,37 @@ def forget() -> None:
     able.cache_clear()
 
 
-def implement_in_triton(package: str, *ops: str) -> None:
-    """The module ``package.triton`` implements the ops, each in a function of its name; imported at the first call."""
+def implement_natively(op: str, *libraries: str) -> None:
+    """Each library's native op of that name takes the op's arguments as they are, with plain contiguous tensors."""
 
+    @functools.cache
+    def kernel() -> Callable[..., Any]:
+        return getattr(torch.ops.sequence_kernels_native, op).default
+
+    def run(*args: Any) -> Any:
+        return kernel()(*[a.resolve_conj().contiguous() if isinstance(a, torch.Tensor) else a for a in args])
+
+    for library in libraries:
+        implement(op, library)(run)
+
+
+def find_implementations(package: str, *ops: str) -> None:
+    """Register what the package has: a module named after a backend holds the ops' implementations for it.
+
+    ``reference`` is plain torch. ``triton`` has a function of each op's name and is imported at the first call; the
+    others register theirs by ``implement`` and are imported now.
+    """
+    for backend in BACKENDS:
+        module = f"{package}.{'reference' if backend == 'torch' else backend}"
+        if importlib.util.find_spec(module) is None:
+            continue
+        if backend == "triton":
+            _implement_in_triton(module, ops)
+        else:
+            importlib.import_module(module)
+
+
+def _implement_in_triton(module: str, ops: Sequence[str]) -> None:
     def missing(device: str, dtype: torch.dtype) -> str | None:
         if importlib.util.find_spec("triton") is None:
             return (
@@ -88,7 +117,7 @@ def implement_in_triton(package: str, *ops: str) -> None:
 
         def run(*args: Any, op: str = op) -> Any:
             with torch.cuda.device_of(args[0]):  # Triton launches on the current device
-                return getattr(importlib.import_module(f"{package}.triton"), op)(*args)
+                return getattr(importlib.import_module(module), op)(*args)
 
         implement(op, "triton", unavailable=missing)(run)
 

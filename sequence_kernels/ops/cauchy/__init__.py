@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..dispatch import choose, implement_in_triton
+from ..dispatch import choose, find_implementations
 from ..layouts import conjugated
 from ..registration import gradient_for, register
-from . import cpu, cuda, reference  # noqa: F401 (register the implementations)
 
-implement_in_triton(__name__, "cauchy", "cauchy_transpose")
+find_implementations(__name__, "cauchy", "cauchy_transpose")
 
 
 def cauchy(

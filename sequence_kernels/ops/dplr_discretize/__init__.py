@@ -9,10 +9,12 @@ from torch import Tensor
 
 from ...internals import only_runs
 from .. import checks
-from ..dispatch import choose, implementation
+from ..dispatch import choose, find_implementations, implement_natively, implementation
 from ..layouts import by_head
 from ..registration import register
-from . import cpu, reference  # noqa: F401 (register the implementations)
+
+find_implementations(__name__, "dplr_discretize")
+implement_natively("dplr_discretize", "cpu")
 
 
 def dplr_discretize(

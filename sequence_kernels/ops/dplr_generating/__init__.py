@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from .. import checks
-from ..dispatch import choose, implement_in_triton
+from ..dispatch import choose, find_implementations
 from ..registration import register
-from . import adjoint, cpu, cuda, reference  # noqa: F401 (register the implementations)
+from . import adjoint
 
-implement_in_triton(__name__, "dplr_generating", "dplr_generating_backward")
+find_implementations(__name__, "dplr_generating", "dplr_generating_backward")
 
 
 def dplr_generating(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import checks
-from ..dispatch import choose
+from ..dispatch import choose, find_implementations
 from ..registration import register_with_adjoint
-from . import reference  # noqa: F401 (register the implementations)
+
+find_implementations(__name__, "fft_conv", "fft_conv_backward")
 
 
 def fft_conv(

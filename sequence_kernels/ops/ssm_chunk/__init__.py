@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..dispatch import choose
+from ..dispatch import choose, find_implementations
 from ..registration import register_with_adjoint
-from . import cpu, reference  # noqa: F401 (register the implementations)
+
+find_implementations(__name__, "ssm_chunk", "ssm_chunk_backward")
 
 
 def ssm_chunk(

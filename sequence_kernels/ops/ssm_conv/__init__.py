@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..dispatch import choose, implement_in_triton
+from ..dispatch import choose, find_implementations
 from ..padding import inside
 from ..registration import register_with_adjoint
-from . import cpu, cuda, reference  # noqa: F401 (register the implementations)
 
-implement_in_triton(__name__, "ssm_conv", "ssm_conv_backward")
+find_implementations(__name__, "ssm_conv", "ssm_conv_backward")
 
 
 def ssm_conv(

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ...internals import only_runs
 from .. import checks
-from ..dispatch import choose, implement_in_triton, implementation
+from ..dispatch import choose, find_implementations, implementation
 from ..registration import register
-from . import kernels, reference  # noqa: F401 (register the implementations)
+from . import kernels, reference  # noqa: F401 (kernels: C++ and CUDA)
 
-implement_in_triton(__name__, "ssm_step", "ssm_step_")
+find_implementations(__name__, "ssm_step", "ssm_step_")
 
 
 def ssm_step(
