@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -192,49 +193,14 @@ def test_chunked_convolution_refuses_states_beyond_shared_memory(driver: Driver)
     assert driver.launches() == []
 
 
-def convolution(dense: bool) -> list[Any]:
-    """The arguments of ssm_conv for one sequence, so long that it is cut in segments."""
-    T, S, L = 4, 6, 150
-    torch.manual_seed(L)
-    a = torch.randn(1, S, S) / S if dense else 0.5 * torch.randn(1, S // 2, dtype=torch.cfloat)
-    powers = [a]
-    while len(powers) < T.bit_length():
-        powers.append(powers[-1] @ powers[-1] if dense else powers[-1] * powers[-1])
-    taps, e_out, e_in = torch.randn(1, 1, T), torch.randn(1, 1, S, T), torch.randn(1, T, S)
-    return [torch.randn(1, 1, L), taps, e_out, e_in, torch.stack(powers, 1), None, torch.randn(1, 1, S), None]
-
-
-def op_calls() -> Iterator[tuple[str, list[Any]]]:
-    """An op of each family and the arguments of its CUDA implementation, so that each launch of it occurs."""
-    yield "vandermonde", [*samples("vandermonde", 1, 2, 3, 70), 70, True, 0]
-    yield "vandermonde_transpose", [*samples("vandermonde_transpose", 1, 1, 2, 16385), 0]
-    yield "cauchy", [*samples("cauchy", 5, 1, 3, 7), False, 2]
-    yield "cauchy_transpose", [*samples("cauchy_transpose", 2, 1, 3, 4097), 2]
-    x = step_sample(9, 2, 5, 1, 2, state_indices=None, slots=9, dtype=torch.complex64)
-    yield "ssm_step", [x.state.clone(), *x[1:], torch.empty_like(x.state)]
-    tensors = [torch.randn(k, 2, 3, dtype=torch.cfloat) for k in (1, 1, 1)]
-    w = torch.complex(-1 - torch.rand(2, 3), torch.randn(2, 3))
-    tensors += [torch.randn(2, 3, dtype=torch.cfloat), w, torch.randn(130)]
-    yield "dplr_generating_cuda", tensors
-    yield "dplr_generating_backward_cuda", [torch.randn(1, 2, 130, dtype=torch.cfloat), *tensors]
-    gradients = [torch.randn(1, 1, 1, 150), torch.randn(1, 1, 6)]
-    for dense, forward, backward in (
-        (False, 99, 99),
-        (True, 99, 99),
-        (False, 8, 10),
-    ):  # the last: matrices apart
-        arguments = convolution(dense)
-        yield "ssm_conv_cuda", [*arguments, 0, forward << 10]
-        yield "ssm_conv_backward_cuda", [*gradients, *arguments, 0, backward << 10]
-
-
-OP_CALLS = list(op_calls())
+FAMILIES = sorted(path.parent.name for path in (ROOT / "csrc").glob("*/cuda.cpp"))
+CALLS = [
+    call for family in FAMILIES for call in importlib.import_module(f"tests.ops.{family}.test_cuda").calls()
+]
 AT = r"block \(\d+,0,0\) thread \(\d+,0,0\): out-of-bounds (read|write) of \d+ bytes"
 
 
-@pytest.mark.parametrize(
-    ("op", "arguments"), OP_CALLS, ids=[f"{op}-{i}" for i, (op, _) in enumerate(OP_CALLS)]
-)
+@pytest.mark.parametrize(("op", "arguments"), CALLS, ids=[f"{op}-{i}" for i, (op, _) in enumerate(CALLS)])
 def test_each_buffer_is_as_long_as_its_kernels_need(driver: Driver, op: str, arguments: list[Any]) -> None:
     """The host's own arithmetic of sizes: enough for every access, and 8 elements fewer would be reported."""
     driver.run(op, *arguments, check=True)

@@ -48,7 +48,7 @@ def source_tree(folder: Path) -> None:
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy2(ROOT / name, folder)
     shutil.copytree(ROOT / "tools", folder / "tools", dirs_exist_ok=True)
-    for part in ("common", "runtime", "vandermonde", "cauchy", "dplr_generating", "ssm_step", "ssm_conv"):
+    for part in sorted({"runtime", *(path.parent.name for path in (ROOT / "csrc").glob("*/*.cu"))}):
         others = shutil.ignore_patterns("cpu*.cpp", "register.cpp")
         shutil.copytree(ROOT / "csrc" / part, folder / "csrc" / part, ignore=others)
     shutil.copy2(ROOT / "csrc" / "architectures.txt", folder / "csrc")

@@ -40,3 +40,11 @@ def run(op: Callable[..., Tensor], *arguments: Any, backend: str, **options: Any
     device = device_of(backend)
     moved = [a.to(device) if isinstance(a, Tensor) else a for a in arguments]
     return op(*moved, backend=backend, **options).cpu()
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.complex128)
+
+
+def spread_poles(*shape: int) -> Tensor:
+    return torch.complex(-0.5 - torch.rand(*shape).double(), 3 * torch.randn(*shape).double())

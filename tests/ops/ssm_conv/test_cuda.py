@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from sequence_kernels import ops
 from sequence_kernels.ops.ssm_conv import reference
 from tests.cuda_driver import ORDERS, driver, skip_reason
 from tests.cuda_emulator.build import ROOT, compiler
+
+from ..devices import normal
 
 pytestmark = [
     pytest.mark.skipif(skip_reason() is not None, reason=str(skip_reason())),
@@ -144,6 +148,62 @@ def check(device: Device, case: tuple[Any, ...], dtype: torch.dtype, rounded: fl
     g, g_final = gradients_of(case, a)
     got = device.backward(g, g_final, a)
     compare(got, reference.ssm_conv_backward(*exact(g, g_final, *a)), rounded, others)
+
+
+def in_segments(dense: bool) -> list[Any]:
+    """The arguments of ssm_conv for one sequence, so long that it is cut in segments."""
+    T, S, L = 4, 6, 150
+    torch.manual_seed(L)
+    a = torch.randn(1, S, S) / S if dense else 0.5 * torch.randn(1, S // 2, dtype=torch.cfloat)
+    powers = [a]
+    while len(powers) < T.bit_length():
+        powers.append(powers[-1] @ powers[-1] if dense else powers[-1] * powers[-1])
+    taps, e_out, e_in = torch.randn(1, 1, T), torch.randn(1, 1, S, T), torch.randn(1, T, S)
+    return [torch.randn(1, 1, L), taps, e_out, e_in, torch.stack(powers, 1), None, torch.randn(1, 1, S), None]
+
+
+def calls() -> Iterator[tuple[str, list[Any]]]:
+    """Native ops and arguments, so that each launch occurs."""
+    gradients = [torch.randn(1, 1, 1, 150), torch.randn(1, 1, 6)]
+    for dense, forward, backward in (
+        (False, 99, 99),
+        (True, 99, 99),
+        (False, 8, 10),
+    ):  # the last: matrices apart
+        arguments = in_segments(dense)
+        yield "ssm_conv_cuda", [*arguments, 0, forward << 10]
+        yield "ssm_conv_backward_cuda", [*gradients, *arguments, 0, backward << 10]
+
+
+def convolution(*arguments: Tensor, backend: str, **options: Any) -> Tensor:
+    """Both results and all gradients of the chunked convolution, as one real tensor."""
+    leaves = [a.detach().requires_grad_() for a in arguments]
+    y, final = ops.ssm_conv(*leaves, backend=backend, **options)
+    (y.square().sum() + final.square().sum()).backward()
+    found = [y, final, *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+    return torch.cat([(torch.view_as_real(t) if t.is_complex() else t).flatten() for t in found])
+
+
+def convolution_arguments(
+    batch: int, channels: int, length: int, chunk: int, size: int, dense: bool
+) -> list[Any]:
+    power = 0.5 * (normal(2, size, size).real / size if dense else normal(2, size // 2))
+    powers = [power]
+    while len(powers) < chunk.bit_length():
+        powers.append(powers[-1] @ powers[-1] if dense else powers[-1].square())
+    matrices = (normal(channels, 2, chunk), normal(channels, 2, size, chunk), normal(2, chunk, size))
+    others = (normal(channels, 2), normal(batch, 2, size))
+    u = normal(batch, 2, length).real
+    return [u, *(m.real for m in matrices), torch.stack(powers, 1), *(m.real for m in others)]
+
+
+#: Calls of the op in which each kernel is launched: as one segment and as several, whose chunks fill a warp's tile or
+#: do not; with more gradients than a block holds.
+ON_GPU = {
+    "convolution": (convolution, lambda: convolution_arguments(17, 1, 70, 16, 20, False), {}),
+    "convolution_segments": (convolution, lambda: convolution_arguments(2, 2, 300, 4, 6, True), {}),
+    "convolution_parts": (convolution, lambda: convolution_arguments(2, 1, 1000, 32, 64, True), {}),
+}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

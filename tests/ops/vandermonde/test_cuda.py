@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from sequence_kernels import ops
 from tests.cuda_driver import ORDERS, driver, skip_reason
 from tests.cuda_emulator import Kernels
 
+from ..devices import normal, spread_poles
 from . import exact
 
 pytestmark = [
@@ -55,6 +58,35 @@ def data(sets: int, channels: int, N: int, L: int, kind: str) -> tuple[Tensor, T
     x = torch.complex(-decay, 3 * torch.randn_like(decay))  # up to several turns a step
     v, g = (torch.randn(sets, channels, size, dtype=torch.complex128) for size in (N, L))
     return v.to(to), x.to(to), g.to(to)
+
+
+def calls() -> Iterator[tuple[str, list[Any]]]:
+    """Native ops and arguments, so that each launch occurs."""
+    v, x, _ = data(1, 2, 3, 70, "f32")
+    yield "vandermonde", [v, x, 70, True, 0]
+    _, x, g = data(1, 1, 2, SEGMENT + 1, "f32")
+    yield "vandermonde_transpose", [g, x, 0]
+
+
+#: Calls of the ops in which each kernel is launched. Longer than a segment: the sum over segments too.
+ON_GPU = {
+    "pairs": (ops.vandermonde, lambda: [normal(3, 2, 17), spread_poles(2, 17) / 70, 70], {}),
+    "plain": (
+        ops.vandermonde,
+        lambda: [normal(2, 17), spread_poles(2, 17) / 5000, 5000],
+        {"conjugate": False},
+    ),
+    "real": (
+        ops.vandermonde_transpose,
+        lambda: [normal(2, 70).real, spread_poles(2, 17) / 70],
+        {"power": 1},
+    ),
+    "complex": (
+        ops.vandermonde_transpose,
+        lambda: [normal(3, 2, SEGMENT + 1), spread_poles(2, 17) / SEGMENT],
+        {},
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", REAL)
