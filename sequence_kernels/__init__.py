@@ -1,7 +1,7 @@
 """State-space sequence layers on hand-written kernels. Importing this loads no compiled library and touches no GPU."""
 
-from . import compat, ops
-from .layers import DSS, GRU, LRU, LSTM, S4, S4D, S5, CausalConv, FeedForward, MultiHeadedAttention
+from . import compat, layers, ops
+from .layers import *  # noqa: F403 (what it exports, type checkers follow)
 from .models import (
     S4Decoder,
     SequenceDecoder,
@@ -18,17 +18,7 @@ from .stepping.stepper import Stepper
 __version__ = "0.1.0"
 
 __all__ = [
-    "DSS",
-    "GRU",
-    "LRU",
-    "LSTM",
-    "S4",
-    "S4D",
-    "S5",
     "BackendUnavailableError",
-    "CausalConv",
-    "FeedForward",
-    "MultiHeadedAttention",
     "S4Decoder",
     "SequenceDecoder",
     "SequenceIdentity",
@@ -44,3 +34,4 @@ __all__ = [
     "parameter_groups",
     "use_backend",
 ]
+__all__ += layers.__all__

@@ -5,29 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..layers.attention import MultiHeadedAttention
-from ..layers.convolution import CausalConv
-from ..layers.dss import DSS
-from ..layers.feed_forward import FeedForward
-from ..layers.lru import LRU
-from ..layers.recurrent import GRU, LSTM
-from ..layers.s4 import S4
-from ..layers.s4d import S4D
-from ..layers.s5 import S5
+from .. import layers
 from ..module import SequenceIdentity, SequenceModule
 
-#: Layers by name. Add to it to use a layer of your own by name.
+_SHORT = {"CausalConv": "conv", "FeedForward": "ff", "MultiHeadedAttention": "mha"}
+
+#: Layers by name, that of the class in lower case or a short one. Add to it to use a layer of your own by name.
 LAYERS: dict[str, Callable[..., SequenceModule]] = {
-    "s4": S4,
-    "s4d": S4D,
-    "s5": S5,
-    "dss": DSS,
-    "lru": LRU,
-    "gru": GRU,
-    "lstm": LSTM,
-    "conv": CausalConv,
-    "ff": FeedForward,
-    "mha": MultiHeadedAttention,
+    **{_SHORT.get(name, name.lower()): getattr(layers, name) for name in layers.__all__},
     "id": SequenceIdentity,
 }
 
