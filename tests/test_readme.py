@@ -13,7 +13,10 @@ README = Path(__file__).parents[1] / "README.md"
 
 def backends_table() -> str:
     """One row an op: which implementations are registered."""
-    rows = ["| op | " + " | ".join(f"`{b}`" for b in ops.BACKENDS) + " |", "| --- " * 5 + "|"]
+    rows = [
+        "| op | " + " | ".join(f"`{b}`" for b in ops.BACKENDS) + " |",
+        "| --- " * (1 + len(ops.BACKENDS)) + "|",
+    ]
     for op in ops.operations():
         if not op.endswith("_backward"):
             marks = ("yes" if b in _implementations[op] else "" for b in ops.BACKENDS)

@@ -12,6 +12,9 @@ from torch import Tensor
 from sequence_kernels import ops
 from sequence_kernels.ops import dispatch
 
+#: Those whose kernels run on GPUs alone.
+GPU_BACKENDS = [b for b in ops.BACKENDS if not dispatch.runs_on(b, "cpu")]
+
 
 def backends(op: str) -> list[str]:
     """The implementations of the op that can run here on CPU tensors."""
@@ -21,7 +24,7 @@ def backends(op: str) -> list[str]:
 def gpu_backends(op: str) -> list[Any]:
     """The op's backends for CUDA tensors, as parameters that are skipped where they cannot run."""
     parameters = []
-    for backend in ("cuda", "triton"):
+    for backend in GPU_BACKENDS:
         if backend in dispatch._implementations[op]:
             marks = [pytest.mark.gpu, pytest.mark.checks("GPU")]
             if torch.cuda.is_available():
@@ -32,7 +35,7 @@ def gpu_backends(op: str) -> list[Any]:
 
 
 def device_of(backend: str) -> str:
-    return "cuda" if backend in ("cuda", "triton") else "cpu"
+    return "cuda" if backend in GPU_BACKENDS else "cpu"
 
 
 def run(op: Callable[..., Tensor], *arguments: Any, backend: str, **options: Any) -> Tensor:
