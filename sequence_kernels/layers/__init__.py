@@ -5,6 +5,7 @@ from .convolution import CausalConv
 from .dss import DSS
 from .feed_forward import FeedForward
 from .lru import LRU
+from .moving import EMA
 from .recurrent import GRU, LSTM
 from .s4 import S4
 from .s4d import S4D
@@ -12,6 +13,7 @@ from .s5 import S5
 
 __all__ = [
     "DSS",
+    "EMA",
     "GRU",
     "LRU",
     "LSTM",
