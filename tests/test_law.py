@@ -127,7 +127,7 @@ VARIANTS: dict[type[SequenceModule], dict[str, dict[str, Any]]] = {
     LRU: {"default": {"d_state": 5, "r_min": 0.5}},
     GRU: {"default": {}},
     LSTM: {"deep": {"n_layers": 2, "d_hidden": 4}},
-    CausalConv: {"one": {"kernel_size": 1, "gain": 0.5}, "long": {"kernel_size": 60, "activation": "silu"}},
+    CausalConv: {"one": {"kernel_size": 1}, "long": {"kernel_size": 60, "activation": "silu"}},
     SequenceDecoder: {
         "last": {"d_output": 4},
         "pool": {"d_output": 4, "mode": "pool"},

@@ -5,7 +5,6 @@ from .convolution import CausalConv
 from .dss import DSS
 from .feed_forward import FeedForward
 from .lru import LRU
-from .moving import EMA
 from .recurrent import GRU, LSTM
 from .s4 import S4
 from .s4d import S4D
@@ -13,7 +12,6 @@ from .s5 import S5
 
 __all__ = [
     "DSS",
-    "EMA",
     "GRU",
     "LRU",
     "LSTM",

@@ -76,7 +76,6 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": _SILU,
     "sigmoid": _each(nn.Sigmoid, "sigmoid", code=4),
     "softplus": _each(nn.Softplus),
-    "hardtanh": _each(nn.Hardtanh),
     "sqrelu": _each(SquaredReLU, "relu"),
     "modrelu": Activation(_modrelu),
     "glu": Activation(lambda dim, size: nn.GLU(dim=dim)),

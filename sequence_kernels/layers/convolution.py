@@ -25,7 +25,6 @@ class CausalConv(SequenceModule):
         d_model: number of channels.
         kernel_size: length K of the kernel; its last tap is that of the element itself.
         bias: whether there is one.
-        gain: what outputs are multiplied by.
         activation: a name as in ``S4``, or None.
         dropout, tie_dropout: dropout after the activation; tied: one mask for all positions.
 
@@ -39,7 +38,6 @@ class CausalConv(SequenceModule):
         d_model: int,
         kernel_size: int = 4,
         bias: bool = True,
-        gain: float = 1.0,
         activation: str | None = None,
         dropout: float = 0.0,
         tie_dropout: bool = False,
@@ -48,7 +46,6 @@ class CausalConv(SequenceModule):
         super().__init__()
         self.d_model = self.d_output = d_model
         self.kernel_size = kernel_size
-        self.gain = gain
         self.transposed = transposed
         bound = kernel_size**-0.5
         self.weight = nn.Parameter(torch.empty(d_model, 1, kernel_size).uniform_(-bound, bound))
@@ -76,7 +73,7 @@ class CausalConv(SequenceModule):
         if u.shape[-1] == 0:
             return x, state
         y = F.conv1d(known.reshape(-1, *known.shape[-2:]), self.weight, self.bias, groups=self.d_model)
-        y = self.gain * self.dropout(self.activation(y.reshape(u.shape)))
+        y = self.dropout(self.activation(y.reshape(u.shape)))
         y = y if self.transposed else y.mT
         if state is None:
             return y, None
@@ -96,7 +93,7 @@ class CausalConv(SequenceModule):
         known = torch.cat((state.to(x.dtype), x.unsqueeze(-1)), -1)
         y = (known * self.weight.squeeze(1)).sum(-1, keepdim=True)
         y = y if self.bias is None else y + self.bias.unsqueeze(-1)
-        return self.gain * self.dropout(self.activation(y)).squeeze(-1), known[..., 1:].clone()
+        return self.dropout(self.activation(y)).squeeze(-1), known[..., 1:].clone()
 
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:
         """Zeros ``(*batch_shape, d_model, kernel_size - 1)``."""

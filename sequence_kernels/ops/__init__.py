@@ -4,7 +4,6 @@ from .cauchy import cauchy, cauchy_transpose
 from .dispatch import BACKENDS, BackendUnavailableError, explain, operations, use_backend
 from .dplr_discretize import dplr_discretize
 from .dplr_generating import dplr_generating
-from .ema import ema
 from .fft_conv import fft_conv
 from .ssm_chunk import ssm_chunk
 from .ssm_conv import ssm_conv
@@ -18,7 +17,6 @@ __all__ = [
     "cauchy_transpose",
     "dplr_discretize",
     "dplr_generating",
-    "ema",
     "explain",
     "fft_conv",
     "operations",

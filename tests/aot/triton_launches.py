@@ -95,18 +95,9 @@ def _ssm_conv(name: str, dtype: torch.dtype, dense: bool) -> Launches:
     }
 
 
-def _ema(name: str, real: torch.dtype) -> Launches:
-    module = "sequence_kernels.ops.ema.triton"
-    u, a = torch.zeros(2, 4, 64, dtype=real), torch.zeros(4, dtype=real)
-    return {
-        f"ema {name}": (module, "ema", (u, a)),
-        f"ema {name} backward": (module, "ema_backward", (u, u, a)),
-    }
-
-
 LAUNCHES: Launches = {}
 for _name, _real in (("f32", torch.float32), ("f64", torch.float64)):
     LAUNCHES |= _vandermonde(_name, _real) | _cauchy(_name, _real) | _ssm_step(_name, _real)
-    LAUNCHES |= _dplr_generating(_name, _real) | _ema(_name, _real)
+    LAUNCHES |= _dplr_generating(_name, _real)
     LAUNCHES |= _ssm_conv(_name, _real, dense=False)
 LAUNCHES |= _ssm_conv("f32", torch.float32, dense=True) | _ssm_conv("bf16", torch.bfloat16, dense=False)

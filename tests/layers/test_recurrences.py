@@ -289,10 +289,3 @@ def test_a_state_of_another_batch_is_refused(make: Callable[[int], SequenceModul
             layer(torch.randn(2, 4, H), state)
         with pytest.raises(ValueError, match="state must have shape"):
             layer.step(torch.randn(2, H), state)
-
-
-def test_gain_of_the_convolution() -> None:
-    layer, twice = CausalConv(H), CausalConv(H, gain=2.0)
-    twice.load_state_dict(layer.state_dict())
-    x = torch.randn(2, 7, H)
-    torch.testing.assert_close(twice(x)[0], 2 * layer(x)[0])
