@@ -153,7 +153,7 @@ def test_a_damaged_library_costs_speed_alone(tmp_path: Path) -> None:
         "    versions, libraries = doctor.versions(), doctor.libraries()\n"
         "    report = {'versions': versions, 'devices': [], 'libraries': libraries, 'self_test': {}}\n"
         "    print(doctor.broken(report), flush=True)\n"
-        "    sys.exit()\n"
+        "    os._exit(0)\n"
     )
     command = [sys.executable, "-c", program, *(str(tmp_path / name) for name in copies)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
