@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+from torch.autograd import forward_ad as forward_ad
 
 # Dispatch: what runs below an autograd kernel, and which keys torch passes over in this thread.
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -30,6 +30,11 @@ SingleLevelFunction: Any = torch.autograd.function._SingleLevelFunction
 unpack_dual = torch._VF._unpack_dual
 forward_mode_enabled = forward_ad._set_fwd_grad_enabled
 
+# What may be at work around a call. ``forward_ad._current_level``: negative outside; a compiled jvp does not set it.
+dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+function_modes: Callable[[], bool] = torch._C._is_torch_function_mode_enabled
+tracing_state: Callable[[], Any] = torch._C._get_tracing_state
+
 any_requires_grad = torch._C._any_requires_grad
 
 
@@ -39,26 +44,6 @@ def in_forward_mode() -> bool:
     return innermost is not None and innermost.key() == FORWARD_MODE
 
 
-def dual_level() -> int:
-    """Of ``torch.autograd.forward_ad``; negative outside. A compiled ``torch.func.jvp`` does not set it."""
-    return forward_ad._current_level
-
-
 def has_tangents(args: tuple[Any, ...]) -> bool:
     """Whether one of the arguments is a dual number; only where there is a level of forward-mode differentiation."""
     return any(isinstance(a, Tensor) and unpack_dual(a, level=0).tangent is not None for a in args)
-
-
-def only_runs(device: str) -> bool:
-    """Whether a call of an op on ordinary tensors of the device only runs its implementation, gradients apart.
-
-    No tracer, transform, mode or autocast is at work. The way through torch then only takes time: 6 us.
-    """
-    return not (
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._is_torch_function_mode_enabled()
-        or transform() is not None
-        or torch._C._get_tracing_state() is not None
-        or dual_level() >= 0
-        or torch.is_autocast_enabled(device)
-    )

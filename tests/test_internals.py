@@ -35,19 +35,20 @@ def test_private_names_stand_in_one_file(path: Path) -> None:
 
 
 def test_levels_and_transforms_are_seen() -> None:
-    assert internals.dual_level() < 0
+    assert internals.forward_ad._current_level < 0
     assert internals.transform() is None
-    assert internals.only_runs("cpu")
+    assert not internals.dispatch_modes()
+    assert not internals.function_modes()
+    assert internals.tracing_state() is None
     seen = []
 
     def look(x: torch.Tensor) -> torch.Tensor:
-        seen.append((internals.in_forward_mode(), internals.only_runs("cpu"), internals.is_wrapped(x)))
+        seen.append((internals.in_forward_mode(), internals.transform() is None, internals.is_wrapped(x)))
         return x.sum()
 
     x = torch.ones(2)
     torch.func.jvp(look, (x,), (x,))
     torch.func.grad(look)(x)
     with torch.autograd.forward_ad.dual_level():
-        assert internals.dual_level() >= 0
-        assert not internals.only_runs("cpu")
+        assert internals.forward_ad._current_level >= 0
     assert seen == [(True, False, True), (False, False, True)]

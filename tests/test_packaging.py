@@ -39,6 +39,7 @@ def build(tmp_path: Path, *what: str, path: str) -> tuple[Path, str]:
     return file, result.stderr
 
 
+@pytest.mark.thorough  # minutes; .ci/run builds the default wheel, of which tools/check_wheel.py wants all this
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_a_wheel_with_the_library_serves_every_python(tmp_path: Path) -> None:
     wheel, _ = build(tmp_path, "bdist_wheel", path=os.environ["PATH"])
@@ -60,7 +61,10 @@ def test_without_a_compiler_the_wheel_is_pure_and_says_so(tmp_path: Path) -> Non
     wheel, said = build(tmp_path, "bdist_wheel", path=str(empty))
     assert "no C++ compiler found" in said
     assert wheel.name == "sequence_kernels-0.1.0-py3-none-any.whl"
-    assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "sequence_kernels/py.typed" in names
+    assert {name.split("/")[0] for name in names} == {"sequence_kernels", "sequence_kernels-0.1.0.dist-info"}
+    assert not [name for name in names if name.endswith(".so")]
 
     # It runs, on torch alone, and can say why.
     installed = tmp_path / "installed"

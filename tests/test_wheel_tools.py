@@ -1,4 +1,4 @@
-"""What setup.py and `make wheel` compile CUDA with: tools/cuda_compiler.py and tools/nvrtc.py."""
+"""The tools of wheels: what compiles CUDA (cuda_compiler.py, nvrtc.py), what seals a wheel and what looks into it."""
 
 from __future__ import annotations
 
@@ -119,3 +119,63 @@ def test_a_library_changed_after_the_build_is_written_down_anew(
             f"{folder}.json,sha256={record(facts)},{len(facts)}",
             f"{information},,",
         ]
+
+
+WHOLE = {
+    "sequence_kernels/_native_cpu.so": b"a library",
+    "sequence_kernels/_native_cpu.json": json.dumps(
+        {"compiler": "g++", "size": 9, "sha256": hashlib.sha256(b"a library").hexdigest()}
+    ).encode(),
+    "sequence_kernels/py.typed": b"",
+    "sequence_kernels/native.py": b"",
+    "sequence_kernels-0.1.0.dist-info/RECORD": b"",
+}
+NAME = "sequence_kernels-0.1.0-py3-none-manylinux_2_28_x86_64.whl"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "fault"),
+    [
+        (NAME, {}, None),
+        (NAME.replace("0.1.0", "0.1.0+cu130"), {}, None),
+        (NAME.replace("py3-none", "cp312-cp312"), {}, "is not a manylinux wheel for every Python 3"),
+        (NAME.replace("manylinux_2_28", "linux"), {}, "is not a manylinux wheel for every Python 3"),
+        (NAME, {"sequence_kernels/py.typed": None}, "it lacks py.typed"),
+        (NAME, {"sequence_kernels/_native_cpu.so": None}, "it lacks _native_cpu.so"),
+        (NAME, {"sequence_kernels/_native_cpu.json": None}, "it lacks _native_cpu.json"),
+        (NAME, {"sequence_kernels/_native_cpu.so": b"a librory"}, "does not tell the size and hash"),
+        (NAME, {"sequence_kernels/_native_cuda.so": b""}, "has no sequence_kernels/_native_cuda.json"),
+        (NAME, {"csrc/runtime/library.h": b""}, "it holds csrc/runtime/library.h"),
+        (NAME, {"tests/__init__.py": b""}, "it holds tests/__init__.py"),
+        (NAME, {"bench/__init__.py": b""}, "it holds bench/__init__.py"),
+    ],
+)
+def test_what_is_wrong_with_a_wheel_is_said(
+    name: str,
+    changes: dict[str, bytes | None],
+    fault: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import check_wheel
+
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
+        for file, data in {**WHOLE, **changes}.items():
+            if data is not None:
+                archive.writestr(file, data)
+    found = check_wheel.faults(tmp_path / name)
+    assert not found if fault is None else len(found) == 1 and fault in found[0]
+
+
+def test_a_wheel_with_a_fault_fails_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import check_wheel
+
+    monkeypatch.setattr(check_wheel, "check", lambda *given: "it runs")
+    for content, status in ((WHOLE, 0), ({**WHOLE, "tests/__init__.py": b""}, 1)):
+        with zipfile.ZipFile(tmp_path / NAME, "w") as archive:
+            for file, data in content.items():
+                archive.writestr(file, data)
+        monkeypatch.setattr(sys, "argv", ["check_wheel.py", str(tmp_path / NAME)])
+        assert check_wheel.main() == status

@@ -1,4 +1,5 @@
-"""Installs a wheel under several versions of torch and Python and runs the doctor and tools/smoke.py in each.
+"""Looks at what is in a wheel, installs it under several versions of torch and Python, and runs the doctor and
+tools/smoke.py in each.
 
     python tools/check_wheel.py dist/sequence_kernels-0.1.0-py3-none-manylinux_2_28_x86_64.whl \\
         --environment python3.10 2.10.0 --environment python3.13 2.15.0
@@ -15,8 +16,11 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
+
+from fingerprint import fingerprint
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,6 +33,31 @@ def run(*command: str | Path) -> str:
     if done.returncode:
         raise RuntimeError(f"{command}: exit {done.returncode}\n{done.stdout}{done.stderr}")
     return done.stdout
+
+
+def faults(wheel: Path) -> list[str]:
+    """What is wrong with the wheel's name and contents: one for every Python, with whole libraries and no sources."""
+    found = []
+    if not re.fullmatch(r"sequence_kernels-[^-]+-py3-none-manylinux_\w+\.whl", wheel.name):
+        found.append(f"{wheel.name} is not a manylinux wheel for every Python 3")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        wanted = ("_native_cpu.so", "_native_cpu.json", "py.typed")
+        found += [f"it lacks {name}" for name in wanted if f"sequence_kernels/{name}" not in names]
+        found += [
+            f"it holds {name}"
+            for name in sorted(names)
+            if name.startswith(("bench/", "csrc/", "examples/", "tests/", "tools/"))
+        ]
+        for name in sorted(names):
+            facts = f"{name.removesuffix('.so')}.json"
+            if name.endswith(".so") and facts in names:
+                said, library = json.loads(archive.read(facts)), archive.read(name)
+                if not fingerprint(library).items() <= said.items():
+                    found.append(f"{facts} does not tell the size and hash of {name}")
+            elif name.endswith(".so") and name != "sequence_kernels/_native_cpu.so":
+                found.append(f"{name} has no {facts}")
+    return found
 
 
 def check(wheel: Path, python: str, torch: str) -> str:
@@ -67,7 +96,10 @@ def main() -> int:
     parser.add_argument("wheel", type=Path)
     parser.add_argument("--environment", nargs=2, action="append", metavar=("PYTHON", "TORCH"))
     given = parser.parse_args()
-    failures = 0
+    wrong = faults(given.wheel)
+    for fault in wrong:
+        print(f"{given.wheel.name}: {fault}", flush=True)
+    failures = len(wrong)
     for python, torch in given.environment or [(sys.executable, pinned())]:
         try:
             print(check(given.wheel.resolve(), python, torch), flush=True)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import internals
-from .derivatives import Backward, autograd_rule, refuse_dual_numbers
-from .dispatch import able, implementation
+from .calls import Backward, autograd_rule, by_the_short_way, kernel_rule, refuse_dual_numbers
+from .dispatch import implementation
 from .folding import vmap_rule
 from .signature import Signature, adjoint, signature
 
@@ -99,17 +98,10 @@ def _register(
     op = getattr(getattr(torch.ops, NAMESPACE), name).default
     written = [i for i, a in enumerate(of.takes) if a.written]
 
-    def run(*args: Any) -> Any:
-        kernel = able(name, args[-1], args[0].device, args[0].dtype)
-        if internals.is_excluded(internals.CONJUGATE):
-            with _views_resolved():
-                return kernel(*args[:-1])
-        return kernel(*args[:-1])
-
     def plain_torch(*args: Any) -> Any:
         return implementation(name, "torch")(*args[:-1])
 
-    _library.impl(name, run, "CompositeExplicitAutograd")
+    _library.impl(name, kernel_rule(name), "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
     if written:
         _library.impl(name, _without_gradient(op), "Autograd", with_keyset=True)
@@ -125,25 +117,12 @@ def _register(
         _library.impl(
             name, _autocast_rule(op, device, frozenset(follows_autocast)), f"Autocast{device.upper()}"
         )
-    return op
-
-
-@contextmanager
-def _views_resolved() -> Iterator[None]:
-    """Conjugated and negated views count again: below a TorchDispatchMode torch takes them for what they view.
-
-    So are ops called that a FlopCounterMode or a selective checkpoint looks at. Plain torch would be silently wrong.
-    """
-    with (
-        internals.set_excluded(internals.CONJUGATE, False),
-        internals.set_excluded(internals.NEGATIVE, False),
-    ):
-        yield
+    return op if written else by_the_short_way(op, name, len(of.tensors))
 
 
 def _without_gradient(op: Any) -> Callable[..., Any]:
     def rule(keyset: Any, *args: Any) -> Any:
-        if internals.dual_level() >= 0 or internals.in_forward_mode():
+        if internals.forward_ad._current_level >= 0 or internals.in_forward_mode():
             refuse_dual_numbers(op, args)
         if torch.is_grad_enabled() and internals.any_requires_grad(*args):
             raise RuntimeError(

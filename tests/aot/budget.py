@@ -10,24 +10,27 @@ PATH = Path(__file__).with_name("budget.json")
 REGENERATE = "run `python -m tests.aot write` and review the change"
 
 Resources = dict[str, int]  # registers, spill_bytes, shared_bytes
-Measurement = dict[str, dict[str, Resources]]  # target -> kernel -> resources
+#: unit -> kernel -> resources. A unit is what is compiled at once, a .cu file or a Triton module for one target:
+#: "sm_80 cauchy/cuda.cu", "cuda 90 cauchy".
+Measurement = dict[str, dict[str, Resources]]
 
 
 def read() -> dict[str, Any]:
+    """``tools`` has each compiler's version, ``digests`` what each unit's measurement was made of (digest.py)."""
     return json.loads(PATH.read_text())
 
 
-def write(tools: dict[str, str], compilers: dict[str, Measurement]) -> None:
+def write(record: dict[str, Any]) -> None:
     """One line a kernel and target, so that a change of one is a change of one line."""
-    lines = [f'{{\n "tools": {json.dumps(tools)}']
-    for compiler, targets in compilers.items():
-        lines.append(f',\n "{compiler}": {{')
+    parts = [f' "tools": {json.dumps(record["tools"])}']
+    tables = {name: units for name, units in record.items() if name not in ("tools", "digests")}
+    for name, table in [*tables.items(), ("digests", record["digests"])]:
         blocks = []
-        for target, kernels in targets.items():
-            rows = [f'   "{name}": {json.dumps(kernels[name])}' for name in sorted(kernels)]
-            blocks.append(f'  "{target}": {{\n' + ",\n".join(rows) + "\n  }")
-        lines.append("\n" + ",\n".join(blocks) + "\n }")
-    PATH.write_text("".join(lines) + "\n}\n")
+        for block, rows in table.items():
+            lines = [f'   "{key}": {json.dumps(rows[key])}' for key in sorted(rows)]
+            blocks.append(f'  "{block}": {{\n' + ",\n".join(lines) + "\n  }")
+        parts.append(f' "{name}": {{\n' + ",\n".join(blocks) + "\n }")
+    PATH.write_text("{\n" + ",\n".join(parts) + "\n}\n")
 
 
 def complaints(allowed: Measurement, measured: Measurement, *, same_tool: bool) -> list[str]:
@@ -37,20 +40,20 @@ def complaints(allowed: Measurement, measured: Measurement, *, same_tool: bool) 
     wrote the budget; a spill is one with any.
     """
     found = []
-    for target, kernels in measured.items():
-        budgets = allowed.get(target, {})
+    for unit, kernels in measured.items():
+        budgets = allowed.get(unit, {})
         found += [
-            f"{name} ({target}) is in the budget but gone; {REGENERATE}"
+            f"{name} ({unit}) is in the budget but gone; {REGENERATE}"
             for name in budgets.keys() - kernels.keys()
         ]
         for name, used in kernels.items():
             if name not in budgets:
-                found.append(f"{name} ({target}) has no budget; {REGENERATE}")
+                found.append(f"{name} ({unit}) has no budget; {REGENERATE}")
                 continue
             for what in ("spill_bytes", "shared_bytes", "registers") if same_tool else ("spill_bytes",):
                 if used[what] > budgets[name][what]:
-                    unit = what.replace("_", " ")
                     found.append(
-                        f"{name} ({target}): {used[what]} {unit}, budget {budgets[name][what]}; {REGENERATE}"
+                        f"{name} ({unit}): {used[what]} {what.replace('_', ' ')}, "
+                        f"budget {budgets[name][what]}; {REGENERATE}"
                     )
     return sorted(found)

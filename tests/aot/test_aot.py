@@ -3,74 +3,177 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 
 import pytest
 
-from tests import triton_kernels
-
-from . import budget, nvcc
-from .__main__ import measure_triton
-from .triton_launches import LAUNCHES, TARGETS
+from . import budget, gate, nvcc, triton_units
+from .digest import code
+from .triton_launches import LAUNCHES
 
 HERE = Path(__file__).parent
-FAST_ARCHITECTURES, FAST_TARGETS = ("sm_80", "sm_90"), ("cuda 90", "hip gfx942")
 
 needs_nvcc = pytest.mark.skipif(nvcc.skip_reason() is not None, reason=str(nvcc.skip_reason()))
 needs_triton = pytest.mark.skipif(
-    triton_kernels.skip_reason() is not None, reason=str(triton_kernels.skip_reason())
+    triton_units.skip_reason() is not None, reason=str(triton_units.skip_reason())
 )
 
 
-def assert_in_budget(compiler: str, version: str, measured: budget.Measurement) -> None:
-    allowed = budget.read()
-    same_tool = allowed["tools"][compiler] == version
-    complaints = budget.complaints(allowed[compiler], measured, same_tool=same_tool)
+def assert_in_budget(compiler: str, targets: tuple[str, ...], *, everything: bool) -> None:
+    complaints = gate.complaints(compiler, targets, everything=everything)
     assert not complaints, "\n".join(complaints)
 
 
 @needs_nvcc
 @pytest.mark.checks("AOT budget", of="*/cuda")
-@pytest.mark.parametrize("architecture", FAST_ARCHITECTURES)
-def test_cuda_kernels(architecture: str) -> None:
-    assert_in_budget("nvcc", nvcc.version(), nvcc.measure((architecture,)))
+def test_cuda_kernels_that_changed() -> None:
+    assert_in_budget("nvcc", nvcc.FAST_TARGETS, everything=False)
 
 
 @needs_nvcc
 @pytest.mark.thorough
-@pytest.mark.parametrize("architecture", sorted({*nvcc.ARCHITECTURES} - {*FAST_ARCHITECTURES}))
-def test_cuda_kernels_on_the_other_architectures(architecture: str) -> None:
-    assert_in_budget("nvcc", nvcc.version(), nvcc.measure((architecture,)))
+@pytest.mark.parametrize("architecture", nvcc.TARGETS)
+def test_cuda_kernels(architecture: str) -> None:
+    assert_in_budget("nvcc", (architecture,), everything=True)
 
 
 @needs_triton
 @pytest.mark.checks("AOT budget", of="*/triton")
-def test_triton_kernels() -> None:
-    assert_in_budget("triton", *measure_triton(FAST_TARGETS))
+def test_triton_kernels_that_changed() -> None:
+    assert_in_budget("triton", triton_units.FAST_TARGETS, everything=False)
 
 
 @needs_triton
 @pytest.mark.thorough
-def test_triton_kernels_on_the_other_targets() -> None:
-    assert_in_budget("triton", *measure_triton(tuple(sorted({*TARGETS} - {*FAST_TARGETS}))))
-
-
-def triton_kernel_names() -> Iterator[str]:
-    for path in sorted((nvcc.ROOT / "sequence_kernels" / "ops").glob("*/triton.py")):
-        yield from re.findall(r"^def (\w+_kernel)\(", path.read_text(), re.MULTILINE)
+def test_triton_kernels() -> None:
+    assert_in_budget("triton", triton_units.TARGETS, everything=True)
 
 
 def test_the_budget_has_every_kernel_and_target() -> None:
     allowed = budget.read()
-    assert set(allowed["nvcc"]) == {*nvcc.ARCHITECTURES}
-    assert set(allowed["triton"]) == {*TARGETS}
-    for kernels in allowed["triton"].values():
-        assert {name.split(" ")[0] for name in kernels} == {*triton_kernel_names()}
-    sources = "\n".join(path.read_text() for path in (nvcc.ROOT / "csrc").glob("*/*.cu"))
-    for kernels in allowed["nvcc"].values():
-        assert set(kernels) == {*re.findall(r"^KERNEL\((\w+),", sources, re.MULTILINE)}
+    for name, compiler in gate.COMPILERS.items():
+        assert {*allowed[name]} == {*allowed["digests"][name]} == {*compiler.units(compiler.TARGETS)}
+    for unit, kernels in allowed["triton"].items():
+        module = triton_units.OPS / unit.rpartition(" ")[2] / "triton.py"
+        names = re.findall(r"^def (\w+_kernel)\(", module.read_text(), re.MULTILINE)
+        assert {name.split(" ")[0] for name in kernels} == {*names}
+    for unit, kernels in allowed["nvcc"].items():
+        source = (nvcc.CSRC / unit.split()[1]).read_text()
+        assert {*kernels} == {*re.findall(r"^KERNEL\((\w+),", source, re.MULTILINE)}
+
+
+def test_a_digest_is_of_all_the_code_that_a_unit_is_made_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One byte of code changes it, in a header of a header too; a comment or another op's file does not."""
+    monkeypatch.setattr(nvcc, "CSRC", Path(shutil.copytree(nvcc.CSRC, tmp_path / "csrc")))
+    monkeypatch.setattr(triton_units, "OPS", Path(shutil.copytree(triton_units.OPS, tmp_path / "ops")))
+
+    def changed(compiler: gate.Compiler, file: Path, old: str, new: str) -> set[str]:
+        """The ops of which a unit's digest is another after the edit."""
+        units = compiler.units(compiler.TARGETS[:1])
+        before = {unit: compiler.digest(unit, "1.0") for unit in units}
+        text = file.read_text()
+        assert old in text
+        file.write_text(text.replace(old, new, 1))
+        after = {unit: compiler.digest(unit, "1.0") for unit in units}
+        file.write_text(text)
+        return {unit.split()[-1].split("/")[0] for unit in units if before[unit] != after[unit]}
+
+    csrc, of_triton = nvcc.CSRC, triton_units.OPS
+    assert changed(nvcc, csrc / "ssm_step" / "cuda.h", "int64_t rows", "int32_t rows") == {"ssm_step"}
+    assert changed(nvcc, csrc / "common" / "kernel.cuh", "type* const", "type*") == {
+        *("cauchy", "common", "dplr_generating", "ssm_conv", "ssm_step", "vandermonde")
+    }
+    assert changed(nvcc, csrc / "common" / "warp_product.cuh", "#pragma", "// Why.\n#pragma") == set()
+    assert changed(nvcc, csrc / "ssm_conv" / "cpu.cpp", "int64_t", "int32_t") == set()
+    assert changed(triton_units, of_triton / "cauchy" / "triton.py", "tl.sum", "tl.max") == {"cauchy"}
+    assert changed(triton_units, of_triton / "layouts.py", "def ", "def a") == {"cauchy", "vandermonde"}
+    assert (
+        changed(triton_units, of_triton / "cauchy" / "triton.py", "import torch\n", "import torch  # it\n")
+        == set()
+    )
+    for compiler in gate.COMPILERS.values():
+        one, other = compiler.units(compiler.TARGETS)[:: len(compiler.units(compiler.TARGETS[:1]))][:2]
+        digests = {compiler.digest(one, "1.0"), compiler.digest(one, "1.1"), compiler.digest(other, "1.0")}
+        assert len(digests) == 3
+
+
+def test_comments_are_left_out_and_strings_kept(tmp_path: Path) -> None:
+    for name, text, kept in (
+        ("one.cuh", 'a("//", "\\"/*");  // b\n\n/* c\n"d" */ e;\n', 'a("//", "\\"/*");\n e;'),
+        ("one.py", 'a = \'#\', "#\'"  # b\n\n# c\n"""#\n"""\n', 'a = \'#\', "#\'"\n"""#\n"""'),
+    ):
+        (tmp_path / name).write_text(text)
+        assert code(tmp_path / name) == kept
+
+
+class Toy:
+    """A compiler of two units, which are files."""
+
+    TARGETS = FAST_TARGETS = ("toy",)
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.compiled, self.number = folder, list[str](), "1.0"
+
+    def version(self) -> str:
+        return self.number
+
+    def units(self, targets: tuple[str, ...]) -> list[str]:
+        return [f"toy {path.name}" for path in sorted(self.folder.iterdir())]
+
+    def digest(self, unit: str, version: str) -> str:
+        return version + (self.folder / unit.split()[1]).read_text()
+
+    def measure(self, units: list[str]) -> budget.Measurement:
+        self.compiled += units
+        used = {"registers": 40, "spill_bytes": 0, "shared_bytes": 0}
+        return {unit: {"kernel": {**used, "registers": int(self.digest(unit, "")[-2:])}} for unit in units}
+
+
+def test_what_was_measured_as_it_stands_is_not_compiled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (sources := tmp_path / "sources").mkdir()
+    for name in ("one", "two"):
+        (sources / name).write_text("40")
+    toy = Toy(sources)
+    monkeypatch.setattr(gate, "COMPILERS", {"toy": toy})
+    monkeypatch.setattr(budget, "PATH", tmp_path / "budget.json")
+    budget.PATH.write_text(json.dumps({"tools": {}, "toy": {}, "digests": {"toy": {}}}))
+
+    def complaints(**more: bool) -> list[str]:
+        toy.compiled.clear()
+        return [text.partition(";")[0] for text in gate.complaints("toy", ("toy",), **more)]
+
+    gate.write(everything=False)
+    assert (complaints(), toy.compiled) == ([], [])
+    assert (complaints(everything=True), toy.compiled) == ([], ["toy one", "toy two"])
+
+    (sources / "two").write_text("a 40")
+    stale = "toy two is within its budget, but its code is not what was measured"
+    assert (complaints(), toy.compiled) == ([stale], ["toy two"])
+    (sources / "two").write_text("41")
+    assert complaints() == ["kernel (toy two): 41 registers, budget 40"]
+    toy.number = "2.0"  # of another compiler spills alone count
+    assert (complaints(), toy.compiled) == ([], ["toy one", "toy two"])
+    toy.number = "1.0"
+
+    toy.compiled.clear()
+    (sources / "three").write_text("50")
+    (sources / "one").unlink()
+    gate.write(everything=False)
+    assert toy.compiled == ["toy three", "toy two"]
+    assert {unit: used["kernel"]["registers"] for unit, used in budget.read()["toy"].items()} == {
+        "toy three": 50,
+        "toy two": 41,
+    }
+    assert (complaints(), toy.compiled) == ([], [])
+    gate.write(everything=True)
+    assert toy.compiled == ["toy three", "toy two"]
 
 
 @needs_triton

@@ -1,6 +1,6 @@
 """Compiles the Triton kernels, as their launch functions launch them, for GPUs that are not there.
 
-Run in a process of its own, with TRITON_INTERPRET=0: ``python -m tests.aot triton <targets>``.
+Run in a process of its own, with TRITON_INTERPRET=0: ``python -m tests.aot triton <units>``.
 """
 
 from __future__ import annotations
@@ -96,13 +96,16 @@ def target(name: str) -> GPUTarget:
     )
 
 
-def measure(targets: list[str]) -> Measurement:
-    """Every launch of LAUNCHES for every target; needs TRITON_DUMP_PTXAS_LOG=1 and an empty cache."""
-    measured: Measurement = {name: {} for name in targets}
+def measure(units: list[str]) -> Measurement:
+    """Every launch of LAUNCHES for these units; needs TRITON_DUMP_PTXAS_LOG=1 and an empty cache."""
+    measured: Measurement = {unit: {} for unit in units}
     known: dict[str, Resources] = {}  # the compiler reports only what it has not compiled before
     for label, (module_name, function, arguments) in LAUNCHES.items():
         module = importlib.import_module(module_name)
-        for name in targets:
+        for unit, entries in measured.items():
+            name, _, op = unit.rpartition(" ")
+            if op != module_name.split(".")[-2]:
+                continue
             calls: list[tuple[Any, dict[str, Any]]] = []
             with _recorded(module, calls, hip="7.0" if name.startswith("hip") else None):
                 getattr(module, function)(*arguments)
@@ -113,7 +116,6 @@ def measure(targets: list[str]) -> Measurement:
                     compiled = triton.compile(source, target=target(name), options=options)
                 if compiled.hash not in known:
                     known[compiled.hash] = _resources(compiled, log.getvalue())
-                entries = measured[name]
                 entry = f"{kernel.__name__} [{label}]"
                 again = sum(e.startswith(entry) for e in entries)
                 entries[f"{entry} call {again + 1}" if again else entry] = known[compiled.hash]

@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 
-TARGETS = ("cuda 80", "cuda 90", "cuda 100", "hip gfx942")
-
 Launches = dict[str, tuple[str, str, tuple[Any, ...]]]
 
 

@@ -13,6 +13,7 @@ import time
 import pytest
 
 from bench.harness import cli
+from bench.harness import run as running
 from bench.harness.declare import DEFAULT, KEEPS
 from bench.harness.machine import ROOT
 from bench.harness.plan import Job, UsageError, plan
@@ -116,7 +117,7 @@ def quiet(total: int) -> Progress:
     return Progress(total, io.StringIO())
 
 
-def test_a_run_measures_in_child_processes_and_resumes(tmp_path):
+def test_a_run_measures_in_child_processes_and_resumes(tmp_path, monkeypatch):
     out = tmp_path / "r.jsonl"
     jobs = [
         Job("ssm_step", "B1-H256-N32-R1", "forward", allocator, "cpu", "quick")
@@ -127,15 +128,15 @@ def test_a_run_measures_in_child_processes_and_resumes(tmp_path):
     run(jobs, out, toy.header(), quiet(2), resume=True)
     assert out.read_text().startswith(first)
     done = load(out)
-    disturbed = [
-        {**pair, "foreign": 0.9} if pair["kind"] == "pair" else pair
-        for pair in map(json.loads, first.splitlines())
-    ]
-    (tmp_path / "d.jsonl").write_text("".join(json.dumps(line) + "\n" for line in disturbed))
-    run(jobs[:1], tmp_path / "d.jsonl", toy.header(), quiet(1), resume=True)
-    assert (tmp_path / "d.jsonl").read_text().count('"pair"') == 2 * first.count(
-        '"pair"'
-    )  # measured once more
+    handed = []  # to a measuring process; what one does with its jobs was seen above
+    monkeypatch.setattr(running, "_spawn", lambda jobs, *others: handed.append(jobs) or [])
+    for foreign, left in ((0.0, []), (0.9, [jobs[:1]])):  # what was disturbed is measured once more
+        records = map(json.loads, first.splitlines())
+        seen = [{**record, "foreign": foreign} if record["kind"] == "pair" else record for record in records]
+        (tmp_path / "seen.jsonl").write_text("".join(json.dumps(record) + "\n" for record in seen))
+        run(jobs[:1], tmp_path / "seen.jsonl", toy.header(), quiet(1), resume=True)
+        assert handed == left
+        assert (tmp_path / "seen.jsonl").read_text().count('"pair"') == first.count('"pair"')
     assert {pair["allocator"] for pair in done.pairs} == {DEFAULT, KEEPS}
     assert set(done.ceilings) == {DEFAULT, KEEPS}
     assert all(rate > 0 for rates in done.ceilings.values() for rate in rates.values())
@@ -146,7 +147,7 @@ def test_a_run_measures_in_child_processes_and_resumes(tmp_path):
 def test_a_process_that_dies_costs_its_job_alone(tmp_path):
     jobs = [
         Job("ssm_step", "no such shape", "forward", DEFAULT, "cpu", "quick"),
-        Job("ssm_step", "B1-H256-N32-R1", "forward", DEFAULT, "cpu", "quick"),
+        Job("ssm_step", "B1-H256-N32-R1", "forward", DEFAULT, "cpu", "quick", against=("torch naive",)),
     ]
     run(jobs, tmp_path / "r.jsonl", toy.header(), quiet(2))
     done = load(tmp_path / "r.jsonl")
@@ -161,7 +162,13 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path):
     command = [sys.executable, "-m", "bench", "run", *STEP, "--op", "ssm_conv", "--shape"]
     command += ["B8-H16-N32-L1024-float32", "--out", str(out)]
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        # A shell starts what runs in its background with SIGINT ignored, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     limit = time.monotonic() + 120
     while time.monotonic() < limit and not (out.exists() and '"kind": "pair"' in out.read_text()):

@@ -501,7 +501,7 @@ def _forward_way(
 
 
 def _finish(layout: _Layout, way: _Way, u: Tensor, e_in: Tensor, powers: Tensor, final: Tensor) -> None:
-    """From the states before the chunks in which the rows end to those where they end, in address."""
+    """From the states before the chunks in which the rows end to those where they end, in place."""
     _, row, column = _power_strides(layout, powers[:, -1], reverse=False)
     grid = (triton.cdiv(layout.batch, ROWS) * layout.parts * layout.heads,)
     if grid[0]:

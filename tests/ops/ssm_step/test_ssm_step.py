@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sequence_kernels import ops
 
@@ -129,87 +124,3 @@ def test_bad_arguments() -> None:
         ops.ssm_step(state, u, a_minus_one, b, c, d, c)
     with pytest.raises(ValueError, match=r"p must have shape \(R, H=3, N=4\), got \(2, 3, 3\)"):
         ops.ssm_step(state, u, a_minus_one, b, c, d, c[..., :3], c)
-
-
-class Seen(TorchDispatchMode):
-    """Which ops go through torch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(func._opname)
-        return func(*args, **(kwargs or {}))
-
-
-class TestShortWay:
-    """A step calls its kernel as it is only where torch would do nothing else."""
-
-    @pytest.fixture
-    def arguments(self) -> tuple[Tensor, ...]:
-        return tuple(t.to(torch.complex64 if t.is_complex() else torch.float32) for t in parts((5,)))
-
-    @pytest.fixture(params=["diagonal", "low rank"])
-    def step(self, request: pytest.FixtureRequest) -> Callable[..., Any]:
-        def step(state: Tensor, u: Tensor, a: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
-            low_rank = () if request.param == "diagonal" else (0 * a[None], a[None])
-            return ops.ssm_step(state, u, a, *rest, *low_rank)
-
-        return step
-
-    @pytest.fixture(autouse=True)
-    def registered(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        """The names of the registered ops that were called."""
-        called: list[str] = []
-        module = importlib.import_module("sequence_kernels.ops.ssm_step")
-        op = module._ssm_step
-        monkeypatch.setattr(module, "_ssm_step", lambda *a: called.append("ssm_step") or op(*a))
-        return called
-
-    def test_taken(
-        self, step: Callable[..., Any], arguments: tuple[Tensor, ...], registered: list[str]
-    ) -> None:
-        want = step(*(t.double() if not t.is_complex() else t.to(C128) for t in arguments))
-        assert len(registered) == 1
-        for context in (torch.enable_grad(), torch.no_grad(), torch.inference_mode()):
-            with context:
-                for got, exact in zip(step(*arguments), want, strict=True):
-                    torch.testing.assert_close(got, exact.to(got.dtype))
-        assert len(registered) == 1
-
-    def test_not_taken_where_a_gradient_is_wanted(
-        self, step: Callable[..., Any], arguments: tuple[Tensor, ...], registered: list[str]
-    ) -> None:
-        for i in range(len(arguments)):
-            leaf = arguments[i].clone().requires_grad_()
-            y, _ = step(*arguments[:i], leaf, *arguments[i + 1 :])
-            assert y.requires_grad
-        assert len(registered) == len(arguments)
-
-    def test_not_taken_in_modes_transforms_and_traces(
-        self, step: Callable[..., Any], arguments: tuple[Tensor, ...], registered: list[str]
-    ) -> None:
-        y, _ = step(*arguments)
-        assert not registered
-        with Seen() as seen:
-            step(*arguments)
-        assert "ssm_step" in seen.names
-        with torch.autocast("cpu", torch.bfloat16):
-            assert step(*arguments)[0].dtype == torch.bfloat16
-        state, u, *rest = arguments
-
-        def loss(u: Tensor) -> Tensor:
-            return step(state, u, *rest)[0].square().sum()
-
-        leaf = u.clone().requires_grad_()
-        torch.testing.assert_close(torch.func.grad(loss)(u), *torch.autograd.grad(loss(leaf), leaf))
-        over_rows = torch.func.vmap(lambda state, u: step(state, u, *rest)[0])
-        torch.testing.assert_close(over_rows(state, u), y)
-        before = len(registered)
-        negated = torch.complex(torch.zeros_like(u), -u).conj().imag  # u, the negation pending
-        assert negated.is_neg()
-        torch.testing.assert_close(step(state, negated, *rest)[0], y)
-        assert len(registered) == before + 1
-        compiled = torch.compile(lambda *t: step(*t)[0], fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(*arguments), y)

@@ -1,21 +1,84 @@
-"""Differentiates an op: for ordinary autograd, for every level of torch.func's transforms, and by plain torch.
+"""What runs when an op is called: by the short way, at torch's Autograd key, and below it.
 
-The rule stands at torch's Autograd key. torch.func comes by it once for each of its transforms, the innermost first;
+The derivatives stand at the Autograd key. torch.func comes by it once for each of its transforms, the innermost first;
 what runs below it is what the next transform sees. So ``grad``, ``vjp``, ``jacrev``, ``vmap`` and any nesting of them
 differentiate the op as ordinary autograd does, by its kernels. Forward mode is plain torch, which torch differentiates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .. import internals
+from .dispatch import able
 
 #: ``(needed, inputs, *gradients of the results) -> gradients of the tensors``; ``needed`` says of which tensors.
 Backward = Callable[..., "tuple[Any, ...]"]
+
+
+_ORDINARY = (Tensor, torch.nn.Parameter)
+
+
+def by_the_short_way(op: Any, name: str, tensors: int) -> Callable[..., Any]:
+    """Calls the kernel itself where torch would do nothing else: the way through torch takes 6 us.
+
+    That is: where the first ``tensors`` arguments lie in memory as their numbers are and none needs a gradient, and no
+    tracer, transform, mode or autocast is at work.
+    """
+
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return op(*args)
+        needs_gradient = torch.is_grad_enabled()
+        for t in args[:tensors]:
+            if t is not None and (
+                type(t) not in _ORDINARY or t.is_conj() or t.is_neg() or (needs_gradient and t.requires_grad)
+            ):
+                return op(*args)
+        first = args[0]
+        if (
+            internals.dispatch_modes()
+            or internals.function_modes()
+            or internals.transform() is not None
+            or internals.tracing_state() is not None
+            or internals.forward_ad._current_level >= 0
+            or torch.is_autocast_enabled(first.device.type)
+        ):
+            return op(*args)
+        return able(name, args[-1], first.device, first.dtype)(*args[:-1])
+
+    return call
+
+
+def kernel_rule(name: str) -> Callable[..., Any]:
+    """What runs below autograd: the backend's implementation."""
+
+    def run(*args: Any) -> Any:
+        kernel = able(name, args[-1], args[0].device, args[0].dtype)
+        if internals.is_excluded(internals.CONJUGATE):
+            with _views_resolved():
+                return kernel(*args[:-1])
+        return kernel(*args[:-1])
+
+    return run
+
+
+@contextmanager
+def _views_resolved() -> Iterator[None]:
+    """Conjugated and negated views count again: below a TorchDispatchMode torch takes them for what they view.
+
+    So are ops called that a FlopCounterMode or a selective checkpoint looks at. Plain torch would be silently wrong.
+    """
+    with (
+        internals.set_excluded(internals.CONJUGATE, False),
+        internals.set_excluded(internals.NEGATIVE, False),
+    ):
+        yield
 
 
 def autograd_rule(
@@ -54,7 +117,7 @@ def autograd_rule(
         if transform is not None and transform.key() == internals.FORWARD_MODE:
             if internals.has_tangents(args):
                 return composite(*args)
-        elif internals.dual_level() >= 0:
+        elif internals.forward_ad._current_level >= 0:
             refuse_dual_numbers(op, args)
         if not torch.is_grad_enabled() or not internals.any_requires_grad(*args):
             return _below(op, keyset, args)
