@@ -15,8 +15,9 @@ every_backend = pytest.mark.parametrize("backend", backends("ssm_chunk"))
 C128 = torch.complex128
 
 
-def _chunk_matrices(rank: int, tail: bool) -> Sample:
+def _chunk_matrices(rank: int, tail: bool, channels: int = 2) -> Sample:
     """Of few states: the results are many, and each costs the element-by-element gradcheck two backward passes."""
+
     none = torch.empty(0, 3, 2, dtype=C128)
 
     def function(a: Tensor, b: Tensor, c: Tensor, p: Tensor = none, q: Tensor = none) -> tuple[Tensor, ...]:
@@ -24,13 +25,13 @@ def _chunk_matrices(rank: int, tail: bool) -> Sample:
         return (*rest, powers.to(rest[0].dtype if powers.is_floating_point() else c.dtype))
 
     low_rank = (0.5 * complexes(rank, 3, 2, seed=1), 0.5 * complexes(rank, 3, 2, seed=2)) if rank else ()
-    tensors = (0.5 * complexes(3, 2), complexes(3, 2, seed=3), complexes(2, 3, 2, seed=4), *low_rank)
+    tensors = (0.5 * complexes(3, 2), complexes(3, 2, seed=3), complexes(channels, 3, 2, seed=4), *low_rank)
     return Sample("ssm_chunk", function, tensors)
 
 
 SAMPLES = {
     "ssm_chunk": _chunk_matrices(rank=1, tail=False),
-    "ssm_chunk-diagonal": _chunk_matrices(rank=0, tail=True),
+    "ssm_chunk-diagonal": _chunk_matrices(rank=0, tail=True, channels=1),
     "ssm_chunk-rank-2-tail": _chunk_matrices(rank=2, tail=True),
 }
 
