@@ -5,12 +5,13 @@ Everything here is in torch 2.10 and later. What each is for stands where it is 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad as forward_ad
+from torch.autograd import forward_ad
 
 # Dispatch: what runs below an autograd kernel, and which keys torch passes over in this thread.
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -30,10 +31,14 @@ SingleLevelFunction: Any = torch.autograd.function._SingleLevelFunction
 unpack_dual = torch._VF._unpack_dual
 forward_mode_enabled = forward_ad._set_fwd_grad_enabled
 
-# What may be at work around a call. ``forward_ad._current_level``: negative outside; a compiled jvp does not set it.
+# What may be at work around a call: modes, tracers, a vmap of before torch.func (``is_grads_batched``), and levels of
+# ``torch.autograd.forward_ad``, negative outside; a compiled ``torch.func.jvp`` does not set one.
 dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 function_modes: Callable[[], bool] = torch._C._is_torch_function_mode_enabled
 tracing_state: Callable[[], Any] = torch._C._get_tracing_state
+dual_level: Callable[[], int] = functools.partial(getattr, forward_ad, "_current_level")
+VMAP_MODE: Any = torch._C._parse_dispatch_key("VmapMode")
+is_included = torch._C._dispatch_tls_is_dispatch_key_included
 
 any_requires_grad = torch._C._any_requires_grad
 

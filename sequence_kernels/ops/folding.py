@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .layouts import by_head
 from .signature import Argument, Signature
 
 
@@ -39,9 +40,11 @@ def vmap_rule(op: Callable[..., Any], of: Signature) -> Callable[..., Any]:
                     tensors[i] = _in_front(t, is_mapped, info.batch_size, rank if fold == "*" else None)
             out = op(*tensors, *args[count:])
             return out, (0 if isinstance(out, Tensor) else (0,) * len(out))
-        size = 0
+        size, heads = 0, _heads(of, tensors, in_dims)
         for i, argument in enumerate(of.tensors):
             t, axis = tensors[i], argument.axis(fold)
+            if t is not None and axis is None and in_dims[i] is not None:
+                axis, t = argument.axis("G"), by_head(t, heads)
             if t is not None and axis is not None:
                 t = t if in_dims[i] is not None else t.unsqueeze(0).expand(info.batch_size, *t.shape)
                 axis += t.dim() - 1 if axis < 0 else 0
@@ -60,7 +63,16 @@ def vmap_rule(op: Callable[..., Any], of: Signature) -> Callable[..., Any]:
 def _names(argument: Argument) -> tuple[str, ...]:
     """The axes of the argument into which others can be folded."""
     front = [mark for mark in ("*", "...") if argument.dims.startswith(mark)]
-    return (*front, *(letter for letter in "BH" if letter in argument.dims))
+    dims = argument.dims.replace("G", "H")  # groups that differ are made heads
+    return (*front, *(letter for letter in "BH" if letter in dims))
+
+
+def _heads(of: Signature, tensors: Sequence[Tensor | None], in_dims: Sequence[int | None]) -> int:
+    for argument, t, dim in zip(of.tensors, tensors, in_dims, strict=False):
+        axis = argument.axis("H")
+        if t is not None and axis is not None:
+            return t.shape[axis + (dim is not None and axis >= 0)]
+    return 0
 
 
 def _first(t: Tensor, dim: int | None) -> Tensor:
@@ -86,6 +98,13 @@ def _one_by_one(
     in_dims: Sequence[int | None],
     rest: Any,
 ) -> tuple[Any, Any]:
+    if count == 0:  # of shapes that are those of one call of zeros
+        one = [
+            t if t is None or dim is None else t.new_zeros((1, *t.shape[1:]))
+            for t, dim in zip(tensors, in_dims, strict=False)
+        ]
+        out, dims = _one_by_one(op, 1, one, in_dims, rest)
+        return (out[:0] if isinstance(out, Tensor) else tuple(t[:0] for t in out)), dims
     outs = []
     for i in range(count):
         here = (t if t is None or dim is None else t[i] for t, dim in zip(tensors, in_dims, strict=False))

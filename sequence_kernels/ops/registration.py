@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import internals
-from .calls import Backward, autograd_rule, by_the_short_way, kernel_rule, refuse_dual_numbers
+from .calls import Backward, autograd_rule, below, by_the_short_way, kernel_rule, refuse_dual_numbers
 from .dispatch import implementation
 from .folding import vmap_rule
 from .signature import Signature, adjoint, signature
@@ -67,7 +67,7 @@ def register_with_adjoint(
 
     def backward_fake(*args: Any) -> tuple[Tensor, ...]:
         sizes = reverse.sizes(args[: len(reverse.tensors)])
-        inputs = args[len(gives_names) :]
+        inputs = args[len(forward.gives) :]
         return tuple(
             inputs[like].new_empty([sizes[letter] for letter in a.dims])
             if inputs[i] is None
@@ -81,7 +81,6 @@ def register_with_adjoint(
             found[i].to(inputs[i].dtype) if is_needed else None for i, is_needed in enumerate(needed)
         )
 
-    gives_names = forward.gives
     reverse_op = _register(f"{name}_backward", reverse, backward_fake, None, None, ())
     return _register(name, forward, fake, backward, None, follows_autocast), reverse_op
 
@@ -122,15 +121,14 @@ def _register(
 
 def _without_gradient(op: Any) -> Callable[..., Any]:
     def rule(keyset: Any, *args: Any) -> Any:
-        if internals.forward_ad._current_level >= 0 or internals.in_forward_mode():
+        if internals.dual_level() >= 0 or internals.in_forward_mode():
             refuse_dual_numbers(op, args)
         if torch.is_grad_enabled() and internals.any_requires_grad(*args):
             raise RuntimeError(
                 f"{op._opname} works in place and has no gradient, but an argument requires one: call it under "
                 "torch.no_grad(), or use the op that returns a new tensor"
             )
-        with internals.below_autograd():
-            return op.redispatch(keyset & internals.after_autograd, *args)
+        return below(op, keyset, args)
 
     return rule
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 from sequence_kernels import BackendUnavailableError, ops, use_backend
@@ -186,6 +187,26 @@ def test_registration(name: str) -> None:
             for a in args
         ]
         torch.library.opcheck(op, tuple(arguments))
+
+
+def turned(t: Tensor) -> Tensor:
+    """The same, its memory in another order."""
+    return t.permute(*reversed(range(t.dim()))).contiguous().permute(*reversed(range(t.dim())))
+
+
+@every
+def test_results_lie_as_the_fake_says(sample: Sample, backend: str) -> None:
+    """Of the op and of its gradients: what Inductor makes of a graph reads memory as the fake laid it out."""
+    with use_backend(backend), Recorded() as recorded:
+        results = outputs(sample.function(*fresh(sample)))
+        torch.autograd.backward(results, [torch.ones_like(r) for r in results])
+    for call in recorded.calls:
+        for lay in (Tensor.contiguous, turned):
+            args = [lay(a.detach()) if isinstance(a, Tensor) else a for a in call.args]
+            got = outputs(call.op(*args))
+            with FakeTensorMode() as mode:
+                fakes = outputs(call.op(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args)))
+            assert [y.stride() for y in got] == [y.stride() for y in fakes], call.op
 
 
 @pytest.mark.parametrize(

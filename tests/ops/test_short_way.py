@@ -37,6 +37,14 @@ def called(sample: Sample, *tensors: Tensor) -> tuple[Tensor, ...]:
     return outputs(sample.function(*(tensors or sample.tensors)))
 
 
+def unusual(t: Tensor) -> list[Tensor]:
+    """The same numbers with a conjugate or a sign pending, and zeros that have no memory."""
+    negated = torch.complex(torch.zeros_like(t.real), -t.real).conj().imag
+    pending = t.conj().resolve_conj().conj() if t.is_complex() else negated
+    assert pending.is_conj() or pending.is_neg()
+    return [pending, torch._efficientzerotensor(t.shape, dtype=t.dtype)]
+
+
 def near(got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> None:
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b)
@@ -63,16 +71,55 @@ def test_not_taken_where_torch_has_work(name: str, taken: list[str]) -> None:
         got = called(sample, *tensors[:i], leaf, *tensors[i + 1 :])
         near(got, want)
         assert any(y.requires_grad for y in got)
-    assert not taken
-    for i, t in enumerate(tensors):  # unless what the op does first resolves them
-        negated = torch.complex(torch.zeros_like(t.real), -t.real).conj().imag  # its sign is pending
-        pending = t.conj().resolve_conj().conj() if t.is_complex() else negated
-        near(called(sample, *tensors[:i], pending, *tensors[i + 1 :]), want)
-    taken.clear()
     with Recorded() as seen:
         near(called(sample), want)
-    assert [call.op._opname for call in seen.calls] == [sample.op]
+    (call,) = seen.calls
+    assert call.op._opname == sample.op
+    given = [isinstance(a, Tensor) for a in call.args].count(True)
+    way = calls.by_the_short_way(call.op, sample.op, given)
+    for i, t in enumerate(call.args[:given]):
+        if isinstance(t, Tensor) and t.dtype.is_floating_point | t.is_complex():
+            for other in unusual(t):
+                got = outputs(way(*call.args[:i], other, *call.args[i + 1 :]))
+                if not other._is_zerotensor():
+                    near(got, call.results)
     near(torch.vmap(lambda *t: called(sample, *t))(*(t[None] for t in tensors)), tuple(y[None] for y in want))
     with torch.autocast("cpu", torch.bfloat16), use_backend("torch"):
         called(sample)
     assert not taken
+
+
+@every
+def test_gradients_of_many_at_once(name: str, taken: list[str]) -> None:
+    """torch.autograd.grad with ``is_grads_batched``, and under torch.vmap: whole Jacobians; and of gradients."""
+    sample = SAMPLES[name]
+    leaves = [t.clone().requires_grad_() for t in sample.tensors]
+    first = outputs(sample.function(*leaves))[0]
+    slopes = torch.autograd.grad(first, leaves, torch.ones_like(first), create_graph=True)
+    for result in (first, next(s for s in slopes if s.requires_grad)):
+        many = torch.stack((torch.ones_like(result), torch.full_like(result, 0.5)))
+
+        def one(g: Tensor, result: Tensor = result, batched: bool = False) -> tuple[Tensor, ...]:
+            found = torch.autograd.grad(
+                result, leaves, g, retain_graph=True, allow_unused=True, is_grads_batched=batched
+            )
+            return tuple(t for t in found if t is not None)
+
+        each = tuple(torch.stack(rows) for rows in zip(*(one(g) for g in many), strict=True))
+        taken.clear()
+        near(torch.vmap(one)(many), each)
+        near(one(many, batched=True), each)
+        assert not taken
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted(SAMPLES.keys() - {"ssm_chunk-diagonal", "ssm_conv-dense-lengths"}),  # hold tensors of the CPU
+)
+def test_meta_tensors_have_shapes(name: str) -> None:
+    sample = SAMPLES[name]
+    want = called(sample)
+    for context in (torch.enable_grad(), torch.no_grad()):
+        with context:
+            got = called(sample, *(t.to("meta") for t in sample.tensors))
+        assert [(y.shape, y.dtype, y.device.type) for y in got] == [(y.shape, y.dtype, "meta") for y in want]

@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import internals
 from .. import checks
 from ..dispatch import choose, find_implementations, implement_natively
-from ..layouts import by_head
 from ..registration import register
 
 find_implementations(__name__, "dplr_discretize")
@@ -47,8 +45,6 @@ def dplr_discretize(
         _check(w, p, b, dt)
         w, p, b = checks.promoted(w, p, b)
         dt = dt.double()
-    if internals.transform() is not None:  # vmap folds its axis into the heads, which must then share nothing
-        w, p, b = (by_head(t, len(dt)) for t in (w, p, b))
     wide = (w.dtype if dtype is None else dtype) == torch.complex128
     return _dplr_discretize(w, p, b, dt, wide, choose("dplr_discretize", backend, w))
 
@@ -86,7 +82,7 @@ def _fake(w: Tensor, p: Tensor, b: Tensor, dt: Tensor, wide: bool, backend: str)
 
 _dplr_discretize: Any = register(
     "dplr_discretize",
-    "w: HN, p: RHN, b: HN, dt: H, wide: bool",
+    "w: GN, p: RGN, b: GN, dt: H, wide: bool",
     "a_minus_one: HN, next_p: RHN, q: RHN, next_b: HN",
     fake=_fake,
 )

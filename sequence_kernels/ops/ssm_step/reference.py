@@ -91,7 +91,9 @@ def ssm_step_backward(
     """The adjoint above, of plain differentiable operations."""
     drive, g = u.unsqueeze(-1).to(state.real.dtype), g.to(c.real.dtype)
     following, sums = _next(state, u, a_minus_one, b, p, q)
-    whole = g_state + 2 * torch.einsum("...ch,chn->...hn", g.to(c.dtype), c.conj())
+    whole = g_state + 2 * (g.unsqueeze(-1) * c.conj()).sum(
+        -3
+    )  # no einsum: a vmap of before torch.func has none
     du, d_state = (b.conj() * whole).sum(-1).real, whole + a_minus_one.conj() * whole
     da, db = _over_batch(state.conj() * whole, 2), _over_batch(drive * whole, 2)
     dc = 2 * _over_batch(g.unsqueeze(-1) * following.conj().unsqueeze(-3), 3)
@@ -99,8 +101,8 @@ def ssm_step_backward(
     if d is not None:
         du, dd = du + (g * d).sum(-2), _over_batch(g * u.unsqueeze(-2), 2)
     if p is not None and q is not None and sums is not None:
-        d_sums = torch.einsum("...hn,rhn->...rh", whole, p.conj()).real
-        d_state = d_state + 2 * torch.einsum("...rh,rhn->...hn", d_sums.to(q.dtype), q.conj())
+        d_sums = (whole.unsqueeze(-3) * p.conj()).sum(-1).real
+        d_state = d_state + 2 * (d_sums.unsqueeze(-1) * q.conj()).sum(-3)
         dp = _over_batch(sums.unsqueeze(-1) * whole.unsqueeze(-3), 3)
         dq = 2 * _over_batch(d_sums.unsqueeze(-1) * state.conj().unsqueeze(-3), 3)
     return d_state, du.to(u.dtype), da, db, dc, dd, dp, dq
