@@ -105,7 +105,8 @@ def ninja_file(compiler: str, cuda: Cuda | None, folder: Path) -> str:
             continue
         stem = f"{source.parent.name}/{source.stem}"
         variants = instruction_sets(compiler) if source.stem in ("cpu", "cpu_backward") else {}
-        if not variants or not source.with_name("register.cpp").exists():
+        is_op = source.stem == "cpu" and not source.with_name("register.cpp").exists()
+        if is_op or not variants:
             variants = {**variants, "": ""}
         for name, extra in variants.items():
             library.append(f"{stem}.{name}.o" if name else f"{stem}.o")
