@@ -719,7 +719,6 @@ class TestNative:
             (fine[:, :6].contiguous(), weights, state, state_indices, x),
             (fine.float(), weights, state, state_indices, x),
             (fine, weights, state[:, :-1].contiguous(), state_indices, x),
-            (fine, weights, state, torch.tensor([0, 2]), x),
             (fine, weights, state, state_indices[:1], x),
             (fine, weights, state[:1], state_indices[:0], x),
             (fine, weights, state, state_indices, x.double()),
@@ -727,6 +726,8 @@ class TestNative:
         ):
             with pytest.raises(RuntimeError):
                 run(*arguments)
+        with pytest.raises(RuntimeError, match="state_indices from -1 to below the number of states"):
+            run(fine, weights, state, torch.tensor([0, 2]), x)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_panels(self, limited: int, dtype: torch.dtype) -> None:

@@ -54,7 +54,8 @@ Tensor step(const Tensor& state, const std::optional<Tensor>& state_indices, con
   const StepSizes sizes = check_step(state, state_indices, u, a_minus_one, b, c, d, p, q, next);
   const int64_t* slot = data_of<int64_t>(state_indices);
   for (int64_t row = 0; slot && row < sizes.rows; ++row)
-    check(slot[row] >= -1 && slot[row] < sizes.slots, "a step expects slots from -1 to below their number");
+    check(slot[row] >= -1 && slot[row] < sizes.slots,
+          "a step expects state_indices from -1 to below the number of states");
   return is_double(u.dtype()) ? run<double>(sizes, state, state_indices, u, a_minus_one, b, c, d, p, q, next)
                               : run<float>(sizes, state, state_indices, u, a_minus_one, b, c, d, p, q, next);
 }

@@ -12,7 +12,7 @@ struct Rows {
   Real *x, *spare;       // the channels, and room for the next ones
   Real* kept;            // a stack
   Real* pulls;
-  const int64_t* slots;
+  const int64_t* state_indices;
 
   void swap() {
     Real* const other = spare;
@@ -142,8 +142,9 @@ inline void recur(Rows<Real>& rows, const Instruction& instruction, const Real* 
   constexpr int64_t at_once = 16;  // heads whose parameters stay in the first level of cache
   for (int64_t first = 0; first < heads; first += at_once)
     for (int64_t row = 0; row < rows.count; ++row) {
-      Real* x = state + rows.slots[row] * state_size;
-      const int64_t ahead = row + 1 < rows.count ? (rows.slots[row + 1] - rows.slots[row]) * state_size : 0;
+      const int64_t* slot = rows.state_indices + row;
+      Real* x = state + slot[0] * state_size;
+      const int64_t ahead = row + 1 < rows.count ? (slot[1] - slot[0]) * state_size : 0;
       step_heads(system, first, first + at_once < heads ? first + at_once : heads, x, x,
                  rows.x + row * rows.width, rows.spare + row * rows.width, rows.pulls, ahead);
     }
@@ -195,8 +196,8 @@ void step_program(const ProgramArguments<Real>& arguments, int64_t begin, int64_
   for (int64_t i = 0; i < program_scratch(arguments); ++i) scratch[i] = 0;
   int64_t next = begin;
   while (next < end) {
-    int64_t which[kRowsAtOnce], slots[kRowsAtOnce];
-    Rows<Real> rows{0, width, scratch, scratch + block, scratch + 2 * block, nullptr, slots};
+    int64_t which[kRowsAtOnce], state_indices[kRowsAtOnce];
+    Rows<Real> rows{0, width, scratch, scratch + block, scratch + 2 * block, nullptr, state_indices};
     rows.pulls = rows.kept + arguments.levels * block;
     for (; next < end && rows.count < together; ++next) {
       const int64_t slot = arguments.state_indices ? arguments.state_indices[next] : next;
@@ -207,7 +208,7 @@ void step_program(const ProgramArguments<Real>& arguments, int64_t begin, int64_
       }
       const Real* x = arguments.x + next * arguments.input;
       for (int64_t i = 0; i < arguments.input; ++i) rows.x[rows.count * width + i] = x[i];
-      which[rows.count] = next, slots[rows.count++] = slot;
+      which[rows.count] = next, state_indices[rows.count++] = slot;
     }
     int64_t channels = arguments.input;
     for (int64_t i = 0; i < arguments.instructions && rows.count > 0; ++i) {

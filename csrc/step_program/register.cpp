@@ -135,7 +135,7 @@ Tensor step_program_op(const Tensor& program, const Tensor& weights, Tensor& sta
   const int64_t* slot = state_indices.data<int64_t>();
   for (int64_t row = 0; row < indices; ++row)
     check(slot[row] >= -1 && slot[row] < states[0],
-          "step_program expects slots from -1 to below their number");
+          "step_program expects state_indices from -1 to below the number of states");
   return is_double(real) ? run<double>(program, weights, state, state_indices, x)
                          : run<float>(program, weights, state, state_indices, x);
 }

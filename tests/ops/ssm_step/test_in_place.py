@@ -243,7 +243,6 @@ class TestNative:
         step(state, None, u, a, b, c, d, p, q, state)
         step(state, None, u, a, b, c, None, None, None, state)
         for wrong in (
-            (state, torch.tensor([0, 2]), u, a, b, c, d, p, q, state),
             (state, torch.tensor([0]), u, a, b, c, d, p, q, state),
             (state, torch.zeros(2), u, a, b, c, d, p, q, state),
             (state, None, u[:1], a, b, c, d, p, q, state),
@@ -258,3 +257,5 @@ class TestNative:
         ):
             with pytest.raises(RuntimeError, match="a step"):
                 step(*wrong)
+        with pytest.raises(RuntimeError, match="state_indices from -1 to below the number of states"):
+            step(state, torch.tensor([0, 2]), u, a, b, c, d, p, q, state)
