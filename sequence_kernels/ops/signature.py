@@ -42,10 +42,6 @@ class Argument(NamedTuple):
         named = self.dims.lstrip(".*")
         return place - len(named) if named != self.dims else place
 
-    def __str__(self) -> str:
-        marks = ("?" if self.optional else "") + ("!" if self.written else "")
-        return f"{self.name}{marks}: {self.dims}{' int' if self.integers and self.is_tensor else ''}"
-
 
 class Signature(NamedTuple):
     takes: tuple[Argument, ...]
@@ -78,7 +74,14 @@ def _argument(text: str) -> Argument:
 
 
 def signature(takes: str, gives: str) -> Signature:
-    return Signature(*(tuple(_argument(part) for part in side.split(", ")) for side in (takes, gives)))
+    """Parse both sides; ValueError where a tensor comes after a number."""
+    found = Signature(*(tuple(_argument(part) for part in side.split(", ")) for side in (takes, gives)))
+    late = [a.name for a in found.takes[len(found.tensors) :] if a.is_tensor]
+    if late:
+        raise ValueError(
+            f"takes must name tensors before numbers, got {', '.join(late)} after one in {takes!r}"
+        )
+    return found
 
 
 def adjoint(of: Signature) -> Signature:
