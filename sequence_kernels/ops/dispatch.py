@@ -76,14 +76,14 @@ def forget() -> None:
 
 
 def implement_natively(op: str, *libraries: str) -> None:
-    """Each library's native op of that name takes the op's arguments as they are, with plain contiguous tensors."""
+    """Each library's native op of that name takes the op's arguments as they are, with contiguous tensors."""
 
     @functools.cache
     def kernel() -> Callable[..., Any]:
         return getattr(torch.ops.sequence_kernels_native, op).default
 
     def run(*args: Any) -> Any:
-        return kernel()(*[a.resolve_conj().contiguous() if isinstance(a, torch.Tensor) else a for a in args])
+        return kernel()(*[a.contiguous() if isinstance(a, torch.Tensor) else a for a in args])
 
     for library in libraries:
         implement(op, library)(run)

@@ -10,6 +10,14 @@ from torch import Tensor
 from .checks import REAL
 
 
+def plain(t: Tensor) -> Tensor:
+    """The tensor as a kernel reads memory: contiguous, and no conjugation pending.
+
+    What goes to a native op only has to be contiguous: torch resolves pending conjugations on the way there.
+    """
+    return t if t.is_contiguous() and not t.is_conj() else t.resolve_conj().contiguous()
+
+
 def as_complex(pairs: Tensor) -> Tensor:
     """Real ``(..., 2)`` as complex ``(...)``, wherever its memory lies: a view if that can be one, else a copy.
 
@@ -36,7 +44,7 @@ def paired(x: Tensor) -> Tensor:
 
 
 def conjugated(t: Tensor) -> Tensor:
-    """The conjugate, and no view. ``torch.vmap`` has rules for these two, and none for ``conj_physical``."""
+    """The conjugate, and no view. ``torch.vmap`` has rules for conj and resolve_conj, and none for conj_physical."""
     return t.conj().resolve_conj()
 
 
@@ -65,4 +73,4 @@ def sets_and_channels(weights: Tensor, *shared: Tensor) -> tuple[Tensor, ...]:
         for tensor in shared
     )
     weights = weights.expand(*batch, weights.shape[-1]).reshape(math.prod(sets), count, weights.shape[-1])
-    return tuple(tensor.resolve_conj().contiguous() for tensor in (weights, *shared))
+    return tuple(plain(tensor) for tensor in (weights, *shared))

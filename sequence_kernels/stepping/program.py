@@ -79,7 +79,7 @@ class Program:
         self._packed = torch.zeros(self._used, dtype=self.dtype)
         native = torch.ops.sequence_kernels_native
         for weight, at, panels in self._weights:
-            native.pack.default(weight.detach().resolve_conj().contiguous(), at, panels, self._packed)
+            native.pack.default(weight.detach().contiguous(), at, panels, self._packed)
         self._weights.clear()
         self._code = torch.tensor(self._instructions, dtype=torch.int64).view(-1, 7)
         self._in_order = torch.empty(0, dtype=torch.int64)

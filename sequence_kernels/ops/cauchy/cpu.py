@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from ..dispatch import implement
-from ..layouts import sets_and_channels
+from ..layouts import plain, sets_and_channels
 
 
 def _arguments(weights: Tensor, z: Tensor, w: Tensor) -> tuple[Tensor, ...]:
     """As the kernels take them: complex weights (sets, channels, K), w (channels, N), z (channels or 1, L)."""
     weights, z, w = (t if t.is_complex() else torch.complex(t, torch.zeros_like(t)) for t in (weights, z, w))
     if math.prod(z.shape[:-1]) == 1:  # one row of nodes serves every channel
-        z = z.reshape(1, z.shape[-1]).resolve_conj().contiguous()
+        z = plain(z.reshape(1, z.shape[-1]))
         return (*sets_and_channels(weights, w), z)
     return sets_and_channels(weights, w, z)
 

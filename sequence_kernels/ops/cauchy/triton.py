@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layouts import sets_and_channels
+from ..layouts import plain, sets_and_channels
 from .reference import both_of_pairs
 
 #: Nodes that one program of the transpose sums over.
@@ -172,7 +172,7 @@ def _arguments(weights: Tensor, z: Tensor, w: Tensor) -> tuple[Tensor, Tensor, T
     weights, z, w = (t if t.is_complex() else torch.complex(t, torch.zeros_like(t)) for t in (weights, z, w))
     if math.prod(z.shape[:-1]) == 1:  # one row of nodes serves every channel
         weights, w = sets_and_channels(weights, w)
-        return weights, z.reshape(1, -1).resolve_conj().contiguous(), w, 0
+        return weights, plain(z.reshape(1, -1)), w, 0
     weights, z, w = sets_and_channels(weights, z, w)
     return weights, z, w, z.shape[-1]
 

@@ -27,7 +27,7 @@ def _arguments(c: Tensor, p: Tensor, q: Tensor, b: Tensor, w: Tensor, t: Tensor)
     """As the kernels take them: left, right, poles, and y and x of the nodes i x / y."""
     far = t.abs() > _LARGEST
     nodes = torch.stack((torch.where(far, 1 / t, 1), torch.where(far, 1, t)))
-    return stacked(c, q), stacked(b.unsqueeze(0), p), w.resolve_conj().contiguous(), nodes
+    return stacked(c, q), stacked(b.unsqueeze(0), p), w.contiguous(), nodes
 
 
 @implement("dplr_generating", "cpu")
@@ -41,9 +41,7 @@ def dplr_generating_backward(
     g: Tensor, c: Tensor, p: Tensor, q: Tensor, b: Tensor, w: Tensor, t: Tensor
 ) -> tuple[Tensor, ...]:
     g_wide, *rest = _widened((g, c, p, q, b, w, t), w)
-    out = torch.ops.sequence_kernels_native.dplr_generating_backward(
-        g_wide.resolve_conj().contiguous(), *_arguments(*rest)
-    )
+    out = torch.ops.sequence_kernels_native.dplr_generating_backward(g_wide.contiguous(), *_arguments(*rest))
     channels, rank = c.shape[0], p.shape[0]
     dc, dq, db, dp, dw = out.to(c.dtype).split((channels, rank, 1, rank, 1))
     return tuple(x.clone() for x in (dc, dp, dq, db[0], dw[0]))

@@ -12,17 +12,11 @@ from torch import Tensor
 from ..dispatch import implement
 
 
-def _plain(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(tensor.resolve_conj().contiguous() for tensor in tensors)
-
-
 @implement("dplr_generating", "cuda")
-def dplr_generating(c: Tensor, p: Tensor, q: Tensor, b: Tensor, w: Tensor, t: Tensor) -> Tensor:
-    return torch.ops.sequence_kernels_native.dplr_generating_cuda(*_plain(c, p, q, b, w, t))
+def dplr_generating(*tensors: Tensor) -> Tensor:
+    return torch.ops.sequence_kernels_native.dplr_generating_cuda(*[t.contiguous() for t in tensors])
 
 
 @implement("dplr_generating_backward", "cuda")
-def dplr_generating_backward(
-    g: Tensor, c: Tensor, p: Tensor, q: Tensor, b: Tensor, w: Tensor, t: Tensor
-) -> tuple[Tensor, ...]:
-    return torch.ops.sequence_kernels_native.dplr_generating_backward_cuda(*_plain(g, c, p, q, b, w, t))
+def dplr_generating_backward(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return torch.ops.sequence_kernels_native.dplr_generating_backward_cuda(*[t.contiguous() for t in tensors])

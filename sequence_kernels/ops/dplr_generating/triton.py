@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..layouts import plain
 from .reference import stacked
 
 #: Nodes that one program of the moments sums over.
@@ -230,7 +231,7 @@ def dplr_generating_moments_kernel(
 
 
 def _reals(*tensors: Tensor) -> list[Tensor]:
-    return [torch.view_as_real(tensor.resolve_conj().contiguous()) for tensor in tensors]
+    return [torch.view_as_real(plain(tensor)) for tensor in tensors]
 
 
 def tiling(channels: int, rank: int) -> tuple[int, int, int]:

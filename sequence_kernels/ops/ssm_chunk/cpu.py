@@ -7,15 +7,15 @@ from torch import Tensor, ops
 from ..dispatch import implement
 
 
-def _plain(*tensors: Tensor) -> list[Tensor]:
-    return [t.resolve_conj().contiguous() for t in tensors]
+def _contiguous(*tensors: Tensor) -> list[Tensor]:
+    return [t.contiguous() for t in tensors]
 
 
 @implement("ssm_chunk", "cpu")
 def ssm_chunk(
     a: Tensor, p: Tensor, q: Tensor, b: Tensor, c: Tensor, chunk: int, tail: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return ops.sequence_kernels_native.ssm_chunk.default(*_plain(a, p, q, b, c), chunk, tail)
+    return ops.sequence_kernels_native.ssm_chunk.default(*_contiguous(a, p, q, b, c), chunk, tail)
 
 
 @implement("ssm_chunk_backward", "cpu")
@@ -35,7 +35,7 @@ def ssm_chunk_backward(
     return ops.sequence_kernels_native.ssm_chunk_backward.default(
         g_taps.contiguous(),
         g_reads,  # read at any strides: ssm_conv's gradient is its transpose
-        *_plain(g_e_in, g_powers, a, p, q, b, c),
+        *_contiguous(g_e_in, g_powers, a, p, q, b, c),
         chunk,
         tail,
     )

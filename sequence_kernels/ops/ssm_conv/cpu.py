@@ -24,7 +24,7 @@ def _parameters(
         taps.contiguous(),
         e_out,
         e_in.contiguous(),
-        a_powers.resolve_conj().contiguous(),
+        a_powers.contiguous(),
         *(None if t is None else t.contiguous() for t in (d, initial_state)),
         None if lengths is None else lengths.to(torch.int64).contiguous(),
     )

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..layouts import plain
 from . import reference
 
 #: Rows of a program's tile: the least that a matrix product takes.
@@ -472,7 +473,7 @@ def _starts(way: _Way, layout: _Layout) -> Tensor | None:
 
 def _parameters(e_in: Tensor, a_powers: Tensor) -> tuple[Tensor, Tensor]:
     """e_in and the powers of A, complex ones as pairs of reals, contiguous."""
-    a_powers = a_powers.resolve_conj().contiguous()
+    a_powers = plain(a_powers)
     return e_in.contiguous(), torch.view_as_real(a_powers) if a_powers.is_complex() else a_powers
 
 

@@ -9,19 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import REAL_OF
 from ..dispatch import implement
+from ..layouts import plain
 
 #: ``(state, state_indices, u, a_minus_one, b, c, d, p, q, next_state) -> y``: steps from ``state`` to ``next_state``,
 #: which may be the same. All contiguous; u is of the state's precision, ``state_indices`` (rows) int64. It, d and, of a
 #: diagonal system, p and q may be None.
 Kernel = Callable[..., Tensor]
-
-_REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
-
-
-def _plain(t: Tensor) -> Tensor:
-    """The tensor as a kernel reads it: contiguous, and no conjugation pending."""
-    return t if t.is_contiguous() and not t.is_conj() else t.resolve_conj().contiguous()
 
 
 def compiled(*arguments: Any) -> Tensor:
@@ -44,24 +39,25 @@ def steps(kernel: Kernel) -> tuple[Callable[..., tuple[Tensor, Tensor]], Callabl
         state_indices: Tensor | None,
         to: Tensor,
     ) -> Tensor:
-        parameters = tuple([None if t is None else _plain(t) for t in parameters])
-        wide = u if u.dtype == _REAL[state.dtype] else u.to(_REAL[state.dtype])
-        y = kernel(state, state_indices, _plain(wide), *parameters, to)
+        parameters = tuple([None if t is None else plain(t) for t in parameters])
+        real = REAL_OF[state.dtype]
+        wide = u if u.dtype == real else u.to(real)
+        y = kernel(state, state_indices, plain(wide), *parameters, to)
         return y if y.dtype == u.dtype else y.to(u.dtype)
 
     def step(state: Tensor, u: Tensor, *parameters: Tensor | None) -> tuple[Tensor, Tensor]:
-        state = _plain(state)
+        state = plain(state)
         next_state = torch.empty_like(state)
         return run(state, u, parameters, None, next_state), next_state
 
     def step_(state: Tensor, u: Tensor, *parameters: Tensor | None) -> Tensor:
         state_indices, parameters = parameters[-1], parameters[:-1]
         if state_indices is not None:
-            state_indices = _plain(state_indices.to(torch.int64))
-        plain = _plain(state)
-        y = run(plain, u, parameters, state_indices, plain)
-        if plain is not state:
-            state.copy_(plain)
+            state_indices = plain(state_indices.to(torch.int64))
+        there = plain(state)
+        y = run(there, u, parameters, state_indices, there)
+        if there is not state:
+            state.copy_(there)
         return y
 
     return step, step_
