@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterable
@@ -17,8 +18,12 @@ _STRING_OR_COMMENT = {
 
 def code(source: Path) -> str:
     """The file without comments, blank lines and spaces at the ends of lines, which change no kernel."""
-    pattern = _STRING_OR_COMMENT[source.suffix == ".py"]
-    text = pattern.sub(lambda found: found[1] or "", source.read_text())
+    return _without_comments(source.read_text(), source.suffix == ".py")
+
+
+@functools.cache
+def _without_comments(text: str, python: bool) -> str:
+    text = _STRING_OR_COMMENT[python].sub(lambda found: found[1] or "", text)
     return "\n".join(filter(None, (line.rstrip() for line in text.splitlines())))
 
 

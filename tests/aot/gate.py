@@ -34,6 +34,17 @@ def digests(name: str, targets: tuple[str, ...]) -> dict[str, str]:
     return {unit: compiler.digest(unit, version) for unit in compiler.units(targets)}
 
 
+def stale(name: str) -> list[str]:
+    """What is wrong with the record of every target: units that are not as they were measured. Compiles nothing."""
+    record, compiler = budget.read(), COMPILERS[name]
+    known, version = record["digests"][name], record["tools"][name]
+    return [
+        f"the code of {unit} is not what was measured; {budget.REGENERATE}"
+        for unit in compiler.units(compiler.TARGETS)
+        if known.get(unit) != compiler.digest(unit, version)
+    ]
+
+
 def complaints(name: str, targets: tuple[str, ...], *, everything: bool = False) -> list[str]:
     """What is wrong with the units that have changed, or with all; a sentence each.
 

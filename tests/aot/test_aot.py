@@ -6,11 +6,13 @@ import importlib
 import json
 import re
 import shutil
+import textwrap
 from pathlib import Path
 
 import pytest
 
 from . import budget, gate, nvcc, triton_units
+from .__main__ import check
 from .digest import code
 from .triton_launches import LAUNCHES
 
@@ -65,6 +67,32 @@ def test_the_budget_has_every_kernel_and_target() -> None:
         assert {*kernels} == {*re.findall(r"^KERNEL\((\w+),", source, re.MULTILINE)}
 
 
+def test_the_record_is_of_the_code_as_it_stands() -> None:
+    """Also where there is no compiler, which a digest does not need."""
+    assert [complaint for name in gate.COMPILERS for complaint in gate.stale(name)] == []
+
+
+def test_a_stale_record_is_seen_without_a_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for compiler in (nvcc, triton_units):
+        monkeypatch.setattr(compiler, "skip_reason", lambda: "not here")
+        monkeypatch.setattr(compiler, "version", lambda: pytest.fail("asked a compiler"))
+    assert check(everywhere=True) == 0
+    monkeypatch.setattr(nvcc, "CSRC", Path(shutil.copytree(nvcc.CSRC, tmp_path / "csrc")))
+    header = nvcc.CSRC / "ssm_step" / "cuda.h"
+    header.write_text(header.read_text().replace("int64_t rows", "int32_t rows"))
+    assert len(gate.stale("nvcc")) == len(nvcc.TARGETS)
+    capsys.readouterr()
+    assert check(everywhere=False) == 1
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:2] == [
+        "nvcc: nothing was compiled: not here",
+        f"  the code of sm_75 ssm_step/cuda.cu is not what was measured; {budget.REGENERATE}",
+    ]
+    assert printed[-1] == "triton: nothing was compiled: not here"
+
+
 def test_a_digest_is_of_all_the_code_that_a_unit_is_made_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,7 +119,12 @@ def test_a_digest_is_of_all_the_code_that_a_unit_is_made_of(
     assert changed(nvcc, csrc / "common" / "warp_product.cuh", "#pragma", "// Why.\n#pragma") == set()
     assert changed(nvcc, csrc / "ssm_conv" / "cpu.cpp", "int64_t", "int32_t") == set()
     assert changed(triton_units, of_triton / "cauchy" / "triton.py", "tl.sum", "tl.max") == {"cauchy"}
-    assert changed(triton_units, of_triton / "layouts.py", "def ", "def a") == {"cauchy", "vandermonde"}
+    everything = {"cauchy", "dplr_generating", "ssm_conv", "ssm_step", "vandermonde"}
+    assert (
+        changed(triton_units, of_triton / "checks.py", "HALF", "HALVES") == everything
+    )  # by way of layouts.py
+    assert changed(triton_units, of_triton / "ssm_step" / "kernels.py", "plain(", "plan(") == {"ssm_step"}
+    assert changed(triton_units, of_triton / "dispatch.py", "def ", "def a") == set()
     assert (
         changed(triton_units, of_triton / "cauchy" / "triton.py", "import torch\n", "import torch  # it\n")
         == set()
@@ -100,6 +133,49 @@ def test_a_digest_is_of_all_the_code_that_a_unit_is_made_of(
         one, other = compiler.units(compiler.TARGETS)[:: len(compiler.units(compiler.TARGETS[:1]))][:2]
         digests = {compiler.digest(one, "1.0"), compiler.digest(one, "1.1"), compiler.digest(other, "1.0")}
         assert len(digests) == 3
+
+
+def test_imports_are_followed_however_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_units, "OPS", tmp_path)
+    for name, text in {
+        "op/triton.py": """
+            import torch
+            from ... import internals
+            from . import (
+                helper,
+                reference as plain_torch,
+            )
+            def launch():
+                from ..package.module import function
+            """,
+        "op/helper.py": "from ..layouts import plain; from ..dispatch import choose",
+        "op/reference.py": "from . import helper",
+        "op/unused.py": "",
+        "op/__init__.py": "from . import unused",
+        "package/module.py": "from .. import other",
+        "package/__init__.py": "",
+        "other/__init__.py": "",
+        "layouts.py": "from typing import Any",
+        "dispatch.py": "from . import unused",
+        "unused.py": "",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(textwrap.dedent(text))
+    found = [
+        str(path.relative_to(tmp_path)) for path in triton_units.followed(tmp_path / "op/triton.py", set())
+    ]
+    assert sorted(found) == sorted(
+        [
+            "op/triton.py",
+            "op/helper.py",
+            "op/reference.py",
+            "layouts.py",
+            "package/module.py",
+            "other/__init__.py",
+        ]
+    )
 
 
 def test_comments_are_left_out_and_strings_kept(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests import triton_kernels
@@ -35,22 +37,39 @@ def units(targets: tuple[str, ...]) -> list[str]:
     return [f"{target} {op}" for target in targets for op in ops]
 
 
-def imported(module: Path) -> list[Path]:
-    """What the module imports by name from its op and from ops/: what may decide how it launches its kernels."""
-    found = []
-    text = module.read_text()
-    for dots, source, names in re.findall(r"^from (\.+)(\w*) import (.+)$", text, re.MULTILINE):
-        folder = module.parents[len(dots) - 1]
-        modules = [source] if source else names.split(", ")
-        found += [path for name in modules if (path := folder / f"{name}.py").exists()]
-    return found
+@functools.cache
+def imports(text: str) -> list[tuple[int, str, list[str]]]:
+    """Dots, source and names of what a module imports within its package, wherever in it."""
+    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) and node.level]
+    return [(node.level, node.module or "", [name.name for name in node.names]) for node in nodes]
+
+
+def imported(module: Path) -> Iterator[Path]:
+    """The files of ops/ that the module imports, a package's too."""
+    for dots, source, names in imports(module.read_text()):
+        folder = module.parents[dots - 1].joinpath(*source.split("."))
+        for place in [folder / name for name in names] + ([folder] if source else []):
+            files = place.with_suffix(".py"), place / "__init__.py"
+            yield from (path for path in files if path.is_relative_to(OPS) and path.exists())
+
+
+def followed(module: Path, seen: set[Path]) -> Iterator[Path]:
+    """The module and what it imports of ops/, by way of those too, each once: what may decide how kernels are launched.
+
+    dispatch.py is left out: it chooses who launches them, and leads to the compiled libraries.
+    """
+    if module in seen or module == OPS / "dispatch.py":
+        return
+    seen.add(module)
+    yield module
+    for file in imported(module):
+        yield from followed(file, seen)
 
 
 def digest(unit: str, version: str) -> str:
     target, _, op = unit.rpartition(" ")
-    module = OPS / op / "triton.py"
     launches = [HERE / "triton_launches.py", HERE / "triton_compiler.py"]
-    return digest_of([version, target], [module, *imported(module), *launches])
+    return digest_of([version, target], [*followed(OPS / op / "triton.py", set()), *launches])
 
 
 def measure(units: list[str]) -> Measurement:
