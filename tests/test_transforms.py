@@ -23,7 +23,7 @@ LENGTH = 20
 
 #: What torch itself cannot do, and says: its fused recurrent networks under vmap, its fused attention in forward mode.
 NO_VMAP, NO_FORWARD_MODE = (_Recurrent,), (MultiHeadedAttention,)
-#: And forward over reverse mode of its norms in one compiled graph: "InferenceMode::is_enabled() INTERNAL ASSERT FAILED".
+#: And forward over reverse mode of its norms in one compiled graph ("INTERNAL ASSERT FAILED").
 NO_COMPILED_FORWARD_MODE = (nn.LayerNorm, nn.BatchNorm1d)
 
 
