@@ -41,9 +41,10 @@ def vmap_rule(op: Callable[..., Any], of: Signature) -> Callable[..., Any]:
             out = op(*tensors, *args[count:])
             return out, (0 if isinstance(out, Tensor) else (0,) * len(out))
         size, heads = 0, _heads(of, tensors, in_dims)
+        regrouped = any(argument.axis(fold) is None for argument in mapped)
         for i, argument in enumerate(of.tensors):
             t, axis = tensors[i], argument.axis(fold)
-            if t is not None and axis is None and in_dims[i] is not None:
+            if t is not None and regrouped and "G" in argument.dims:
                 axis, t = argument.axis("G"), by_head(t, heads)
             if t is not None and axis is not None:
                 t = t if in_dims[i] is not None else t.unsqueeze(0).expand(info.batch_size, *t.shape)

@@ -12,6 +12,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from sequence_kernels import ops, use_backend
 
+from .devices import backends
 from .sample import Sample
 from .samples import SAMPLES, Recorded
 from .test_contract import cases, every, outputs, sample  # noqa: F401 (a fixture)
@@ -168,22 +169,26 @@ def test_gradients_of_each_sample(sample: Sample, backend: str) -> None:  # noqa
             assert calls.count(f"{sample.op}_backward") <= (2 if nodes else 1)
 
 
-def test_systems_of_fewer_groups_than_heads() -> None:
+@pytest.mark.parametrize("backend", backends("dplr_discretize"))
+@pytest.mark.parametrize(
+    "in_dims", [(0, None, None, None), (None, 0, None, None), (0, None, None, 0), (None, None, None, 0)]
+)
+def test_systems_of_fewer_groups_than_heads(backend: str, in_dims: tuple[int | None, ...]) -> None:
     """As a graph calls the op that was made before vmap: each system keeps its own groups."""
     op, (groups, heads) = torch.ops.sequence_kernels.dplr_discretize.default, (2, 6)
+    torch.manual_seed(5)
     w = torch.complex(-torch.rand(3, groups, 4).double(), torch.randn(3, groups, 4).double())
-    p, b = torch.randn(1, groups, 4, dtype=w.dtype), torch.randn(groups, 4, dtype=w.dtype)
-    dt = torch.rand(3, heads).double()
-    for in_dims in ((0, None, None, None), (0, None, None, 0), (None, None, None, 0)):
-        given = [t if dim == 0 else t[0] for t, dim in zip((w, p[None], b[None], dt), in_dims, strict=True)]
-        rows = [
-            op(*(t[k] if dim == 0 else t for t, dim in zip(given, in_dims, strict=True)), True, "torch")
-            for k in range(3)
-        ]
-        with Recorded() as recorded:
-            got = vmap(lambda *t: op(*t, True, "torch"), in_dims)(*given)
-        near(got, tuple(torch.stack(results) for results in zip(*rows, strict=True)))
-        assert len(recorded.calls) == 1
+    p, b = torch.randn(3, 1, groups, 4, dtype=w.dtype), torch.randn(3, groups, 4, dtype=w.dtype)
+    many = (w, p, b, torch.rand(3, heads).double())
+    given = [t if dim == 0 else t[0] for t, dim in zip(many, in_dims, strict=True)]
+    rows = [
+        op(*(t[k] if dim == 0 else t for t, dim in zip(given, in_dims, strict=True)), True, backend)
+        for k in range(3)
+    ]
+    with Recorded() as recorded:
+        got = vmap(lambda *t: op(*t, True, backend), in_dims)(*given)
+    near(got, tuple(torch.stack(results) for results in zip(*rows, strict=True)))
+    assert len(recorded.calls) == 1
 
 
 @pytest.mark.parametrize("name", SAMPLES)
