@@ -1,5 +1,5 @@
 // Stands in for libcuda.so.1: records the calls, refuses what a device would refuse, runs kernels in the
-// emulator, and where the thread's buffers are watched checks each access.
+// emulator or on another machine, and where the thread's buffers are watched checks each access.
 #include <mutex>
 #include <set>
 
@@ -33,6 +33,10 @@ std::recursive_mutex mutex;
 std::string record, failing, fault;
 emu::Order order = emu::Order::forward;
 unsigned seed = 0;
+// What runs kernels instead of the emulator; writes what is wrong into a buffer of so many bytes.
+using Machine = int (*)(const char* kernel, const void* params, unsigned blocks, unsigned threads,
+                        unsigned shared_bytes, char* message, unsigned bytes);
+Machine machine = nullptr;
 Result failure = success;
 std::map<std::string, Kernel> loaded;
 thread_local std::vector<Context> contexts;
@@ -70,6 +74,9 @@ EXPORT const char* stand_in_record() {
 EXPORT void stand_in_schedule(int of_threads, unsigned from) {
   order = static_cast<emu::Order>(of_threads);
   seed = from;
+}
+EXPORT void stand_in_machine(Machine other) {
+  machine = other;
 }
 EXPORT int stand_in_contexts() {
   return static_cast<int>(contexts.size());
@@ -141,6 +148,12 @@ EXPORT Result cuLaunchKernel(Kernel* kernel, unsigned grid_x, unsigned grid_y, u
                                  std::to_string(block_x) + " shared " + std::to_string(shared_bytes) +
                                  " stream " + number(stream) + " device " + std::to_string(device));
   if (result != success) return result;
+  if (machine) {
+    char message[4096] = "";
+    const int done = machine(kernel->name.c_str(), params[0], grid_x, block_x, shared_bytes, message, sizeof message);
+    fault = message;
+    return done == 0 ? success : launch_failed;
+  }
   try {
     check_accesses();
     emu::launch(emulated, params[0], order, seed);

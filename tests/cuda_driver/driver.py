@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -25,12 +27,51 @@ def _extent(tensor: Tensor) -> int:
     return (last + 1) * tensor.element_size()
 
 
+class Buffer(NamedTuple):
+    """Memory that a kernel may touch, and how fine accesses are told apart in it."""
+
+    name: str
+    address: int
+    size: int
+    element_size: int
+
+
+class Machine(Protocol):
+    """Runs kernels by name instead of the emulator; a fault is a RuntimeError. No buffers: accesses are not checked."""
+
+    def launch(
+        self,
+        kernel: str,
+        params: int,
+        blocks: int,
+        threads: int,
+        shared_bytes: int,
+        *,
+        buffers: list[Buffer],
+        order: str,
+        seed: int,
+    ) -> None: ...
+
+
+_MACHINE = ctypes.CFUNCTYPE(
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_void_p,
+    ctypes.c_uint,
+    ctypes.c_uint,
+    ctypes.c_uint,
+    ctypes.POINTER(ctypes.c_char),
+    ctypes.c_uint,
+)
+
+
 class Driver:
     """The stand-in driver and the CUDA library on it; ``driver()`` is the one of this process."""
 
     def __init__(self) -> None:
         built = build()
         self._torch = ctypes.CDLL(str(built.torch_cuda), mode=ctypes.RTLD_GLOBAL)
+        self._torch.stand_in_buffer.restype = ctypes.c_bool
         torch.ops.load_library(built.library)
         self._stand_in: Any = None
         try:
@@ -41,6 +82,49 @@ class Driver:
         self._stand_in = ctypes.CDLL(str(built.driver))
         self._stand_in.stand_in_record.restype = ctypes.c_char_p
         self.whole_record: list[str] = []
+        self._schedule = ("forward", 0)
+
+    @contextlib.contextmanager
+    def on(self, machine: Machine) -> Iterator[None]:
+        """Kernels run on that machine instead of in the emulator."""
+
+        def launch(
+            name: bytes, params: int, blocks: int, threads: int, shared: int, message: Any, size: int
+        ) -> int:
+            order, seed = self._schedule
+            try:
+                machine.launch(
+                    name.decode(),
+                    params,
+                    blocks,
+                    threads,
+                    shared,
+                    buffers=self._buffers(),
+                    order=order,
+                    seed=seed,
+                )
+            except Exception as error:
+                text = str(error).encode()[: size - 1]
+                ctypes.memmove(message, text, len(text))
+                return 1
+            return 0
+
+        function = _MACHINE(launch)
+        self._stand_in.stand_in_machine(function)
+        try:
+            yield
+        finally:
+            self._stand_in.stand_in_machine(None)
+
+    def _buffers(self) -> list[Buffer]:
+        found: list[Buffer] = []
+        name, data = ctypes.c_char_p(), ctypes.c_void_p()
+        size, element = ctypes.c_size_t(), ctypes.c_size_t()
+        into = [ctypes.byref(x) for x in (name, data, size, element)]
+        while self._torch.stand_in_buffer(ctypes.c_size_t(len(found)), *into):
+            assert name.value is not None
+            found.append(Buffer(name.value.decode(), data.value or 0, size.value, element.value))
+        return found
 
     def run(
         self, op: str, *arguments: Any, check: bool = False, order: str = "forward", seed: int = 0
@@ -51,6 +135,7 @@ class Driver:
         ``check`` each access is checked: one outside of the op's tensors, or that no barrier orders, raises
         RuntimeError that names the kernel, the block, the thread and the line.
         """
+        self._schedule = (order, seed)
         if self._stand_in is not None:
             self._stand_in.stand_in_schedule(ORDERS.index(order), seed)
         implementation = getattr(raw, op).default

@@ -68,6 +68,14 @@ EXPORT const std::vector<Buffer>& stand_in_buffers() {
   static const std::vector<Buffer> none;
   return watch.checked ? watch.buffers : none;
 }
+// For the test: one of the buffers whose accesses are checked; false beyond the last one.
+EXPORT bool stand_in_buffer(size_t index, const char** name, void** data, size_t* bytes, size_t* element_bytes) {
+  const std::vector<Buffer>& all = stand_in_buffers();
+  if (index >= all.size()) return false;
+  const Buffer& found = all[index];
+  *name = found.name.c_str(), *data = found.data, *bytes = found.bytes, *element_bytes = found.element_bytes;
+  return true;
+}
 // For the test: watch this thread's op and let its accesses be checked, or not; an argument of the op; let an allocation of the op seem to
 // have so many elements fewer; how many there were.
 EXPORT void stand_in_watch(bool on, bool checked) {

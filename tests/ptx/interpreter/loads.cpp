@@ -1,0 +1,77 @@
+// ld and st.
+#include "access.h"
+#include "table.h"
+
+namespace ptx {
+namespace {
+
+template <class Address>
+uint64_t address_of(const Warp& w, const Instruction& i, int operand, int lane) {
+  return static_cast<uint64_t>(w.values<Address>(i.operands[operand])[lane] + static_cast<Address>(i.number));
+}
+
+template <Space space, class T, int n, class Address>
+void load(Warp& w, const Instruction& i) {
+  for (Mask rest = w.exec; rest; rest &= rest - 1) {
+    const unsigned lane = first_lane(rest);
+    T found[n];
+    memcpy(found,
+           bytes_at(w, i, lane, space, Touch::read, address_of<Address>(w, i, n, lane), sizeof found),
+           sizeof found);
+    for (int k = 0; k < n; ++k) w.values<T>(i.operands[k])[lane] = found[k];
+  }
+}
+template <Space space, class T, int n, class Address>
+void store(Warp& w, const Instruction& i) {
+  for (Mask rest = w.exec; rest; rest &= rest - 1) {
+    const unsigned lane = first_lane(rest);
+    T given[n];
+    for (int k = 0; k < n; ++k) given[k] = w.values<T>(i.operands[1 + k])[lane];
+    memcpy(bytes_at(w, i, lane, space, Touch::write, address_of<Address>(w, i, 0, lane), sizeof given), given,
+           sizeof given);
+  }
+}
+// A parameter is the same in all lanes.
+template <class T, int n, class To>
+void load_parameter(Warp& w, const Instruction& i) {
+  T found[n];
+  const uint64_t offset = *w.values<uint64_t>(i.operands[n]) + i.number;
+  if (offset + sizeof found > w.launch->program->params_bytes)
+    fault(w, first_lane(w.exec), "reads beyond the parameters at " + w.launch->program->source(i));
+  memcpy(found, w.launch->params + offset, sizeof found);
+  for (int k = 0; k < n; ++k)
+    for (Mask rest = w.exec; rest; rest &= rest - 1)
+      w.values<To>(i.operands[k])[first_lane(rest)] = static_cast<To>(found[k]);
+}
+
+template <Space space, class T, int n>
+void add_load_and_store(Table& table, const std::string& suffix) {
+  const std::string values(n, letter<T>());
+  table["ld" + suffix] = {load<space, T, n, uint32_t>, values + "a", load<space, T, n, uint64_t>};
+  table["st" + suffix] = {store<space, T, n, uint32_t>, "a" + values, store<space, T, n, uint64_t>};
+}
+template <class T, int n>
+void add_accesses(Table& table, const std::string& vector) {
+  for (const char* kind : {"b", "u", "s", "f"}) {
+    const std::string type = kind + std::to_string(8 * sizeof(T)), suffix = vector + "." + type;
+    add_load_and_store<Space::global, T, n>(table, ".global" + suffix);
+    add_load_and_store<Space::shared, T, n>(table, ".shared" + suffix);
+    table["ld.param" + suffix] = {nullptr, std::string(n, letter<T>()) + "a", load_parameter<T, n, T>};
+  }
+}
+
+}  // namespace
+
+void add_memory(Table& table) {
+  add_accesses<uint16_t, 1>(table, "");
+  add_accesses<uint16_t, 2>(table, ".v2");
+  add_accesses<uint16_t, 4>(table, ".v4");
+  add_accesses<uint32_t, 1>(table, "");
+  add_accesses<uint32_t, 2>(table, ".v2");
+  add_accesses<uint32_t, 4>(table, ".v4");
+  add_accesses<uint64_t, 1>(table, "");
+  add_accesses<uint64_t, 2>(table, ".v2");
+  table["ld.param.s32:wide"] = {nullptr, "da", load_parameter<int32_t, 1, int64_t>};
+}
+
+}  // namespace ptx

@@ -1,0 +1,103 @@
+// What runs: warps of 32 lanes in lockstep, the block they belong to, and the launch.
+#pragma once
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "memory.h"
+#include "program.h"
+
+namespace ptx {
+
+struct Size {
+  uint32_t x = 1, y = 1, z = 1;
+};
+inline std::string text(Size s) {
+  return "(" + std::to_string(s.x) + "," + std::to_string(s.y) + "," + std::to_string(s.z) + ")";
+}
+inline Size at(uint64_t index, Size in) {
+  return {static_cast<uint32_t>(index % in.x), static_cast<uint32_t>(index / in.x % in.y),
+          static_cast<uint32_t>(index / in.x / in.y)};
+}
+
+enum class Order { forward, reverse, random, skewed };  // of warps and of blocks
+
+struct Launch {
+  Program* program = nullptr;
+  const unsigned char* params = nullptr;
+  Size grid, block;
+  uint32_t dynamic_bytes = 0;
+  Order order = Order::forward;
+  unsigned seed = 0;
+  uint64_t limit = 0;  // of instructions that warps execute; 0: none
+  uint64_t executed = 0;
+  uint64_t at_block = 0;
+  Memory memory;
+
+  unsigned threads() const { return block.x * block.y * block.z; }
+};
+
+struct Way {  // lanes that wait until those that went another way are done
+  uint32_t pc, meet;
+  Mask lanes;
+};
+struct Copy {  // cp.async that has not landed
+  uint64_t from;
+  uint32_t to, bytes, present;  // the rest is filled with zeros
+  unsigned lane;
+  const Instruction* by;
+};
+
+enum class State { ready, at_barrier, exited };
+
+struct Warp {
+  unsigned char* base[2] = {nullptr, nullptr};  // registers, constants
+  uint32_t pc = 0, meet = 0;
+  Mask active = 0;  // lanes that are at pc
+  Mask exec = 0;    // of those, the ones that the running instruction is for
+  Mask live = 0;    // lanes that have not exited
+  Mask launched = 0;
+  State state = State::ready;
+  const Instruction* barrier = nullptr;
+  unsigned index = 0;
+  std::vector<Way> waiting;
+  std::vector<std::vector<Copy>> copies;  // by group; the last one is open
+  Launch* launch = nullptr;
+  std::vector<unsigned char> registers;
+
+  template <class T>
+  T* values(Operand operand) const {
+    return reinterpret_cast<T*>(base[operand >> 31] + (operand & ~in_constants));
+  }
+  Mask& predicate(Operand operand) const { return *values<Mask>(operand); }
+  // The next lanes that wait, if there are none left here.
+  void resume() {
+    do {
+      if (waiting.empty()) {
+        state = State::exited;
+        return;
+      }
+      pc = waiting.back().pc, meet = waiting.back().meet, active = waiting.back().lanes & live;
+      waiting.pop_back();
+    } while (!active);
+  }
+  std::string thread(unsigned lane) const {
+    return text(at(uint64_t{32} * index + lane, launch->block));
+  }
+};
+
+// The message names the kernel, the block and the thread.
+[[noreturn]] inline void fault(const Warp& warp, unsigned lane, const std::string& what) {
+  const Launch& launch = *warp.launch;
+  throw std::runtime_error(launch.program->name + ": block " + text(at(launch.at_block, launch.grid)) +
+                           " thread " + warp.thread(lane) + ": " + what);
+}
+inline unsigned first_lane(Mask mask) {
+  return static_cast<unsigned>(__builtin_ctz(mask));
+}
+
+void run(Launch& launch);
+
+}  // namespace ptx
