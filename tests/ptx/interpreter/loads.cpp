@@ -31,17 +31,18 @@ void store(Warp& w, const Instruction& i) {
            sizeof given);
   }
 }
-// A parameter is the same in all lanes.
 template <class T, int n, class To>
 void load_parameter(Warp& w, const Instruction& i) {
-  T found[n];
-  const uint64_t offset = *w.values<uint64_t>(i.operands[n]) + i.number;
-  if (offset + sizeof found > w.launch->program->params_bytes)
-    fault(w, first_lane(w.exec), "reads beyond the parameters at " + w.launch->program->source(i));
-  memcpy(found, w.launch->params + offset, sizeof found);
-  for (int k = 0; k < n; ++k)
-    for (Mask rest = w.exec; rest; rest &= rest - 1)
-      w.values<To>(i.operands[k])[first_lane(rest)] = static_cast<To>(found[k]);
+  const uint32_t size = w.launch->program->params_bytes;
+  for (Mask rest = w.exec; rest; rest &= rest - 1) {
+    const unsigned lane = first_lane(rest);
+    T found[n];
+    const uint64_t offset = address_of<uint64_t>(w, i, n, lane);
+    if (offset >= size || offset + sizeof found > size)
+      fault(w, lane, "reads beyond the parameters at " + w.launch->program->source(i));
+    memcpy(found, w.launch->params + offset, sizeof found);
+    for (int k = 0; k < n; ++k) w.values<To>(i.operands[k])[lane] = static_cast<To>(found[k]);
+  }
 }
 
 template <Space space, class T, int n>
