@@ -24,7 +24,7 @@ MARKER = (
     "checks(*what, of=None): the test checks these things of the kernels in `of`, a pattern of <family>/<backend>; "
     "by default of the test's family (its folder, or the op of the parameter `sample`) on the parameter `backend`"
 )
-COLUMNS = ("oracle", "gradcheck", "emulator", "sanitizers", "interpreter", "AOT budget", "GPU")
+COLUMNS = ("oracle", "gradcheck", "emulator", "sanitizers", "PTX", "interpreter", "AOT budget", "GPU")
 
 
 def kernels() -> dict[str, list[str]]:

@@ -164,6 +164,7 @@ def test_every_access_is_in_bounds_and_ordered(checked: Device, kind: str, order
     check(checked, kind, order, seed=1)
 
 
+@pytest.mark.launches_nothing
 def test_launch_rules() -> None:
     """A block has 128 nodes, or at most 32 poles and a segment of nodes, of one set or of four."""
     kernels = Kernels("csrc/cauchy/cuda.cu")

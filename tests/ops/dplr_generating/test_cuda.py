@@ -244,6 +244,7 @@ def test_blocks_with_workspace_take_turns(plain: Device) -> None:
     assert torch.equal(out[:, -1:], plain.forward(last))
 
 
+@pytest.mark.launches_nothing
 def test_launch_rules() -> None:
     """A block has 128 nodes of a head, or at most 32 poles and a segment of nodes; 512 blocks share workspace."""
     kernels = Kernels("csrc/dplr_generating/cuda.cu")

@@ -341,6 +341,7 @@ extern "C" int64_t splits(int64_t B, int64_t H, int64_t segments) {
 """
 
 
+@pytest.mark.launches_nothing
 def test_launch_rules(tmp_path: Path) -> None:
     """Long batches are not cut; short ones fill 16 rows of 264 blocks; what does not fit is kept for fewer chunks."""
     (tmp_path / "rules.cpp").write_text(RULES)

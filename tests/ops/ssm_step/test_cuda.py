@@ -112,6 +112,7 @@ def test_every_access_is_in_bounds_and_ordered_for_many_schedules(
     check(dtype, order=order, seed=seed)
 
 
+@pytest.mark.launches_nothing
 def test_launch_rules() -> None:
     """A block has 128 pairs at a time, of one row or of eight, and room for s_r of each head and row."""
     kernels = Kernels("csrc/ssm_step/cuda.cu")

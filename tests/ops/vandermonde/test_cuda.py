@@ -178,6 +178,7 @@ def test_sums_of_segments_are_in_bounds(checked: Device) -> None:
     assert exact.relative_error(actual, exact.transpose(g, x, 0)) < TOLERANCE["f32"]
 
 
+@pytest.mark.launches_nothing
 def test_launch_rules() -> None:
     """A block has 4096 positions: of one row, or as many as fit of the rows of further sets."""
     kernels = Kernels("csrc/vandermonde/cuda.cu")
