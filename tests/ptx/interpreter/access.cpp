@@ -18,15 +18,22 @@ const char* verb(Touch touch) {
 class Check {
  public:
   Check(Warp& warp, const Instruction& i, unsigned lane, Space space, Touch touch, uint64_t address,
-        uint32_t bytes)
-      : warp_(warp), i_(i), lane_(lane), space_(space), touch_(touch), address_(address), bytes_(bytes) {}
+        uint32_t bytes, const void* written)
+      : warp_(warp),
+        i_(i),
+        lane_(lane),
+        space_(space),
+        touch_(touch),
+        address_(address),
+        bytes_(bytes),
+        written_(written) {}
 
   void operator()() {
     Region& region = find();
     if (address_ % bytes_) fail("misaligned " + what() + " in " + region.name);
     if (!warp_.launch->memory.checked) return;
     const Launch& launch = *warp_.launch;
-    own_ = Toucher::of(launch.at_block, launch.memory.barriers, 32 * warp_.index + lane_);
+    own_ = Toucher::of(launch.at_block, launch.memory.barriers, warp_.syncs, 32 * warp_.index + lane_);
     const uint64_t first = (address_ - region.begin) / region.cell_bytes;
     const uint64_t last = (address_ - region.begin + bytes_ - 1) / region.cell_bytes;
     for (uint64_t cell = first; cell <= last; ++cell) touch(region, cell);
@@ -61,14 +68,40 @@ class Check {
     if (!other.bits) return false;
     if (other.block() != own_.block()) return space_ == Space::global;
     if (other.between_barriers() != own_.between_barriers()) return false;
-    return other.warp() != own_.warp() || (other.bits & Toucher::many_warps);
+    if (other.warp() != own_.warp() || (other.bits & Toucher::many_warps)) return true;
+    if (other.between_syncs() != own_.between_syncs()) return false;
+    return other.thread() != own_.thread();
+  }
+  // A thread of a warp that has read the cell along with others, of whom one stands for all.
+  bool unordered_reader(Toucher reader) const {
+    if (unordered(reader)) return true;
+    return (reader.bits & Toucher::many_lanes) && reader.between_syncs() == own_.between_syncs();
+  }
+  bool same_value() const {
+    if (!written_) return false;
+    const Memory& memory = warp_.launch->memory;
+    const void* const there = space_ == Space::shared ? memory.shared_bytes.data() + (address_ - shared_begin)
+                                                      : reinterpret_cast<const void*>(address_);
+    return memcmp(there, written_, bytes_) == 0;
+  }
+  void read(Cell& cell, bool shared) {
+    Toucher& reader = cell.reader;
+    if (reader.bits && reader.block() != own_.block() && !shared)
+      reader.bits = Toucher::many_blocks;
+    else if (reader.between_barriers() != own_.between_barriers())
+      reader = own_;
+    else if (reader.warp() != own_.warp())
+      reader.bits |= Toucher::many_warps;
+    else if (reader.between_syncs() != own_.between_syncs())
+      reader.bits = own_.bits | (reader.bits & Toucher::many_warps);
+    else if (reader.thread() != own_.thread())
+      reader.bits |= Toucher::many_lanes;
   }
   void touch(Region& region, uint64_t index) {
     Cell& cell = region.cells[index];
-    const std::string place = region.name + "+";
     const auto at = [&] { return region.name + "+" + std::to_string(index * region.cell_bytes); };
     const auto race = [&](const char* by, Toucher other) {
-      const uint64_t block = other.block() == Toucher::many_blocks >> 32 ? 0 : other.block() - 1;
+      const uint64_t block = other.bits == Toucher::many_blocks ? 0 : other.block() - 1;
       const Launch& launch = *warp_.launch;
       fail("race on " + at() + ": " + verb(touch_) + " at " + launch.program->source(i_) + " and " + by +
            " by block " + text(ptx::at(block, launch.grid)) + " thread " +
@@ -77,17 +110,12 @@ class Check {
     const bool here = cell.writer.block() == own_.block();
     if (here && (cell.writer.bits & Toucher::in_flight) && touch_ != Touch::copy_lands)
       fail(std::string(verb(touch_)) + " of " + at() + ", to which a cp.async is on its way,");
-    if (unordered(cell.writer)) race("write", cell.writer);
+    if (unordered(cell.writer) && !same_value()) race("write", cell.writer);
     if (touch_ == Touch::read) {
       if (region.shared && !here) fail("read of unwritten shared memory " + at());
-      if (cell.reader.bits && cell.reader.block() != own_.block() && !region.shared)
-        cell.reader.bits = Toucher::many_blocks;
-      else if (cell.reader.between_barriers() == own_.between_barriers() && cell.reader.warp() != own_.warp())
-        cell.reader.bits |= Toucher::many_warps;
-      else if (cell.reader.between_barriers() != own_.between_barriers())
-        cell.reader = own_;
+      read(cell, region.shared);
     } else {
-      if (unordered(cell.reader)) race("read", cell.reader);
+      if (unordered_reader(cell.reader)) race("read", cell.reader);
       cell.writer = own_;
       if (touch_ == Touch::copy_begins) cell.writer.bits |= Toucher::in_flight;
     }
@@ -100,14 +128,15 @@ class Check {
   const Touch touch_;
   const uint64_t address_;
   const uint32_t bytes_;
+  const void* const written_;
   Toucher own_;
 };
 
 }  // namespace
 
 void check(Warp& warp, const Instruction& i, unsigned lane, Space space, Touch touch, uint64_t address,
-           uint32_t bytes) {
-  Check(warp, i, lane, space, touch, address, bytes)();
+           uint32_t bytes, const void* written) {
+  Check(warp, i, lane, space, touch, address, bytes, written)();
 }
 
 }  // namespace ptx

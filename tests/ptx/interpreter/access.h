@@ -8,20 +8,20 @@ enum class Space { global, shared };
 enum class Touch { read, write, copy_begins, copy_lands };
 
 // Faults unless the bytes lie in one buffer or shared variable and, where the launch is checked, no other thread's
-// access may come before or after this one. Alignment is to the size.
+// access may come before or after this one. Alignment is to the size. Two threads may write the same values.
 void check(Warp& warp, const Instruction& i, unsigned lane, Space space, Touch touch, uint64_t address,
-           uint32_t bytes);
+           uint32_t bytes, const void* written);
 
 inline unsigned char* bytes_at(Warp& warp, const Instruction& i, unsigned lane, Space space, Touch touch,
-                               uint64_t address, uint32_t bytes) {
+                               uint64_t address, uint32_t bytes, const void* written = nullptr) {
   Memory& memory = warp.launch->memory;
   if (space == Space::shared) {
     if (memory.checked || address % bytes || address < shared_begin ||
         address + bytes > shared_begin + memory.shared_bytes.size())
-      check(warp, i, lane, space, touch, address, bytes);
+      check(warp, i, lane, space, touch, address, bytes, written);
     return memory.shared_bytes.data() + (address - shared_begin);
   }
-  if (memory.checked || address % bytes) check(warp, i, lane, space, touch, address, bytes);
+  if (memory.checked || address % bytes) check(warp, i, lane, space, touch, address, bytes, written);
   return reinterpret_cast<unsigned char*>(address);
 }
 

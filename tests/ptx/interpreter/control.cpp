@@ -39,6 +39,7 @@ void barrier_of_warp(Warp& w, const Instruction& i) {
     fault(w, first_lane(w.exec), "warp divergence: waits at the collective at " +
                                      w.launch->program->source(i) + " for lanes that are not there, thread " +
                                      w.thread(first_lane(wanted & ~w.exec)) + " for one");
+  if (wanted == w.live) ++w.syncs;
 }
 void nothing(Warp&, const Instruction&) {}
 

@@ -27,8 +27,8 @@ void store(Warp& w, const Instruction& i) {
     const unsigned lane = first_lane(rest);
     T given[n];
     for (int k = 0; k < n; ++k) given[k] = w.values<T>(i.operands[1 + k])[lane];
-    memcpy(bytes_at(w, i, lane, space, Touch::write, address_of<Address>(w, i, 0, lane), sizeof given), given,
-           sizeof given);
+    const uint64_t address = address_of<Address>(w, i, 0, lane);
+    memcpy(bytes_at(w, i, lane, space, Touch::write, address, sizeof given, given), given, sizeof given);
   }
 }
 template <class T, int n, class To>

@@ -62,6 +62,7 @@ struct Warp {
   State state = State::ready;
   const Instruction* barrier = nullptr;
   unsigned index = 0;
+  uint32_t syncs = 0;  // of the whole warp
   std::vector<Way> waiting;
   std::vector<std::vector<Copy>> copies;  // by group; the last one is open
   Launch* launch = nullptr;

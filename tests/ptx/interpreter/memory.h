@@ -7,18 +7,22 @@
 
 namespace ptx {
 
-// Who touched a cell: block + 1 in the upper half, then how many barriers the block had passed, then thread and marks.
+// Who touched a cell, and when. From the top: block + 1, barriers that the block had passed and synchronisations of the
+// warp, both modulo their width; two marks; the thread.
 struct Toucher {
   uint64_t bits = 0;
 
-  static constexpr uint64_t many_blocks = 0xFFFFFFFFull << 32;
-  static constexpr uint64_t many_warps = 1 << 10, in_flight = 1 << 11;
+  static constexpr uint64_t many_blocks = 0xFFFFFFull << 40;
+  static constexpr uint64_t many_warps = 1 << 10;
+  static constexpr uint64_t many_lanes = 1 << 11;  // of a reader
+  static constexpr uint64_t in_flight = 1 << 11;   // of a writer: a cp.async that has not landed
 
-  static Toucher of(uint64_t block, uint32_t barriers, unsigned thread) {
-    return {(block + 1) << 32 | uint64_t{barriers & 0xFFFFF} << 12 | thread};
+  static Toucher of(uint64_t block, uint32_t barriers, uint32_t syncs, unsigned thread) {
+    return {(block + 1) << 40 | uint64_t{barriers & 0x3FFFF} << 22 | uint64_t{syncs & 0x3FF} << 12 | thread};
   }
-  uint64_t block() const { return bits >> 32; }
-  uint64_t between_barriers() const { return bits >> 12; }  // and the block
+  uint64_t block() const { return bits >> 40; }
+  uint64_t between_barriers() const { return bits >> 22; }
+  uint64_t between_syncs() const { return bits >> 12; }
   unsigned thread() const { return bits & 0x3FF; }
   unsigned warp() const { return thread() / 32; }
 };

@@ -7,8 +7,11 @@
 namespace ptx {
 namespace {
 
-float tf32(uint32_t bits) {  // a tensor core does not look at the last 13 bits
-  bits &= ~0x1FFFu;
+// A tensor core does not look at the last 13 bits, which therefore have to be rounded off before.
+float tf32(const Warp& w, const Instruction& i, unsigned lane, uint32_t bits) {
+  const bool is_nan = (bits & 0x7FFFFFFF) > 0x7F800000;
+  if ((bits & 0x1FFF) && !is_nan)
+    fault(w, lane, "mma at " + w.launch->program->source(i) + ": a tf32 operand was not rounded");
   float a;
   memcpy(&a, &bits, 4);
   return a;
@@ -49,8 +52,8 @@ void multiply_tf32(Warp& w, const Instruction& i) {
   double a[16][8], b[8][8];
   for (int lane = 0; lane < lanes; ++lane) {
     const int g = lane / 4, t = lane % 4;
-    for (int k = 0; k < 4; ++k) a[g + 8 * (k % 2)][t + 4 * (k / 2)] = tf32(word(w, i, 4 + k, lane));
-    for (int k = 0; k < 2; ++k) b[t + 4 * k][g] = tf32(word(w, i, 8 + k, lane));
+    for (int k = 0; k < 4; ++k) a[g + 8 * (k % 2)][t + 4 * (k / 2)] = tf32(w, i, lane, word(w, i, 4 + k, lane));
+    for (int k = 0; k < 2; ++k) b[t + 4 * k][g] = tf32(w, i, lane, word(w, i, 8 + k, lane));
   }
   multiply_16x8(w, i, a, b);
 }
@@ -109,7 +112,7 @@ void store_matrices(Warp& w, const Instruction& i) {
     for (int lane = 0; lane < lanes; ++lane) rows[lane / 4][lane % 4] = word(w, i, 1 + k, lane);
     for (int r = 0; r < 8; ++r) {
       const uint64_t address = word(w, i, 0, 8 * k + r) + static_cast<uint32_t>(i.number);
-      memcpy(bytes_at(w, i, 8 * k + r, Space::shared, Touch::write, address, 16), rows[r], 16);
+      memcpy(bytes_at(w, i, 8 * k + r, Space::shared, Touch::write, address, 16, rows[r]), rows[r], 16);
     }
   }
 }
