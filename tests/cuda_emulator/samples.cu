@@ -2,6 +2,11 @@
 #include "common/kernel.cuh"
 #include "common/tensor_cores.cuh"
 
+#ifdef __CUDACC__
+#  include <cuda_bf16.h>
+#  include <cuda_fp16.h>
+#endif
+
 struct SampleParams {
   const float* x;
   float* y;

@@ -27,11 +27,11 @@ IN_CHECK_MODE = {
 }
 IN_ANY_MODE = {
     "barrier_in_a_branch": r"barrier divergence: waits at faults.cu:\d+ while thread \(0,0,0\) waits at",
-    "barrier_after_exit": r"barrier divergence: exited before the barrier at faults.cu:",
+    "barrier_after_exit": r"barrier divergence: (exited before the barrier at|waits at) faults.cu:",
     "barrier_against_shuffle": r"(warp divergence: waits at the collective at faults.cu:\d+ for lanes at a|"
     r"barrier divergence: waits at faults.cu:\d+ while other lanes of its warp do not)",
-    "shuffle_by_half_a_warp": r"warp divergence: waits at the collective at faults.cu:\d+ for lanes that",
-    "unrounded_tf32": r"mma at faults.cu:\d+: a tf32 operand was not rounded",
+    "shuffle_by_half_a_warp": r"warp divergence: waits at the collective at faults.cu:\d+( \(\S+\))? for lanes that",
+    "unrounded_tf32": r"mma at faults.cu:\d+( \(\S+\))?: a tf32 operand was not rounded",
 }
 # What schedules and poison alone find, by a wrong result: (kernel, order that shows it).
 BY_RESULT = {

@@ -1,18 +1,28 @@
-"""What the emulator computes: warp collectives, atomics, vector and half types, tensor-core tiles."""
+"""What the emulator, and the interpreter of PTX, compute: warp collectives, atomics, vector and half types, tensor-core tiles."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from tests import ptx
+
 from . import Kernels, skip_reason
 
 pytestmark = pytest.mark.skipif(skip_reason() is not None, reason=str(skip_reason()))
 
 
-@pytest.fixture(scope="module")
-def kernels() -> Kernels:
-    return Kernels("tests/cuda_emulator/samples.cu", check=True)
+NVCC = pytest.mark.skipif(ptx.skip_reason() is not None, reason=str(ptx.skip_reason()))
+
+
+@pytest.fixture(scope="module", params=[Kernels, pytest.param(ptx.PtxKernels, marks=NVCC)])
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    return request.param("tests/cuda_emulator/samples.cu", check=True)
+
+
+def skip_ptx(kernels: Kernels, lacking: str) -> None:
+    if isinstance(kernels, ptx.PtxKernels):
+        pytest.skip(f"the interpreter of PTX knows no {lacking}, which no kernel of csrc/ has")
 
 
 @pytest.mark.parametrize("width", [8, 16, 32])
@@ -22,14 +32,16 @@ def test_shuffles(kernels: Kernels, width: int) -> None:
     lane = torch.arange(64)
     first = lane // width * width
 
-    def taken(source: torch.Tensor) -> torch.Tensor:
-        return x[torch.where((source < first) | (source >= first + width), lane, source)]
+    def taken(source: torch.Tensor, earlier: bool = False) -> torch.Tensor:
+        outside = (source < first) & (not earlier) | (source >= first + width)
+        return x[torch.where(outside, lane, source)]
 
-    columns = (x[first + 5 % width], taken(lane - 3), taken(lane + 3), taken(lane ^ 9))
+    columns = (x[first + 5 % width], taken(lane - 3), taken(lane + 3), taken(lane ^ 9, earlier=True))
     torch.testing.assert_close(y, torch.stack(columns, -1), rtol=0, atol=0)
 
 
 def test_halves_of_a_warp_part_and_meet(kernels: Kernels) -> None:
+    skip_ptx(kernels, "votes")
     y = torch.empty(32)
     kernels.run("half_warps", {"x": y, "y": y, "threads": 32, "width": 0}, order="skewed", seed=2)
     low = torch.arange(32.0)
@@ -42,6 +54,7 @@ def test_halves_of_a_warp_part_and_meet(kernels: Kernels) -> None:
 
 
 def test_histogram_with_atomics(kernels: Kernels) -> None:
+    skip_ptx(kernels, "atomics")
     x, y = torch.randint(0, 16, (1000,), dtype=torch.int32), torch.zeros(16, dtype=torch.int32)
     kernels.run("histogram", {"x": x, "y": y, "n": 1000}, order="random", seed=3)
     assert torch.equal(y, torch.bincount(x, minlength=16).int())

@@ -103,7 +103,8 @@ uint64_t shuffle(Shuffle kind, unsigned mask, uint64_t bits, int argument, int w
       if (kind == Shuffle::up) source = l - own.argument;
       if (kind == Shuffle::down) source = l + own.argument;
       if (kind == Shuffle::exclusive_or) source = l ^ own.argument;
-      if (source < first || source > last) source = l;
+      const bool earlier = source < first && kind != Shuffle::exclusive_or;  // which may reach other segments
+      if (earlier || source > last) source = l;
       if (!(present >> source & 1))
         fail("shuffle at " + text(site) + " reads lane " + std::to_string(source) +
              ", which is not taking part");

@@ -25,9 +25,14 @@ const Table& table() {
 
 std::string Program::source(const Instruction& i) const {
   const Statement& statement = text[&i - code.data()];
-  const auto file = files.find(statement.place.file);
-  if (file == files.end()) return "PTX line " + std::to_string(statement.line);
-  return file->second.substr(file->second.rfind('/') + 1) + ":" + std::to_string(statement.place.line);
+  const auto name = [&](int file, int line) {
+    const std::string& path = files.at(file);
+    return path.substr(path.rfind('/') + 1) + ":" + std::to_string(line);
+  };
+  const Place& place = statement.place;
+  if (!files.count(place.file)) return "PTX line " + std::to_string(statement.line);
+  const std::string here = name(place.file, place.line);
+  return place.caller_file ? name(place.caller_file, place.caller_line) + " (" + here + ")" : here;
 }
 
 namespace {
@@ -59,6 +64,8 @@ class Decoder {
     for (size_t i = 0; i < entry_.statements.size(); ++i) {
       statement_ = &entry_.statements[i];
       first.push_back(program_->operands.size());
+      const std::string& name = statement_->opcode;
+      if (name.find(".shared") < 5 && name.compare(name.size() - 2, 2, "16") == 0) program_->shared_cell = 2;
       instruction(program_->code[i]);
     }
     const std::vector<uint32_t> meet = meeting_points(entry_);

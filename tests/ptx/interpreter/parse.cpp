@@ -163,10 +163,7 @@ class Parser {
 
   void line() {
     if (is(".reg")) return registers();
-    if (is(".loc")) {
-      place_ = {std::stoi(tokens_[at_ + 1].text), std::stoi(tokens_[at_ + 2].text)};
-      return skip_line();
-    }
+    if (is(".loc")) return location();
     if (is(".shared")) {
       entry_.shared.push_back(variable());
       return expect(";");
@@ -178,6 +175,16 @@ class Parser {
       return expect(":");
     }
     statement();
+  }
+
+  // .loc 4 36 3, function_name $L__info_string12, inlined_at 1 120 11
+  void location() {
+    place_ = {std::stoi(tokens_[at_ + 1].text), std::stoi(tokens_[at_ + 2].text), 0, 0};
+    for (const int line = tokens_[at_].line; at_ < tokens_.size() && tokens_[at_].line == line; ++at_)
+      if (is("inlined_at")) {
+        place_.caller_file = std::stoi(tokens_[at_ + 1].text);
+        place_.caller_line = std::stoi(tokens_[at_ + 2].text);
+      }
   }
 
   void registers() {

@@ -19,6 +19,7 @@ struct Value {
 
 struct Place {
   int file = 0, line = 0;
+  int caller_file = 0, caller_line = 0;  // where it was inlined; 0: not
 };
 
 struct Statement {
