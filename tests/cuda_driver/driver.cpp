@@ -150,7 +150,8 @@ EXPORT Result cuLaunchKernel(Kernel* kernel, unsigned grid_x, unsigned grid_y, u
   if (result != success) return result;
   if (machine) {
     char message[4096] = "";
-    const int done = machine(kernel->name.c_str(), params[0], grid_x, block_x, shared_bytes, message, sizeof message);
+    const int done =
+        machine(kernel->name.c_str(), params[0], grid_x, block_x, shared_bytes, message, sizeof message);
     fault = message;
     return done == 0 ? success : launch_failed;
   }

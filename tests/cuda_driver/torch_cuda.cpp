@@ -69,7 +69,8 @@ EXPORT const std::vector<Buffer>& stand_in_buffers() {
   return watch.checked ? watch.buffers : none;
 }
 // For the test: one of the buffers whose accesses are checked; false beyond the last one.
-EXPORT bool stand_in_buffer(size_t index, const char** name, void** data, size_t* bytes, size_t* element_bytes) {
+EXPORT bool stand_in_buffer(size_t index, const char** name, void** data, size_t* bytes,
+                            size_t* element_bytes) {
   const std::vector<Buffer>& all = stand_in_buffers();
   if (index >= all.size()) return false;
   const Buffer& found = all[index];

@@ -46,7 +46,10 @@ ORDERS = ("forward", "reverse", "random", "skewed")
 
 NVCC = pytest.mark.skipif(ptx.skip_reason() is not None, reason=str(ptx.skip_reason()))
 #: A PTX machine knows no atomics, and runs the lanes of a warp in lockstep.
-NOT_IN_PTX = {"race_between_blocks": "has an atomic addition", "missing_warp_sync": "gives the right result in lockstep"}
+NOT_IN_PTX = {
+    "race_between_blocks": "has an atomic addition",
+    "missing_warp_sync": "gives the right result in lockstep",
+}
 
 
 @pytest.fixture(scope="module", params=[Kernels, pytest.param(ptx.PtxKernels, marks=NVCC)])
@@ -67,7 +70,11 @@ def plain(kind: type[Kernels]) -> Kernels:
 @pytest.fixture
 def kernel(request: pytest.FixtureRequest, kind: type[Kernels]) -> str:
     by_result = request.function is test_schedules_and_poison_change_the_result_of_a_fault
-    if kind is ptx.PtxKernels and request.param in NOT_IN_PTX and (by_result or request.param != "missing_warp_sync"):
+    if (
+        kind is ptx.PtxKernels
+        and request.param in NOT_IN_PTX
+        and (by_result or request.param != "missing_warp_sync")
+    ):
         pytest.skip(f"{request.param} {NOT_IN_PTX[request.param]}")
     return request.param
 
@@ -114,7 +121,7 @@ def test_schedules_and_poison_change_the_result_of_a_fault(plain: Kernels, kerne
 
 def test_refuses_a_launch_that_a_device_would_refuse(plain: Kernels) -> None:
     x = torch.zeros(2048)
-    with pytest.raises(RuntimeError, match="too_many_threads: (launch rule gives )?a bad block size, 2048"):
+    with pytest.raises(RuntimeError, match=r"too_many_threads: (launch rule gives )?a bad block size, 2048"):
         plain.run("too_many_threads", {"x": x, "y": x, "n": 2048, "blocks": 1, "fault": 0})
 
 

@@ -1,4 +1,4 @@
-"""What the emulator, and the interpreter of PTX, compute: warp collectives, atomics, vector and half types, tensor-core tiles."""
+"""What emulator and PTX compute: warp collectives, atomics, vector and half types, tensor-core tiles."""
 
 from __future__ import annotations
 

@@ -16,10 +16,6 @@ ARCHITECTURES = {"sm_80": [], "sm_90": [pytest.mark.thorough]}
 of_architecture = functools.cache(ptx.Ptx)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "launches_nothing: the machine that runs kernels does not matter")
-
-
 @pytest.fixture(autouse=True)
 def machine(request: pytest.FixtureRequest) -> Iterator[None]:
     """Where the stand-in driver runs kernels: in the emulator, or the PTX of an architecture."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from fractions import Fraction
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
-Number = Union[Fraction, float]  # a float only for what is no fraction: -0.0, inf, nan
+Number = Fraction | float  # a float only for what is no fraction: -0.0, inf, nan
 
 
 class Format(NamedTuple):

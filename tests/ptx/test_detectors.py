@@ -134,7 +134,9 @@ def test_the_address_is_that_of_the_copy_s_beginning_and_the_value_that_of_its_e
 
 def test_bytes_that_a_copy_leaves_out_are_zeros() -> None:
     part = "and.b32 %r7, %r1, 1; shl.b32 %r7, %r7, 2; cp.async.ca.shared.global [%r4], [%rd3], 4, %r7;"
-    out = run(part + "cp.async.commit_group; cp.async.wait_group 0; ld.shared.b32 %r20, [%r4];", False, "forward")
+    out = run(
+        part + "cp.async.commit_group; cp.async.wait_group 0; ld.shared.b32 %r20, [%r4];", False, "forward"
+    )
     assert (out == np.where(np.arange(128) % 2, np.arange(128), 0)).all()
 
 

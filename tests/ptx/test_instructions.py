@@ -31,7 +31,11 @@ class Type(NamedTuple):
 
     @property
     def width(self) -> int:
-        return 1 if self.name == "pred" else int(re.sub(r"\D+", "", self.name.replace("bf", "").replace("tf", "")))
+        return (
+            1
+            if self.name == "pred"
+            else int(re.sub(r"\D+", "", self.name.replace("bf", "").replace("tf", "")))
+        )
 
     @property
     def format(self) -> Format | None:
@@ -51,15 +55,63 @@ class Type(NamedTuple):
         """Bits: the ends of the range and what lies next to them, and random ones."""
         ones = (1 << self.width) - 1
         if not self.format:
-            edges = {0, 1, 2, 3, 7, 31, 32, 33, 63, 64, 65, ones, ones - 1, ones >> 1, (ones >> 1) + 1, 255, 256}
-            return [e & ones for e in edges] + [random.getrandbits(self.width) >> random.randrange(self.width) for _ in range(20)]
+            edges = {
+                0,
+                1,
+                2,
+                3,
+                7,
+                31,
+                32,
+                33,
+                63,
+                64,
+                65,
+                ones,
+                ones - 1,
+                ones >> 1,
+                (ones >> 1) + 1,
+                255,
+                256,
+            }
+            return [e & ones for e in edges] + [
+                random.getrandbits(self.width) >> random.randrange(self.width) for _ in range(20)
+            ]
         f = self.format
-        wanted = [0.0, 1.0, 0.5, 1.5, 2.5, 3.5, 2.0**31, 2.0**32, 2.0**63, 2.0**64, 2.0**31 - 1, 0.1, 1e10, 1e-40, 2.0**-126, 1e38]
+        wanted = [
+            0.0,
+            1.0,
+            0.5,
+            1.5,
+            2.5,
+            3.5,
+            2.0**31,
+            2.0**32,
+            2.0**63,
+            2.0**64,
+            2.0**31 - 1,
+            0.1,
+            1e10,
+            1e-40,
+            2.0**-126,
+            1e38,
+        ]
         found = {numbers.bits(Fraction(x), f) for x in wanted}
         infinity = numbers.bits(math.inf, f)
         assert infinity is not None
-        found |= {1, infinity, infinity - 1, infinity + 1, numbers.bits(Fraction(1), f) + 1, 1 << f.mantissa, (1 << f.mantissa) - 1}
-        close = [random.getrandbits(f.mantissa) | (f.bias + random.randrange(-3, 40)) << f.mantissa for _ in range(12)]
+        found |= {
+            1,
+            infinity,
+            infinity - 1,
+            infinity + 1,
+            numbers.bits(Fraction(1), f) + 1,
+            1 << f.mantissa,
+            (1 << f.mantissa) - 1,
+        }
+        close = [
+            random.getrandbits(f.mantissa) | (f.bias + random.randrange(-3, 40)) << f.mantissa
+            for _ in range(12)
+        ]
         with_sign = [b | s << (self.width - 1) for b in (*found, *close) for s in (0, 1)]
         return with_sign + [random.getrandbits(self.width) for _ in range(12)]
 
@@ -79,7 +131,10 @@ def case(types: str, result: Callable[..., Any], places: int = 0) -> Case:
 def extract(a: int, position: int, length: int, width: int, is_signed: bool) -> int:
     position, length = position & 255, length & 255
     sign = is_signed and length and a >> min(position + length - 1, width - 1) & 1
-    taken = [(a >> (position + i) & 1 if position + i < width else sign) if i < length else sign for i in range(width)]
+    taken = [
+        (a >> (position + i) & 1 if position + i < width else sign) if i < length else sign
+        for i in range(width)
+    ]
     return sum(int(bit) << i for i, bit in enumerate(taken))
 
 
@@ -120,10 +175,21 @@ def power_of_two(x: Any) -> Any:
 
 def approximately_divided(a: Any, b: Any) -> Any:
     huge = numbers.finite(b) and abs(b) > Fraction(2) ** 126
-    return numbers.multiply(a, numbers.signed(Fraction(0), numbers.negative(b))) if huge else numbers.divide(a, b)
+    return (
+        numbers.multiply(a, numbers.signed(Fraction(0), numbers.negative(b)))
+        if huge
+        else numbers.divide(a, b)
+    )
 
 
-COMPARISONS = {"eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge}
+COMPARISONS = {
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "lt": operator.lt,
+    "le": operator.le,
+    "gt": operator.gt,
+    "ge": operator.ge,
+}
 ROUNDINGS = {"rni": "even", "rzi": "zero", "rmi": "down", "rpi": "up"}
 
 
@@ -142,7 +208,10 @@ def integers() -> dict[str, Case]:
             f"max.{name}": case(three, max),
         }
         if name[0] == "s":
-            found |= {f"abs.{name}": case(f"{name} {name}", abs), f"neg.{name}": case(f"{name} {name}", operator.neg)}
+            found |= {
+                f"abs.{name}": case(f"{name} {name}", abs),
+                f"neg.{name}": case(f"{name} {name}", operator.neg),
+            }
     for name, double in (("s32", "s64"), ("u32", "u64"), ("u16", "u32")):
         found[f"mul.wide.{name}"] = case(f"{double} {name} {name}", operator.mul)
         found[f"mad.wide.{name}"] = case(f"{double} {name} {name} {double}", lambda a, b, c: a * b + c)
@@ -171,7 +240,9 @@ def floats() -> dict[str, Case]:
             f"max.{name}": case(three, numbers.larger),
         }
     found |= {
-        "abs.ftz.f32": case("f32 f32", lambda a: numbers.signed(flushed(a), False) if not numbers.is_nan(a) else a),
+        "abs.ftz.f32": case(
+            "f32 f32", lambda a: numbers.signed(flushed(a), False) if not numbers.is_nan(a) else a
+        ),
         "ex2.approx.f32": case("f32 f32", power_of_two, places=2),
         "ex2.approx.ftz.f32": case("f32 f32", lambda a: flushed(power_of_two(flushed(a))), places=2),
         "div.full.f32": case("f32 f32 f32", numbers.divide, places=2),
@@ -240,11 +311,15 @@ def conversions() -> dict[str, Case]:
     for name in ("s64.s32", "u64.u32", "u32.u64", "u16.u32", "u16.u64", "u32.u16"):
         found[f"cvt.{name}"] = case(name.replace(".", " "), lambda a: a)
     for real, (suffix, rounding) in itertools.product(("f32", "f64"), ROUNDINGS.items()):
-        found[f"cvt.{suffix}.{real}.{real}"] = case(f"{real} {real}", lambda a, r=rounding: numbers.whole(a, r))
+        found[f"cvt.{suffix}.{real}.{real}"] = case(
+            f"{real} {real}", lambda a, r=rounding: numbers.whole(a, r)
+        )
         for name in ("s32", "u32", "s64", "u64"):
             to = Type(name)
             settings = (rounding, to.width, name[0] == "s", Type(real).width)
-            found[f"cvt.{suffix}.{name}.{real}"] = case(f"{name} {real}", lambda a, s=settings: numbers.to_integer(a, *s))
+            found[f"cvt.{suffix}.{name}.{real}"] = case(
+                f"{name} {real}", lambda a, s=settings: numbers.to_integer(a, *s)
+            )
             found[f"cvt.rn.{real}.{name}"] = case(f"{real} {name}", Fraction)
     return found
 
@@ -270,13 +345,21 @@ def kernel(name: str, types: tuple[Type, ...], full: bool) -> str:
         operands.append(register)
         if k > 0:
             read = f"%r{k + 10}" if width == 1 else register
-            lines.append(f"ld.global.b{max(width, 32) if width == 1 else width} {read}, [%rd2+{8 * (k - 1)}];")
+            lines.append(
+                f"ld.global.b{max(width, 32) if width == 1 else width} {read}, [%rd2+{8 * (k - 1)}];"
+            )
             lines += [f"setp.ne.b32 {register}, {read}, 0;"] if width == 1 else []
     opcode, _, shape = name.partition(":")
     listed = f"{{{', '.join(operands[1:])}}}" if shape.startswith("pack") else ", ".join(operands[1:])
     guard = "" if full else "@%p9 "
-    store = (f"selp.b32 %r10, 1, 0, {operands[0]};", "%r10", 32) if widths[0] == 1 else ("", operands[0], widths[0])
-    clear = f"setp.ne.b32 {operands[0]}, %r1, %r1;" if widths[0] == 1 else f"mov.b{widths[0]} {operands[0]}, 77;"
+    store = (
+        (f"selp.b32 %r10, 1, 0, {operands[0]};", "%r10", 32)
+        if widths[0] == 1
+        else ("", operands[0], widths[0])
+    )
+    clear = (
+        f"setp.ne.b32 {operands[0]}, %r1, %r1;" if widths[0] == 1 else f"mov.b{widths[0]} {operands[0]}, 77;"
+    )
     return "\n".join(
         [
             ".version 8.0\n.target sm_80\n.address_size 64",
@@ -323,7 +406,8 @@ def test_instruction(name: str, full: bool) -> None:
             assert got == (0 if types[0].width == 1 else 77)
             continue
         wanted = types[0].write(result(*(t.read(x) for t, x in zip(types[1:], row, strict=True))))
-        message = f"{name} of {[hex(x) for x in row]}: got {got:#x}, expected {wanted if wanted is None else hex(wanted)}"
+        expected = "NaN" if wanted is None else hex(wanted)
+        message = f"{name} of {[hex(x) for x in row]}: got {got:#x}, expected {expected}"
         if wanted is None:
             assert types[0].format is None or numbers.is_nan(types[0].read(got)), message
         else:
@@ -354,7 +438,10 @@ def test_each_instruction_has_a_test() -> None:
 @pytest.mark.parametrize(
     ("statement", "said"),
     [
-        ("sin.approx.f32 %r3, %r1;", "k: PTX line 8: the interpreter does not know the instruction sin.approx.f32"),
+        (
+            "sin.approx.f32 %r3, %r1;",
+            "k: PTX line 8: the interpreter does not know the instruction sin.approx.f32",
+        ),
         ("mov.u32 %r3, %clock;", "k: PTX line 8: the interpreter does not know the special register %clock"),
         ("add.s64 %rd4, %rd1, %r1;", "k: PTX line 8: add.s64: a register of 32 bits where 64 are expected"),
         ("add.s32 %r3, %r1;", "k: PTX line 8: add.s32 has 2 operands, the interpreter expects 3"),

@@ -29,8 +29,9 @@ class File {
     return *found;
   }
   // Instructions that warps executed.
-  uint64_t run(const std::string& kernel, uintptr_t params, ptx::Size grid, ptx::Size block, uint32_t dynamic_bytes,
-               const std::string& order, unsigned seed, const std::vector<Buffer>& buffers, uint64_t limit) {
+  uint64_t run(const std::string& kernel, uintptr_t params, ptx::Size grid, ptx::Size block,
+               uint32_t dynamic_bytes, const std::string& order, unsigned seed,
+               const std::vector<Buffer>& buffers, uint64_t limit) {
     static const std::map<std::string, ptx::Order> orders = {{"forward", ptx::Order::forward},
                                                              {"reverse", ptx::Order::reverse},
                                                              {"random", ptx::Order::random},
@@ -42,7 +43,8 @@ class File {
     launch.dynamic_bytes = dynamic_bytes;
     launch.order = orders.at(order), launch.seed = seed, launch.limit = limit;
     launch.memory.checked = !buffers.empty();
-    for (const auto& [name, address, bytes, element] : buffers) launch.memory.add(name, address, bytes, element);
+    for (const auto& [name, address, bytes, element] : buffers)
+      launch.memory.add(name, address, bytes, element);
     const py::gil_scoped_release release;
     ptx::run(launch);
     return launch.executed;
@@ -80,8 +82,9 @@ PYBIND11_MODULE(_ptx, m) {
            })
       .def(
           "run",
-          [](File& file, const std::string& kernel, uintptr_t params, Tuple grid, Tuple block, uint32_t shared,
-             const std::string& order, unsigned seed, const std::vector<Buffer>& buffers, uint64_t limit) {
+          [](File& file, const std::string& kernel, uintptr_t params, Tuple grid, Tuple block,
+             uint32_t shared, const std::string& order, unsigned seed, const std::vector<Buffer>& buffers,
+             uint64_t limit) {
             return file.run(kernel, params, size(grid), size(block), shared, order, seed, buffers, limit);
           },
           py::arg("kernel"), py::arg("params"), py::arg("grid"), py::arg("block"), py::arg("shared") = 0,

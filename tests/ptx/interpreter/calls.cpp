@@ -79,7 +79,8 @@ class Inliner {
     const std::string name = at.elements[0].name, type = s.opcode.substr(9);
     const auto renamed = names.find(name);
     const int width = std::stoi(type.substr(type.find_first_of("0123456789")));
-    const auto key = std::make_tuple(renamed == names.end() ? name + call : renamed->second, at.displacement, width);
+    const auto key =
+        std::make_tuple(renamed == names.end() ? name + call : renamed->second, at.displacement, width);
     const auto [found, is_new] = registers_.emplace(key, static_cast<int>(whole_.widths.size()));
     if (is_new) whole_.widths.push_back(width);
     Value value;

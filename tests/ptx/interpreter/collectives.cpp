@@ -21,8 +21,9 @@ void shuffle(Warp& w, const Instruction& i) {
     const Mask members = w.values<Mask>(i.operands[5])[lane];
     if (!(members >> lane & 1)) fault(w, lane, "a shuffle whose mask leaves out the thread itself" + at());
     if (const Mask missing = members & w.launched & ~w.exec)
-      fault(w, lane, "warp divergence: waits at the collective" + at() + " for lanes that are not there, thread " +
-                         w.thread(first_lane(missing)) + " for one");
+      fault(w, lane,
+            "warp divergence: waits at the collective" + at() + " for lanes that are not there, thread " +
+                w.thread(first_lane(missing)) + " for one");
     const int segment = clamp >> 8 & 31, end = clamp & 31;
     const int first = lane & segment, last = first | (end & ~segment);
     int source = lane;
@@ -33,7 +34,8 @@ void shuffle(Warp& w, const Instruction& i) {
     if (kind == Shuffle::exclusive_or) source = lane ^ by, in = source <= last;
     if (!in) source = lane;
     if (!(w.exec >> source & 1))
-      fault(w, lane, "shuffle" + at() + " reads lane " + std::to_string(source) + ", which is not taking part");
+      fault(w, lane,
+            "shuffle" + at() + " reads lane " + std::to_string(source) + ", which is not taking part");
     d[lane] = given[source];
     inside = (inside & ~(1u << lane)) | Mask{in} << lane;
   }

@@ -166,7 +166,9 @@ class Decoder {
       if (o[1].kind == Value::list) key += ":pack" + std::to_string(o[1].elements.size());
       if (o[0].kind == Value::list) key += ":unpack" + std::to_string(o[0].elements.size());
     }
-    const auto has_64_bits = [&](const Value& v) { return v.kind == Value::reg && entry_.widths[v.index] == 64; };
+    const auto has_64_bits = [&](const Value& v) {
+      return v.kind == Value::reg && entry_.widths[v.index] == 64;
+    };
     if (key == "ld.param.s32" && has_64_bits(o.at(0))) key += ":wide";
     if (key == "cvt.s64.s32" && has_64_bits(o.at(1))) key += ":low";
     return key;
@@ -186,8 +188,8 @@ class Decoder {
     for (const Value& value : statement_->operands) flatten(value, flat);
     fill_in(flat, handler.operands);
     if (flat.size() != handler.operands.size())
-      refuse(statement_->opcode + " has " + std::to_string(flat.size()) + " operands, the interpreter expects " +
-             std::to_string(handler.operands.size()));
+      refuse(statement_->opcode + " has " + std::to_string(flat.size()) +
+             " operands, the interpreter expects " + std::to_string(handler.operands.size()));
     for (size_t k = 0; k < flat.size(); ++k) one_operand(made, handler, flat[k], handler.operands[k], k);
   }
   // What may be left out: the predicate of a shuffle, the thread count of a barrier.
@@ -206,7 +208,8 @@ class Decoder {
       if (first_address) {
         made.number = value.displacement;
         if (wide && handler.wide_address) made.run = handler.wide_address;
-        if (wide != (made.run == handler.wide_address)) refuse(statement_->opcode + ": an address of 32 bits is expected");
+        if (wide != (made.run == handler.wide_address))
+          refuse(statement_->opcode + ": an address of 32 bits is expected");
       } else if (value.displacement) {
         refuse(statement_->opcode + ": the interpreter expects no displacement in the second address");
       }

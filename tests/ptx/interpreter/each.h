@@ -27,7 +27,6 @@ struct Source<bool> {
   bool operator[](int lane) const { return mask >> lane & 1; }
 };
 
-
 template <auto f>
 struct Each;
 

@@ -34,7 +34,8 @@ void run_for(Warp& w, uint64_t turns) {
 
 class Block {
  public:
-  explicit Block(Launch& launch) : launch_(launch), random_(launch.seed), warps_((launch.threads() + 31) / 32) {
+  explicit Block(Launch& launch)
+      : launch_(launch), random_(launch.seed), warps_((launch.threads() + 31) / 32) {
     const Program& program = *launch.program;
     for (unsigned index = 0; index < warps_.size(); ++index) {
       Warp& w = warps_[index];
@@ -65,7 +66,8 @@ class Block {
     for (;;) {
       while (pass()) {
         if (launch_.limit && launch_.executed > launch_.limit)
-          fault(warps_[0], 0, "the launch takes more than " + std::to_string(launch_.limit) + " instructions");
+          fault(warps_[0], 0,
+                "the launch takes more than " + std::to_string(launch_.limit) + " instructions");
       }
       if (std::all_of(warps_.begin(), warps_.end(), [](const Warp& w) { return w.state == State::exited; }))
         return;
@@ -108,13 +110,15 @@ class Block {
       if (!first) first = &w;
       const std::string here = source(w), there = source(*first);
       if (here != there)
-        fault(w, first_lane(w.live), "barrier divergence: waits at " + here + " while thread " +
-                                         first->thread(first_lane(first->live)) + " waits at " + there);
+        fault(w, first_lane(w.live),
+              "barrier divergence: waits at " + here + " while thread " +
+                  first->thread(first_lane(first->live)) + " waits at " + there);
     }
     for (Warp& w : warps_)
       if (const Mask gone = w.launched & ~w.live)
         fault(w, first_lane(gone),
-              "barrier divergence: exited before the barrier at " + source(*first) + " that other threads reached");
+              "barrier divergence: exited before the barrier at " + source(*first) +
+                  " that other threads reached");
     for (Warp& w : warps_) w.state = State::ready;
     ++launch_.memory.barriers;
   }

@@ -15,8 +15,7 @@ void load(Warp& w, const Instruction& i) {
   for (Mask rest = w.exec; rest; rest &= rest - 1) {
     const unsigned lane = first_lane(rest);
     T found[n];
-    memcpy(found,
-           bytes_at(w, i, lane, space, Touch::read, address_of<Address>(w, i, n, lane), sizeof found),
+    memcpy(found, bytes_at(w, i, lane, space, Touch::read, address_of<Address>(w, i, n, lane), sizeof found),
            sizeof found);
     for (int k = 0; k < n; ++k) w.values<T>(i.operands[k])[lane] = found[k];
   }

@@ -84,9 +84,7 @@ struct Warp {
       waiting.pop_back();
     } while (!active);
   }
-  std::string thread(unsigned lane) const {
-    return text(at(uint64_t{32} * index + lane, launch->block));
-  }
+  std::string thread(unsigned lane) const { return text(at(uint64_t{32} * index + lane, launch->block)); }
 };
 
 // The message names the kernel, the block and the thread.

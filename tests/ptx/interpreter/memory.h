@@ -41,11 +41,11 @@ struct Region {
 };
 
 struct Memory {
-  bool checked = false;         // accesses are held against the regions
-  std::vector<Region> global;   // sorted
-  std::vector<Region> shared;   // the variables
+  bool checked = false;        // accesses are held against the regions
+  std::vector<Region> global;  // sorted
+  std::vector<Region> shared;  // the variables
   std::vector<unsigned char> shared_bytes;
-  uint32_t barriers = 0;        // that the block has passed
+  uint32_t barriers = 0;  // that the block has passed
 
   void add(const std::string& name, uint64_t begin, uint64_t bytes, uint32_t cell_bytes);
 };

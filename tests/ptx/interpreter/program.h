@@ -29,10 +29,10 @@ struct Instruction {
   int64_t number = 0;  // an address' displacement, or what else is known beforehand
   Operand guard = 0;
   bool guarded = false;
-  Mask unless = 0;       // all lanes where the guard is to be false
-  uint32_t target = 0;   // of a branch
-  uint32_t meet = 0;     // where its two ways meet again
-  uint64_t executed = 0; // by a warp
+  Mask unless = 0;        // all lanes where the guard is to be false
+  uint32_t target = 0;    // of a branch
+  uint32_t meet = 0;      // where its two ways meet again
+  uint64_t executed = 0;  // by a warp
 };
 
 // What the table has for an instruction. A letter for each operand, lists taken apart: p predicate, h, w, d registers

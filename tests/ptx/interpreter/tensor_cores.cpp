@@ -52,7 +52,8 @@ void multiply_tf32(Warp& w, const Instruction& i) {
   double a[16][8], b[8][8];
   for (int lane = 0; lane < lanes; ++lane) {
     const int g = lane / 4, t = lane % 4;
-    for (int k = 0; k < 4; ++k) a[g + 8 * (k % 2)][t + 4 * (k / 2)] = tf32(w, i, lane, word(w, i, 4 + k, lane));
+    for (int k = 0; k < 4; ++k)
+      a[g + 8 * (k % 2)][t + 4 * (k / 2)] = tf32(w, i, lane, word(w, i, 4 + k, lane));
     for (int k = 0; k < 2; ++k) b[t + 4 * k][g] = tf32(w, i, lane, word(w, i, 8 + k, lane));
   }
   multiply_16x8(w, i, a, b);
@@ -100,7 +101,9 @@ void load_matrices(Warp& w, const Instruction& i) {
   for (int k = 0; k < matrices; ++k)
     for (int lane = 0; lane < lanes; ++lane) {
       const int g = lane / 4, t = lane % 4;
-      const auto element = [&](int c) { return uint32_t{transposed ? rows[8 * k + c][g] : rows[8 * k + g][c]}; };
+      const auto element = [&](int c) {
+        return uint32_t{transposed ? rows[8 * k + c][g] : rows[8 * k + g][c]};
+      };
       w.values<uint32_t>(i.operands[k])[lane] = element(2 * t) | element(2 * t + 1) << 16;
     }
 }

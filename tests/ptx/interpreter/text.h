@@ -27,9 +27,9 @@ struct Statement {
   int guard = -1;      // a predicate register: only lanes in which it is true take part
   bool unless = false;
   std::vector<Value> operands;
-  Place place;        // in the source
-  int line = 0;       // in the PTX
-  std::string label;  // where a branch goes
+  Place place;                                  // in the source
+  int line = 0;                                 // in the PTX
+  std::string label;                            // where a branch goes
   std::vector<std::string> results, arguments;  // of a call: the variables; the function is its label
 };
 
