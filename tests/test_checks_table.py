@@ -44,6 +44,6 @@ def test_every_native_op_is_found() -> None:
 def test_a_row_shows_its_own_checks_only() -> None:
     rows = checks_table.table({("vandermonde/cuda", "oracle"), ("*/triton", "GPU")}).splitlines()
     cells = {row.split(" | ")[0].strip("| "): row.split(" | ")[2:] for row in rows[2:]}
-    assert cells["vandermonde/cuda"] == ["yes", "", "", "", "", "", " |"]
+    assert cells["vandermonde/cuda"] == ["yes", "", "", "", "", "", "", " |"]
     assert cells["cauchy/triton"][-1] == "yes |"
     assert "yes" not in "".join(cells["vandermonde/cpu"])
