@@ -1,7 +1,22 @@
-"""`python -m sequence_kernels`: the doctor."""
+"""`python -m sequence_kernels`: the doctor; `... prove` proves the GPU kernels."""
 
+from __future__ import annotations
+
+import argparse
 import sys
 
-from .doctor import main
+from . import doctor, prove
 
-sys.exit(main())
+
+def main() -> int:
+    """Carry the command out; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m sequence_kernels", description=doctor.__doc__)
+    doctor.add_arguments(parser)
+    commands = parser.add_subparsers(metavar="command")
+    prove.add_arguments(commands.add_parser("prove", help=prove.__doc__, description=prove.__doc__))
+    given = parser.parse_args()
+    return int(given.command(given))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

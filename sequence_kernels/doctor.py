@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
-import importlib.metadata
 import json
-import platform
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from . import native, ops
+from . import native, ops, proofs, prove
 from .layers import S4, S4D
+from .machine import cuda_of_driver, devices, versions
 from .ops.dispatch import reasons, runs_on
 
 #: The kinds of device whose choices are shown.
@@ -22,55 +20,6 @@ _DEVICES = ("cpu", "cuda")
 
 #: Relative error (norm-wise) in float32 that the self-test accepts.
 _ACCEPTED = 1e-4
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of all that takes part; None for what is not there."""
-    return {
-        "sequence_kernels": _version("sequence-kernels"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "torch": torch.__version__,
-        "CUDA of torch": torch.version.cuda,
-        "CUDA of the driver": _driver(),
-        "triton": _version("triton"),
-    }
-
-
-def _version(distribution: str) -> str | None:
-    """The installed version; None where it is not installed."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _driver() -> str | None:
-    """The newest CUDA that the NVIDIA driver serves; None without a driver."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    number = ctypes.c_int()
-    if driver.cuDriverGetVersion(ctypes.byref(number)) != 0:
-        return None
-    return f"{number.value // 1000}.{number.value % 1000 // 10}"
-
-
-def devices() -> list[dict[str, Any]]:
-    """The CPU and every GPU that torch sees."""
-    found: list[dict[str, Any]] = [
-        {
-            "device": "cpu",
-            "name": f"{platform.machine()}, {torch.get_num_threads()} threads",
-            "capability": torch.backends.cpu.get_cpu_capability(),
-        }
-    ]
-    for index in range(torch.cuda.device_count()):
-        major, minor = torch.cuda.get_device_capability(index)
-        name = torch.cuda.get_device_name(index)
-        found.append({"device": f"cuda:{index}", "name": name, "capability": f"{major}{minor}"})
-    return found
 
 
 def libraries() -> dict[str, dict[str, Any]]:
@@ -91,9 +40,14 @@ def backends() -> dict[str, dict[str, dict[str, Any]]]:
     for op in ops.operations():
         table[op] = {}
         for device in _DEVICES:
-            chosen, others = reasons(op, device)
-            table[op][device] = {"chosen": chosen, "others": others}
+            chosen, proven, others = reasons(op, torch.device(device))
+            table[op][device] = {"chosen": chosen, "proven": proven, "others": others}
     return table
+
+
+def proven() -> list[tuple[proofs.Unit, proofs.Verdict]]:
+    """What the proofs of GPU kernels have found on the GPUs that are here; nothing is proven for it."""
+    return [(unit, found) for unit in prove.units() if (found := proofs.on_record(unit))]
 
 
 def self_test(device: str) -> dict[str, float]:
@@ -129,7 +83,7 @@ def broken(report: dict[str, Any]) -> list[str]:
     """What is installed and does not work, a sentence each."""
     found = []
     for name, library in report["libraries"].items():
-        usable = name != "cuda" or (report["versions"]["CUDA of torch"] and _driver())
+        usable = name != "cuda" or (report["versions"]["CUDA of torch"] and cuda_of_driver())
         if library["installed"] and library["unavailable"] and usable:
             found.append(f"the {name} library: {library['unavailable']}")
     built = report["libraries"]["cuda"]["built_with"]
@@ -162,6 +116,9 @@ def examine() -> dict[str, Any]:
         "devices": devices(),
         "libraries": libraries(),
         "backends": backends(),
+        "proofs": [
+            {**unit._asdict(), "device": str(unit.device), **found._asdict()} for unit, found in proven()
+        ],
         "self_test": {},
     }
     for device in [found["device"] for found in report["devices"]]:
@@ -185,6 +142,8 @@ def text(report: dict[str, Any]) -> str:
             lines.append(f"    {key}: {' '.join(value) if isinstance(value, list) else value}")
     for device in _DEVICES:
         lines += ["", f"which backend serves {device} tensors", *_table(report["backends"], device)]
+    if report["proofs"]:
+        lines += ["", "proofs of GPU kernels on record", *(f"  {line}" for line in _proofs(report["proofs"]))]
     lines += ["", f"self-test: relative errors in float32 against float64, up to {_ACCEPTED:.0e} accepted"]
     for device, result in report["self_test"].items():
         said = result if isinstance(result, str) else ", ".join(f"{k} {v:.1e}" for k, v in result.items())
@@ -200,17 +159,27 @@ def _table(table: dict[str, dict[str, dict[str, Any]]], device: str) -> Iterator
     for op, by_device in table.items():
         choice = by_device[device]
         others = [f"not {b}: {why}" for b, why in choice["others"].items() if runs_on(b, device)]
-        served.setdefault((choice["chosen"], *others), []).append(op)
+        chosen = choice["chosen"] + (f" ({choice['proven']})" if choice["proven"] else "")
+        served.setdefault((chosen, *others), []).append(op)
     for (chosen, *others), names in served.items():
         yield f"  {chosen}: {', '.join(names)}"
         yield from (f"    {why}" for why in others)
 
 
-def main() -> int:
-    """Print the report; 1 if something that is installed is broken, else 0."""
-    parser = argparse.ArgumentParser(prog="python -m sequence_kernels", description=__doc__)
+def _proofs(found: list[dict[str, Any]]) -> list[str]:
+    def part(kind: Any, row: dict[str, Any]) -> Any:
+        return kind(**{name: row[name] for name in kind._fields})
+
+    return prove.table({part(proofs.Unit, row): part(proofs.Verdict, row) for row in found})
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the report as JSON")
-    given = parser.parse_args()
+    parser.set_defaults(command=command)
+
+
+def command(given: argparse.Namespace) -> int:
+    """Print the report; 1 if something that is installed is broken, else 0."""
     report = examine()
     print(json.dumps(report, indent=1) if given.json else text(report))
     return 1 if report["broken"] else 0

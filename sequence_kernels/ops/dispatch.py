@@ -1,7 +1,8 @@
 """Which implementation of an op serves a call, and why.
 
 An op has one implementation a backend: ``torch`` (plain torch, everywhere: the tests' oracle), ``cpu`` (C++),
-``cuda`` and ``triton``. Unless a caller names one, the first of the device's order that can serve the call is taken.
+``cuda`` and ``triton``. Unless a caller names one, the first of the device's order that can serve the call is taken; on
+a GPU, the first that has proven itself there (sequence_kernels/proofs).
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from .. import native
+from .. import native, proofs
 
 BACKENDS = ("torch", "cpu", "cuda", "triton")
 
 #: The devices that each backend's kernels run on.
 _DEVICES = {"cpu": ("cpu",), "cuda": ("cuda",), "triton": ("cuda",)}
 
-#: What is tried in turn when nobody asks for a backend. CUDA and Triton join when they have been run on a GPU.
-_PREFERENCE = {"cpu": ("cpu", "torch"), "cuda": ("torch",)}
+#: Those that must have proven themselves on a device before they are chosen for it.
+PROVEN_FIRST = ("cuda", "triton")
+
+#: What is tried in turn when nobody asks for a backend.
+_PREFERENCE = {"cpu": ("cpu", "torch"), "cuda": ("cuda", "triton", "torch")}
 
 Unavailable = Callable[[str, torch.dtype], "str | None"]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -42,6 +46,7 @@ class Implementation(NamedTuple):
 
 _implementations: dict[str, dict[str, Implementation]] = {}
 _explanations: dict[str, Callable[..., str]] = {}
+_packages: dict[str, str] = {}
 _thread = threading.local()
 
 
@@ -93,8 +98,10 @@ def find_implementations(package: str, *ops: str) -> None:
     """Register what the package has: a module named after a backend holds the ops' implementations for it.
 
     ``reference`` is plain torch. ``triton`` has a function of each op's name and is imported at the first call; the
-    others register theirs by ``implement`` and are imported now.
+    others register theirs by ``implement`` and are imported now. ``proof``, imported when it is wanted, has the
+    ``cases`` that prove the kernels on a GPU.
     """
+    _packages.update(dict.fromkeys(ops, package))
     for backend in BACKENDS:
         module = f"{package}.{'reference' if backend == 'torch' else backend}"
         if importlib.util.find_spec(module) is None:
@@ -107,6 +114,8 @@ def find_implementations(package: str, *ops: str) -> None:
 
 def _implement_in_triton(module: str, ops: Sequence[str]) -> None:
     def missing(device: str, dtype: torch.dtype) -> str | None:
+        if device == "cuda" and not torch.cuda.is_available():
+            return "there is no GPU here that torch can use"
         if importlib.util.find_spec("triton") is None:
             return (
                 "triton is not installed; `pip install triton`, or install torch with CUDA, which brings it"
@@ -127,8 +136,11 @@ def implementation(op: str, backend: str) -> Callable[..., Any]:
     return _implementations[op][backend].run
 
 
-def nearest(op: str, backend: str) -> str:
-    """The backend for an op that works for another one, which has that backend: the same, or plain torch."""
+def nearest(op: str, backend: str, tensor: torch.Tensor) -> str:
+    """The backend for an op that works for another one, which has that backend: one of its own choice or, where the
+    other one's was asked for by ``use_backend``, the same or plain torch."""
+    if _asked() is None:
+        return _serving(op, tensor.device, tensor.dtype)
     return backend if backend in _implementations[op] else "torch"
 
 
@@ -155,32 +167,108 @@ def _missing(op: str, backend: str, device: str, dtype: torch.dtype) -> str | No
 
 
 @torch.compiler.assume_constant_result
-def _serving(op: str, device: str, dtype: torch.dtype) -> str:
-    chosen, refused = _first(op, device, dtype)
-    for backend, reason in refused.items():
-        if backend in native.LIBRARIES and native.unavailable(backend) == reason:
-            _warn_that_it_is_slow(reason)
+def _serving(op: str, device: torch.device, dtype: torch.dtype) -> str:
+    try:
+        chosen, warned = _first(op, device, dtype, _tf32(device, dtype))
+    except proofs.NotNowError as error:
+        _warn_once(f"sequence_kernels computes {op} with plain torch: {error}")
+        return "torch"
+    for warning in warned:
+        _warn_once(warning)
     return chosen
 
 
-@functools.cache
-def _first(op: str, device: str, dtype: torch.dtype) -> tuple[str, dict[str, str]]:
-    """The first backend of the device's order that can serve, and why those before it cannot."""
-    refused: dict[str, str] = {}
-    for backend in _PREFERENCE.get(device, ("torch",)):
-        reason = _unavailable(op, backend, device, dtype)
-        if reason is None:
-            return backend, refused
-        refused[backend] = reason
-    return "torch", refused
-
-
-@functools.cache
-def _warn_that_it_is_slow(reason: str) -> None:
-    """Once for each reason: a library that is missing costs speed, and nothing else tells."""
-    warnings.warn(
-        f"sequence_kernels computes with plain torch, which is slower: {reason}", RuntimeWarning, stacklevel=2
+def _tf32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch lets kernels round float32 numbers to 11 bits before they multiply them on tensor cores."""
+    return (
+        device.type == "cuda"
+        and dtype.to_real() == torch.float32
+        and torch.backends.cuda.matmul.fp32_precision == "tf32"
     )
+
+
+@functools.cache
+def _first(op: str, device: torch.device, dtype: torch.dtype, tf32: bool) -> tuple[str, tuple[str, ...]]:
+    """The first backend of the device's order that can serve, and what is to be said of those before it."""
+    missing: list[str] = []
+    failed: list[str] = []
+    for backend in _PREFERENCE.get(device.type, ("torch",)):
+        reason = _unavailable(op, backend, device.type, dtype) or _unprovable(op, backend)
+        if reason is not None:
+            if backend in native.LIBRARIES and native.unavailable(backend) == reason:
+                missing.append(f"sequence_kernels computes with plain torch, which is slower: {reason}")
+            continue
+        if backend not in PROVEN_FIRST:
+            return backend, (*failed, *(missing if backend == "torch" else ()))
+        asked = unit(op, backend, device, dtype)
+        found = proofs.verdict(asked, proof(op, backend, asked.precision))
+        if found.passed:
+            return backend, tuple(failed)
+        failed.append(
+            f"sequence_kernels does not use {asked} on {found.gpu}: "
+            f"{found.said}. `python -m sequence_kernels prove` makes a report to send us"
+        )
+    return "torch", (*failed, *missing)
+
+
+def unit(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> proofs.Unit:
+    """What has to be proven before the backend serves the op for tensors of that device and dtype."""
+    kind = "tf32" if _tf32(device, dtype) and "tf32" in _proofs(op).PRECISIONS else str(dtype.to_real())
+    return proofs.Unit(_family(op), backend, kind.removeprefix("torch."), device)
+
+
+def units(device: torch.device) -> dict[proofs.Unit, proofs.Proof]:
+    """All that can be proven on a GPU."""
+    found: dict[proofs.Unit, proofs.Proof] = {}
+    for op, backends in _implementations.items():
+        for backend in PROVEN_FIRST:
+            if backend not in backends or _unavailable(op, backend, device.type, torch.float32):
+                continue
+            if _unprovable(op, backend) is None:
+                for kind in _proofs(op).PRECISIONS:
+                    found.setdefault(
+                        proofs.Unit(_family(op), backend, kind, device), proof(op, backend, kind)
+                    )
+    return found
+
+
+def _family(op: str) -> str:
+    """The directory that the op and those of the same kernels stand in; its own name if it has none."""
+    return _packages.get(op, op).rpartition(".")[2]
+
+
+def proof(op: str, backend: str, kind: str) -> proofs.Proof:
+    """The proof for the backend's kernels of the op's directory."""
+    return proofs.Proof(
+        functools.partial(proof_cases, op, kind),
+        functools.partial(implementation, backend=backend),
+        functools.partial(implementation, backend="torch"),
+    )
+
+
+def proof_cases(op: str, kind: str) -> list[proofs.Case]:
+    """The calls that prove the kernels of the op's directory."""
+    return list(_proofs(op).cases(getattr(torch, "float32" if kind == "tf32" else kind)))
+
+
+def _proofs(op: str) -> Any:
+    """The module ``proof`` of the op's directory: ``PRECISIONS``, and ``cases`` of a dtype."""
+    return importlib.import_module(f"{_packages[op]}.proof")
+
+
+def _unprovable(op: str, backend: str) -> str | None:
+    if backend not in PROVEN_FIRST:
+        return None
+    package = _packages.get(op)
+    if package is not None and importlib.util.find_spec(f"{package}.proof") is not None:
+        return None
+    return f"{op} has no cases that would prove its kernels: able, if it is asked for"
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    """What costs speed is said once, as nothing else tells."""
+    warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
 @torch.compiler.assume_constant_result
@@ -215,10 +303,15 @@ def choose(op: str, backend: str | None, tensor: torch.Tensor) -> str:
     The argument wins over ``use_backend``, which wins over the device's order of preference. Raises
     BackendUnavailableError when the backend that was asked for cannot serve the call.
     """
-    asked = backend if backend is not None else getattr(_thread, "backend", None)
+    asked = backend if backend is not None else _asked()
     if asked is None:
-        return _serving(op, tensor.device.type, tensor.dtype)
+        return _serving(op, tensor.device, tensor.dtype)
     return _require(op, _known(asked), tensor.device.type, tensor.dtype)
+
+
+def _asked() -> str | None:
+    """What ``use_backend`` says in this thread."""
+    return getattr(_thread, "backend", None)
 
 
 @contextmanager
@@ -226,7 +319,7 @@ def use_backend(name: str | None) -> Iterator[None]:
     """Context manager: in this thread, ops called without ``backend=`` use the named backend (None: choose freely)."""
     if name is not None:
         _known(name)
-    previous = getattr(_thread, "backend", None)
+    previous = _asked()
     _thread.backend = name
     try:
         yield
@@ -261,20 +354,44 @@ def explain(
         raise ValueError(f"op must be one of {operations()}, got {op!r}")
     if shape and op not in _explanations:
         raise TypeError(f"nothing depends on the shape for {op}, got {', '.join(shape)}")
-    kind = torch.device(device).type
-    chosen, others = reasons(op, kind, dtype)
-    lines = [f"{op} on {kind}, {dtype}: {chosen}", *(f"  {name}: {why}" for name, why in others.items())]
+    where = torch.device(device)
+    chosen, proven, others = reasons(op, where, dtype)
+    said = f"{chosen} ({proven})" if proven else chosen
+    lines = [f"{op} on {where}, {dtype}: {said}", *(f"  {name}: {why}" for name, why in others.items())]
     if shape:
         lines.append(_explanations[op](chosen, **shape))
     return "\n".join(lines)
 
 
-def reasons(op: str, device: str, dtype: torch.dtype = torch.float32) -> tuple[str, dict[str, str]]:
-    """The backend that would serve the op for tensors of that device type and dtype, and why not each other one."""
-    chosen, _ = _first(op, device, dtype)
-    others = {
-        backend: _unavailable(op, backend, device, dtype) or "able, if it is asked for"
-        for backend in BACKENDS
-        if backend != chosen
-    }
-    return chosen, others
+def reasons(
+    op: str, device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[str, str | None, dict[str, str]]:
+    """The backend that would serve the op on the device, what is known of its proof, and why not each other one.
+
+    Nothing is proven for the answer.
+    """
+    if device == torch.device("cuda") and torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())
+    refused = {b: reason for b in BACKENDS if (reason := _refused(op, b, device, dtype))}
+    order = _PREFERENCE.get(device.type, ("torch",))
+    chosen = next(b for b in order if b not in refused)
+    others = {b: refused.get(b, "able, if it is asked for") for b in BACKENDS if b != chosen}
+    if chosen not in PROVEN_FIRST:
+        return chosen, None, others
+    verdict = proofs.on_record(unit(op, chosen, device, dtype))
+    return chosen, _said(verdict), others
+
+
+def _refused(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    reason = _unavailable(op, backend, device.type, dtype) or _unprovable(op, backend)
+    if reason is None and backend in PROVEN_FIRST:
+        verdict = proofs.on_record(unit(op, backend, device, dtype))
+        if verdict is not None and not verdict.passed:
+            return f"failed its proof on {verdict.gpu}, {verdict.date}: {verdict.said}"
+    return reason
+
+
+def _said(verdict: proofs.Verdict | None) -> str:
+    if verdict is None:
+        return "once it is proven here: at the first call, or by `python -m sequence_kernels prove`"
+    return f"proven on {verdict.gpu}, {verdict.date}"

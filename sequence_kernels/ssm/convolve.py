@@ -105,7 +105,7 @@ def convolve(
     _check(system, u, state)
     length = u.shape[-1]
     backend = choose("ssm_conv", None, u)
-    backends = backend, nearest("ssm_chunk", backend)
+    backends = backend, nearest("ssm_chunk", backend, system.c)
     way, chunk = choose_convolution(
         u.shape[0],
         length,

@@ -59,6 +59,7 @@ def setup(folder: Path, version: str, cuda_home: Path | None) -> Path:
     """Run setup.py in a source tree, by default with the nvcc on PATH; the CUDA library that it makes."""
     environment = {**os.environ, "SEQUENCE_KERNELS_CUDA": version}
     environment.pop("CUDA_HOME", None)
+    environment.pop("PYTHONPATH", None)  # of a process with a stand-in GPU
     if cuda_home is not None:
         environment["CUDA_HOME"] = str(cuda_home)
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
@@ -97,7 +98,13 @@ def build() -> Built:
     with (BUILD / "turn").open("w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
         source_tree(BUILD)
-        library = setup(BUILD, "13.0", HERE)
+        setup(BUILD, "13.0", HERE)
         stand_ins(BUILD)
+    return built()
+
+
+def built() -> Built:
+    """What ``build`` made last."""
     fatbins = sorted(BUILD.glob("build/temp*/native/*.fatbin"))
+    library = BUILD / "sequence_kernels" / "_native_cuda.so"
     return Built(BUILD / "libcuda.so.1", BUILD / "libtorch_cuda.so", library, fatbins)

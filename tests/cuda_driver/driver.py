@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .build import build
+from .build import Built, build
 
 ORDERS = ("forward", "reverse", "random", "skewed")  # as enum Order of the emulator
 
@@ -68,8 +68,8 @@ _MACHINE = ctypes.CFUNCTYPE(
 class Driver:
     """The stand-in driver and the CUDA library on it; ``driver()`` is the one of this process."""
 
-    def __init__(self) -> None:
-        built = build()
+    def __init__(self, built: Built | None = None) -> None:
+        built = built or build()
         self._torch = ctypes.CDLL(str(built.torch_cuda), mode=ctypes.RTLD_GLOBAL)
         self._torch.stand_in_buffer.restype = ctypes.c_bool
         torch.ops.load_library(built.library)

@@ -1,0 +1,1 @@
+"""Kernels prove themselves where they are used."""

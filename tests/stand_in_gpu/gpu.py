@@ -1,0 +1,197 @@
+"""Tensors on `cuda` whose memory is the CPU's, and what runs when an op meets one."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_map
+
+from sequence_kernels import native
+from sequence_kernels.ops.calls import kernel_rule
+from sequence_kernels.proofs import judge
+from tests.cuda_driver.build import built
+from tests.cuda_driver.driver import Driver
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+#: What a torch op launches nothing for: it looks at a tensor in another way, or allocates.
+_NO_LAUNCH = (
+    "view",
+    "expand",
+    "transpose",
+    "permute",
+    "select",
+    "slice",
+    "detach",
+    "alias",
+    "unsqueeze",
+    "squeeze",
+)
+_NO_LAUNCH += (
+    "empty",
+    "as_strided",
+    "t",
+    "unbind",
+    "split",
+    "real",
+    "imag",
+    "_unsafe_view",
+    "_reshape_alias",
+    "unfold",
+)
+_NO_LAUNCH += (
+    "new_empty",
+    "lift_fresh",
+    "diagonal",
+    "_conj",
+    "is_same_size",
+    "empty_strided",
+    "empty_like",
+    "resolve",
+)
+
+
+class OnGpu(Tensor):
+    """Looks like a tensor on ``cuda:0``; ``held`` is where its elements are."""
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> OnGpu:
+        return torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined, no-any-return]
+            cls,
+            held.shape,
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device=CUDA,
+        )
+
+    def __init__(self, held: Tensor) -> None:
+        self.held = held
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["held"], None
+
+    @staticmethod
+    def __tensor_unflatten__(inner: dict[str, Tensor], meta: None, size: Any, stride: Any) -> OnGpu:
+        return OnGpu(inner["held"])
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return GPU.run(func, args, kwargs or {})
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"OnGpu({self.held})"
+
+
+class StandInGpu(TorchDispatchMode):
+    """Within it new tensors can be on ``cuda``; ``launches`` counts what a GPU would have been asked to run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches: Counter[str] = Counter()
+        self.capturing = False
+        self.driver: Any = None
+
+    def plug_in(self) -> None:
+        """For the rest of the process: this mode in every thread, and what torch.cuda says of its only device."""
+        self._describe()
+        self.__enter__()
+        run = threading.Thread.run
+
+        def within(thread: threading.Thread) -> None:
+            with self:
+                run(thread)
+
+        threading.Thread.run = within  # type: ignore[method-assign]
+        self._take_triton_kernels()
+        judge.SLOW = 60.0  # the emulator and the interpreter are
+        assert native.unavailable("cpu") is None
+        self.driver = Driver(built())
+        native._reasons["cuda"] = None
+
+    def _describe(self) -> None:
+        properties = SimpleNamespace(
+            name="stand-in GPU",
+            major=9,
+            minor=0,
+            multi_processor_count=132,
+            total_memory=1 << 30,
+            shared_memory_per_block_optin=227 << 10,
+        )
+        facts = {
+            "_lazy_init": lambda: None,
+            "is_available": lambda: True,
+            "is_initialized": lambda: True,
+            "device_count": lambda: 1,
+            "current_device": lambda: 0,
+            "synchronize": lambda device=None: None,
+            "is_current_stream_capturing": lambda: self.capturing,
+            "get_device_name": lambda device=None: properties.name,
+            "get_device_capability": lambda device=None: (properties.major, properties.minor),
+            "get_device_properties": lambda device=None: properties,
+            "_exchange_device": lambda index: 0,
+            "_maybe_exchange_device": lambda index: 0,
+        }
+        for name, fact in facts.items():
+            setattr(torch.cuda, name, fact)
+
+    def _take_triton_kernels(self) -> None:
+        try:
+            from triton.runtime.interpreter import GridExecutor
+        except ImportError:
+            return
+        launch = GridExecutor.__call__
+
+        def counted(executor: Any, *args: Any, **kwargs: Any) -> Any:
+            self.launches[executor.fn.__name__] += 1
+            return launch(executor, *_held(args), **_held(kwargs))
+
+        GridExecutor.__call__ = counted
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.run(func, args, kwargs or {})
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        given = torch.utils._pytree.arg_tree_leaves(*args, **kwargs)
+        on_gpu = any(isinstance(a, OnGpu) for a in given)
+        if func.namespace == "sequence_kernels":
+            with self:
+                return kernel_rule(func._opname)(*args, **kwargs)
+        if func.namespace == "sequence_kernels_native" and on_gpu:
+            self.driver.record()
+            out = self.driver.run(func._opname, *_held(args))
+            self.launches.update(line.split()[0] for line in self.driver.launches())
+            return tree_map(_wrapped, out)
+        asked = kwargs.get("device")
+        goes = on_gpu if asked is None else torch.device(asked).type == "cuda"
+        out = func(*_held(args), **_held(kwargs))
+        if not goes:
+            return out
+        if not func._opname.startswith(_NO_LAUNCH):
+            self.launches[f"torch {func._opname}"] += 1
+        return return_and_correct_aliasing(func, args, kwargs, tree_map(_wrapped, out))
+
+
+def _held(given: Any) -> Any:
+    def held(a: Any) -> Any:
+        if isinstance(a, OnGpu):
+            return a.held
+        return CPU if isinstance(a, torch.device) and a.type == "cuda" else a
+
+    return tree_map(held, given)
+
+
+def _wrapped(out: Any) -> Any:
+    """On the GPU; a pending conjugation or negation is carried out, as a wrapper has none."""
+    return OnGpu(out.resolve_conj().resolve_neg()) if isinstance(out, Tensor) else out
+
+
+GPU = StandInGpu()
