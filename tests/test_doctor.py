@@ -26,7 +26,7 @@ def test_it_is_a_command_and_its_exit_code_says_whether_something_is_broken() ->
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     said = json.loads(done.stdout)
     assert done.returncode == (1 if said["broken"] else 0)
-    assert set(said) == {"versions", "devices", "libraries", "backends", "self_test", "broken"}
+    assert set(said) == {"versions", "devices", "libraries", "backends", "proofs", "self_test", "broken"}
 
 
 def test_every_op_has_a_backend_and_a_reason_against_each_other(report: dict[str, Any]) -> None:
@@ -95,7 +95,7 @@ def test_a_missing_library_is_warned_of_once(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(native, "_DIRECTORY", tmp_path)
     monkeypatch.setattr(native, "_reasons", {})
     dispatch.forget()
-    dispatch._warn_that_it_is_slow.cache_clear()
+    dispatch._warn_once.cache_clear()
     v = torch.ones(3, dtype=torch.complex64)
     try:
         with pytest.warns(RuntimeWarning, match=r"plain torch, which is slower: .*pip install"):
@@ -105,4 +105,4 @@ def test_a_missing_library_is_warned_of_once(monkeypatch: pytest.MonkeyPatch, tm
             ops.cauchy(v, 1j * v, -v)
     finally:
         dispatch.forget()
-        dispatch._warn_that_it_is_slow.cache_clear()
+        dispatch._warn_once.cache_clear()

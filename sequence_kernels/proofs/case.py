@@ -19,8 +19,8 @@ class Case(NamedTuple):
 class Draw:
     """Random tensors, the same each time: ``precision`` is the real dtype that parameters and states have."""
 
-    def __init__(self, precision: torch.dtype) -> None:
-        self._generator = torch.Generator().manual_seed(0)
+    def __init__(self, precision: torch.dtype, seed: int = 0) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
         self.precision = precision
 
     def real(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:

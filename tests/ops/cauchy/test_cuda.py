@@ -10,11 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sequence_kernels import ops
 from tests.cuda_driver import ORDERS, driver, skip_reason
 from tests.cuda_emulator import Kernels
 
-from ..devices import normal, spread_poles
 from . import exact
 
 pytestmark = [
@@ -71,27 +69,6 @@ def calls() -> Iterator[tuple[str, list[Any]]]:
     yield "cauchy", [v, z, w, False, 2]
     _, z, w, g = data(2, 1, 3, SEGMENT + 1, "f32", imaginary=False)
     yield "cauchy_transpose", [g, z, w, 2]
-
-
-#: Calls of the ops in which each kernel is launched: with one set of weights and with three.
-ON_GPU = {
-    "one": (ops.cauchy, lambda: [normal(2, 17), 1j * normal(130).real, spread_poles(2, 17)], {}),
-    "four": (
-        ops.cauchy,
-        lambda: [normal(3, 2, 40), 1j * normal(2, 130).real, spread_poles(2, 40)],
-        {"conjugate": False, "order": 2},
-    ),
-    "transpose_one": (
-        ops.cauchy_transpose,
-        lambda: [normal(2, SEGMENT + 1), 1j * normal(SEGMENT + 1).real, spread_poles(2, 3)],
-        {},
-    ),
-    "transpose_four": (
-        ops.cauchy_transpose,
-        lambda: [normal(3, 2, 130), 1j * normal(2, 130).real, spread_poles(2, 40)],
-        {"order": 2},
-    ),
-}
 
 
 @pytest.mark.parametrize("kind", COMPLEX)

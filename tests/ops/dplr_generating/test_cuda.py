@@ -16,7 +16,6 @@ from sequence_kernels.ops.dplr_generating import adjoint
 from tests.cuda_driver import ORDERS, driver, skip_reason
 from tests.cuda_emulator import Kernels
 
-from ..devices import normal, spread_poles
 from .test_dplr_generating import C128, error, resolvent, system
 
 pytestmark = [
@@ -78,35 +77,6 @@ def calls() -> Iterator[tuple[str, list[Any]]]:
     tensors = as_kernels_take(system(1, 1, 2, 3, 130), "f32")
     yield "dplr_generating_cuda", [*tensors]
     yield "dplr_generating_backward_cuda", [torch.randn(1, 2, 130, dtype=torch.cfloat), *tensors]
-
-
-def gradients(*arguments: Tensor, **options: Any) -> Tensor:
-    """The gradients of all arguments but dt and t, every second output counting double, as one tensor."""
-    leaves = [a.detach().requires_grad_(i < 5) for i, a in enumerate(arguments)]
-    out = ops.dplr_generating(*leaves, **options)
-    out.backward(torch.ones_like(out) + torch.arange(out.shape[-1], device=out.device) % 2)
-    return torch.cat([a.grad.flatten() for a in leaves[:5]])
-
-
-def generating_arguments(channels: int, rank: int, length: int) -> list[Any]:
-    c, p, q = (0.3 * normal(k, 3, 33) for k in (channels, rank, rank))
-    nodes = torch.cat((normal(length - 1).real, torch.tensor([torch.inf])))
-    return [c, p, q, normal(3, 33), spread_poles(3, 33), torch.rand(3).double() + 0.5, nodes]
-
-
-#: Calls of the op in which each kernel is launched: (channels, rank, nodes).
-ON_GPU = {
-    f"generating_{'_'.join(map(str, sizes))}_{function.__name__}": (
-        function,
-        functools.partial(generating_arguments, *sizes),
-        {},
-    )
-    for function, lengths in (
-        (ops.dplr_generating, (130, 130, 130, 130)),
-        (gradients, (SEGMENT + 1, 130, 9, 9)),
-    )
-    for sizes in zip((1, 2, 1, 3), (1, 1, 2, 2), lengths, strict=True)
-}
 
 
 @pytest.mark.parametrize("kind", COMPLEX)

@@ -14,12 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sequence_kernels import ops
-from sequence_kernels.ops.ssm_conv import reference
+from sequence_kernels.ops.ssm_conv import proof, reference
 from tests.cuda_driver import ORDERS, driver, skip_reason
 from tests.cuda_emulator.build import ROOT, compiler
-
-from ..devices import normal
 
 pytestmark = [
     pytest.mark.skipif(skip_reason() is not None, reason=str(skip_reason())),
@@ -40,17 +37,7 @@ MATHS = [
     ("tf32", torch.float16, 1, 1e-3, 2e-3),
     ("bf16", torch.bfloat16, 1, 5e-3, 5e-3),
 ]
-#: B, C, H, L, T, S, dense, lengths. The third and the sixth are cut in segments by the forward pass too.
-CASES = [
-    (2, 1, 2, 11, 4, 4, False, False),
-    (2, 1, 1, 70, 16, 20, False, True),
-    (3, 2, 2, 150, 4, 6, True, True),
-    (5, 2, 1, 64, 16, 4, True, False),
-    (1, 1, 2, 40, 2, 4, False, False),
-    (1, 1, 1, 33, 1, 3, True, True),
-    (20, 1, 1, 33, 8, 4, False, True),
-    (1, 1, 1, 0, 4, 4, False, False),
-]
+CASES = [*proof.SIZES[:7], proof.Sizes(1, 1, 1, 0, 4, 4, False, False)]
 
 
 class Arguments(NamedTuple):
@@ -98,29 +85,7 @@ def no_launches_before() -> None:
 
 def arguments(case: tuple[Any, ...], dtype: torch.dtype) -> Arguments:
     """A random stable model, not one that comes from taps: its matrices are independent of each other."""
-    batch, channels, heads, length, chunk, size, dense, with_lengths = case
-    generator = torch.Generator().manual_seed(length + size)
-    real = F64 if dtype == F64 else torch.float32
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, dtype=F64, generator=generator)
-
-    rotation = (
-        torch.linalg.qr(normal(heads, size, size))[0] if dense else torch.exp(1j * normal(heads, size // 2))
-    )
-    powers = [0.9 * rotation]
-    while len(powers) < chunk.bit_length():
-        powers.append(powers[-1] @ powers[-1] if dense else powers[-1] * powers[-1])
-    return Arguments(
-        normal(batch, heads, length).to(dtype),
-        normal(channels, heads, chunk).to(real),
-        normal(channels, heads, size, chunk).to(real),
-        normal(heads, chunk, size).to(real),
-        torch.stack(powers, 1),
-        normal(channels, heads).to(real) if channels == 1 else None,
-        normal(batch, heads, size).to(real) if chunk > 2 else None,
-        torch.randint(length + 1, (batch,), generator=generator) if with_lengths else None,
-    )
+    return Arguments(*proof.system(proof.Sizes(*case), dtype))
 
 
 def exact(*tensors: Tensor | None) -> list[Any]:
@@ -135,17 +100,10 @@ def compare(got: tuple[Tensor, ...], want: tuple[Tensor, ...], rounded: float, o
         assert x.to(y.dtype).sub(y).norm() <= (others if i else rounded) * max(float(y.norm()), floor), i
 
 
-def gradients_of(case: tuple[Any, ...], a: Arguments) -> tuple[Tensor, Tensor]:
-    batch, channels, heads, length, _, size, *_ = case
-    generator = torch.Generator().manual_seed(7)
-    g = torch.randn(batch, channels, heads, length, generator=generator).to(a.u.dtype)
-    return g, torch.randn(batch, heads, size, generator=generator).to(a.taps.dtype)
-
-
 def check(device: Device, case: tuple[Any, ...], dtype: torch.dtype, rounded: float, others: float) -> None:
     a = arguments(case, dtype)
     compare(device.forward(a), reference.ssm_conv(*exact(*a)), rounded, others)
-    g, g_final = gradients_of(case, a)
+    g, g_final = proof.gradients(proof.Sizes(*case), a.u.dtype)
     got = device.backward(g, g_final, a)
     compare(got, reference.ssm_conv_backward(*exact(g, g_final, *a)), rounded, others)
 
@@ -175,37 +133,6 @@ def calls() -> Iterator[tuple[str, list[Any]]]:
         yield "ssm_conv_backward_cuda", [*gradients, *arguments, 0, backward << 10]
 
 
-def convolution(*arguments: Tensor, backend: str, **options: Any) -> Tensor:
-    """Both results and all gradients of the chunked convolution, as one real tensor."""
-    leaves = [a.detach().requires_grad_() for a in arguments]
-    y, final = ops.ssm_conv(*leaves, backend=backend, **options)
-    (y.square().sum() + final.square().sum()).backward()
-    found = [y, final, *(leaf.grad for leaf in leaves if leaf.grad is not None)]
-    return torch.cat([(torch.view_as_real(t) if t.is_complex() else t).flatten() for t in found])
-
-
-def convolution_arguments(
-    batch: int, channels: int, length: int, chunk: int, size: int, dense: bool
-) -> list[Any]:
-    power = 0.5 * (normal(2, size, size).real / size if dense else normal(2, size // 2))
-    powers = [power]
-    while len(powers) < chunk.bit_length():
-        powers.append(powers[-1] @ powers[-1] if dense else powers[-1].square())
-    matrices = (normal(channels, 2, chunk), normal(channels, 2, size, chunk), normal(2, chunk, size))
-    others = (normal(channels, 2), normal(batch, 2, size))
-    u = normal(batch, 2, length).real
-    return [u, *(m.real for m in matrices), torch.stack(powers, 1), *(m.real for m in others)]
-
-
-#: Calls of the op in which each kernel is launched: as one segment and as several, whose chunks fill a warp's tile or
-#: do not; with more gradients than a block holds.
-ON_GPU = {
-    "convolution": (convolution, lambda: convolution_arguments(17, 1, 70, 16, 20, False), {}),
-    "convolution_segments": (convolution, lambda: convolution_arguments(2, 2, 300, 4, 6, True), {}),
-    "convolution_parts": (convolution, lambda: convolution_arguments(2, 1, 1000, 32, 64, True), {}),
-}
-
-
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize(("math", "dtype", "precision", "rounded", "others"), MATHS)
 def test_both_passes(
@@ -222,7 +149,7 @@ def test_both_passes(
 def with_matrices_in_global_memory(case: tuple[Any, ...], dtype: torch.dtype, precision: int) -> Device:
     """The device with the least shared memory that the kernels can do with."""
     a = arguments(case, dtype)
-    gradients = gradients_of(case, a)
+    gradients = proof.gradients(proof.Sizes(*case), a.u.dtype)
     for kilobytes in range(4, 99):
         device = Device(precision, kilobytes << 10)
         with contextlib.suppress(RuntimeError):  # less than that is refused
@@ -271,7 +198,7 @@ def test_tails_that_are_not_known() -> None:
     y, final = Device(1).forward(a)
     compare((y, final[:1]), (reference.ssm_conv(*whole)[0], reference.ssm_conv(*a)[1][:1]), 1e-13, 1e-13)
     assert final[1:].isnan().all()
-    g, g_final = gradients_of(case, a)
+    g, g_final = proof.gradients(proof.Sizes(*case), a.u.dtype)
     compare(
         Device(1).backward(g, g_final, a),
         reference.ssm_conv_backward(g, g_final, *a),
@@ -292,7 +219,7 @@ def test_rows_that_end_nowhere(monkeypatch: pytest.MonkeyPatch, length: int) -> 
     assert (final.isnan().all((1, 2)) == wrong).all()
     assert (want.isnan().all((1, 2)) == wrong).all()
     compare((y, final[~wrong]), (want_y, want[~wrong]), 1e-13, 1e-13)
-    g, g_final = gradients_of(case, a)
+    g, g_final = proof.gradients(proof.Sizes(*case), a.u.dtype)
     got = Device(1, check=True).backward(g, g_final, a)
     compare(got, reference.ssm_conv_backward(g, g_final, *a), 1e-13, 1e-13)
 
@@ -375,7 +302,7 @@ def test_launch_rules(tmp_path: Path) -> None:
 def test_results_do_not_depend_on_the_order_of_threads(dtype: torch.dtype, precision: int) -> None:
     case = (20, 1, 1, 66, 8, 4, False, True)
     a = arguments(case, dtype)
-    g, g_final = gradients_of(case, a)
+    g, g_final = proof.gradients(proof.Sizes(*case), a.u.dtype)
     results = []
     for order in ORDERS:
         device = Device(precision, order=order, seed=5)

@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from sequence_kernels import ops
 from tests.cuda_driver import ORDERS, driver, skip_reason
 from tests.cuda_emulator import Kernels
 
-from ..devices import normal, spread_poles
 from . import exact
 
 pytestmark = [
@@ -45,24 +43,6 @@ def calls() -> Iterator[tuple[str, list[Any]]]:
     """Native ops and arguments, so that each launch occurs."""
     x = exact.sample(9, 2, 5, 1, 2, slots=9)
     yield "ssm_step", [x.state.clone(), *x[1:], torch.empty_like(x.state)]
-
-
-def both(*arguments: torch.Tensor, **options: Any) -> torch.Tensor:
-    """Both results of a step as one tensor."""
-    return torch.cat([t.flatten() for t in ops.ssm_step(*arguments, **options)])
-
-
-def step_arguments(rows: int, rank: int | None) -> list[torch.Tensor]:
-    low_rank = [] if rank is None else [normal(rank, 3, 33), normal(rank, 3, 33)]
-    a, b = spread_poles(3, 33), normal(3, 33)
-    return [normal(rows, 3, 33), normal(rows, 3).real, a, b, normal(2, 3, 33), normal(2, 3).real, *low_rank]
-
-
-#: Calls of the op in which each kernel is launched.
-ON_GPU = {
-    "step_one": (both, lambda: step_arguments(1, None), {}),
-    "step_many": (both, lambda: step_arguments(9, 2), {}),
-}
 
 
 @pytest.mark.parametrize("dtype", exact.TOLERANCE, ids=str)

@@ -10,11 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sequence_kernels import ops
 from tests.cuda_driver import ORDERS, driver, skip_reason
 from tests.cuda_emulator import Kernels
 
-from ..devices import normal, spread_poles
 from . import exact
 
 pytestmark = [
@@ -66,27 +64,6 @@ def calls() -> Iterator[tuple[str, list[Any]]]:
     yield "vandermonde", [v, x, 70, True, 0]
     _, x, g = data(1, 1, 2, SEGMENT + 1, "f32")
     yield "vandermonde_transpose", [g, x, 0]
-
-
-#: Calls of the ops in which each kernel is launched. Longer than a segment: the sum over segments too.
-ON_GPU = {
-    "pairs": (ops.vandermonde, lambda: [normal(3, 2, 17), spread_poles(2, 17) / 70, 70], {}),
-    "plain": (
-        ops.vandermonde,
-        lambda: [normal(2, 17), spread_poles(2, 17) / 5000, 5000],
-        {"conjugate": False},
-    ),
-    "real": (
-        ops.vandermonde_transpose,
-        lambda: [normal(2, 70).real, spread_poles(2, 17) / 70],
-        {"power": 1},
-    ),
-    "complex": (
-        ops.vandermonde_transpose,
-        lambda: [normal(3, 2, SEGMENT + 1), spread_poles(2, 17) / SEGMENT],
-        {},
-    ),
-}
 
 
 @pytest.mark.parametrize("kind", REAL)
