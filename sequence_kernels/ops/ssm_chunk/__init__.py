@@ -8,6 +8,7 @@ from torch import Tensor
 from .. import checks
 from ..dispatch import choose, find_implementations
 from ..registration import register_with_adjoint
+from . import kernels  # noqa: F401 (C++ and CUDA)
 
 find_implementations(__name__, "ssm_chunk", "ssm_chunk_backward")
 
