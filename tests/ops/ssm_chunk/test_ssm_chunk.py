@@ -10,9 +10,9 @@ from sequence_kernels import ops
 
 from ..devices import backends
 from ..sample import Sample, complexes
+from .exact import C128, assert_matrices, system
 
 every_backend = pytest.mark.parametrize("backend", backends("ssm_chunk"))
-C128 = torch.complex128
 
 
 def _chunk_matrices(rank: int, tail: bool, channels: int = 2) -> Sample:
@@ -36,51 +36,15 @@ SAMPLES = {
 }
 
 
-def system(rank: int, heads: int = 3, pairs: int = 5, channels: int = 2) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(rank)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, heads, pairs, dtype=C128, generator=generator)
-
-    return [random() / 2, random(rank) / 4, random(rank) / 4, random(), random(channels)]
-
-
-def whole(x: Tensor) -> Tensor:
-    """Both of each conjugate pair."""
-    return torch.cat((x, x.conj()), -1)
-
-
-def states_of(rows: Tensor) -> Tensor:
-    """Interleaved real states as both of each conjugate pair."""
-    return whole(torch.view_as_complex(rows.unflatten(-1, (-1, 2)).contiguous()))
-
-
 @pytest.mark.checks("oracle")
 @every_backend
 @pytest.mark.parametrize("tail", [False, True])
 @pytest.mark.parametrize("rank", [0, 1, 2])
 @pytest.mark.parametrize("chunk", [1, 2, 8])
 def test_against_dense_powers(backend: str, chunk: int, rank: int, tail: bool) -> None:
-    a, p, q, b, c = system(rank)
-    taps, e_out, e_in, a_powers = ops.ssm_chunk(a, p, q, b, c, chunk, tail=tail, backend=backend)
-    matrix = torch.diag_embed(whole(a)) + torch.einsum("rhm,rhn->hmn", whole(p), whole(q))
-    powers = [torch.linalg.matrix_power(matrix, j) for j in range(chunk + 1)]
-    x = torch.randn(3, 4, 10, dtype=torch.float64)  # some real states of each head
-    for j in range(chunk):
-        pushed = torch.einsum("hmn,hn->hm", powers[j], whole(b))
-        torch.testing.assert_close(states_of(e_in[:, chunk - 1 - j]), pushed)
-        read = torch.einsum("chm,hm->ch", whole(c), pushed)
-        torch.testing.assert_close(taps[..., j], read.real)
-        later = torch.einsum("chm,hmn,hkn->chk", whole(c), powers[j + 1], states_of(x)).real
-        torch.testing.assert_close(torch.einsum("chs,hks->chk", e_out[..., j], x), later)
-    sizes = [1 << i for i in range(chunk.bit_length())] if tail else [chunk]
-    assert a_powers.shape == (3, len(sizes), *((10, 10) if rank else (5,)))
-    for i, size in enumerate(sizes):
-        moved = torch.einsum("hmn,hkn->hkm", powers[size], states_of(x))
-        if rank:
-            torch.testing.assert_close(states_of(x @ a_powers[:, i]), moved)
-        else:
-            torch.testing.assert_close(states_of(x) * whole(a_powers[:, i]).unsqueeze(1), moved)
+    inputs = system(rank)
+    taps, e_out, e_in, a_powers = ops.ssm_chunk(*inputs, chunk, tail=tail, backend=backend)
+    assert_matrices((taps, e_out.mT, e_in, a_powers), inputs, chunk, tail, 1e-12)
 
 
 @pytest.mark.parametrize("backend", [b for b in backends("ssm_chunk") if b != "torch"])
