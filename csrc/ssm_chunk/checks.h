@@ -14,7 +14,7 @@ struct SsmChunkTensors {
   static constexpr const char* schema =
       "Tensor a, Tensor p, Tensor q, Tensor b, Tensor c, int chunk, bool tail";
   static SsmChunkTensors take(Stack& stack) {
-    return {stack.take<Tensor>(), stack.take<Tensor>(), stack.take<Tensor>(), stack.take<Tensor>(),
+    return {stack.take<Tensor>(), stack.take<Tensor>(),  stack.take<Tensor>(), stack.take<Tensor>(),
             stack.take<Tensor>(), stack.take<int64_t>(), stack.take<bool>()};
   }
 };

@@ -12,16 +12,21 @@ __device__ __forceinline__ void sequences(const SsmChunkParams& p, int64_t h) {
   const Complex<Real>* const c = static_cast<const Complex<Real>*>(p.c);
   double2* now = memory + warp() * 2 * N;
   double2* next = now + N;
+#pragma unroll 1
   for (int32_t sequence = warp(); sequence < 1 + p.channels; sequence += warps) {
     const bool functional = sequence > 0;
+#pragma unroll 1
     for (int32_t n = lane(); n < N; n += 32)
       now[n] = functional ? wide(vector(p, c, h, sequence - 1)[n]) : vector(p, p.b, h)[n];
+#pragma unroll 1
     for (int32_t j = 0; j < T; ++j) {
       if (functional || j + 1 < T) advance(p, h, functional, now, next, ignore);
       Complex<Real>* const to =
           functional ? static_cast<Complex<Real>*>(p.reads) + (((sequence - 1) * p.heads + h) * T + j) * N
                      : static_cast<Complex<Real>*>(p.e_in) + (h * T + T - 1 - j) * N;
+#pragma unroll 1
       for (int32_t n = lane(); n < N; n += 32) to[n] = narrow<Real>(functional ? row(next[n]) : now[n]);
+#pragma unroll 1
       for (int32_t k = 0; k < (functional ? 0 : p.channels); ++k) {
         const double tap = pairing(vector(p, c, h, k), now, N);
         if (lane() == 0) static_cast<Real*>(p.taps)[(k * p.heads + h) * T + j] = static_cast<Real>(tap);
@@ -37,7 +42,8 @@ __device__ __forceinline__ void diagonal_powers(const SsmChunkParams& p, int64_t
   for (int32_t n = threadIdx.x; n < p.pairs; n += threads) {
     double2 turned = vector(p, p.a, h)[n];
     int32_t i = p.powers_count - 1;
-    for (int32_t size = p.chunk; size > 1; size /= 2) --i;  // where A itself would stand, maybe before the first
+    for (int32_t size = p.chunk; size > 1; size /= 2)
+      --i;  // where A itself would stand, maybe before the first
     for (; i < p.powers_count; ++i, turned = multiply(turned, turned))
       if (i >= 0) static_cast<double2*>(p.powers)[(h * p.powers_count + i) * p.pairs + n] = turned;
   }
@@ -50,8 +56,8 @@ struct Tile {
   const PowerLayout layout;
   const int64_t h;
   const int32_t first_pair_of_rows, first_pair, rg, pg;
-  double2* const states;  // (rank, 2, pairs): the pulls of now and next, by turns
-  Real* const pulls;      // (steps, group, 64): those of a few k as rows
+  double2* const states;                    // (rank, 2, pairs): the pulls of now and next, by turns
+  Real* const pulls;                        // (steps, group, 64): those of a few k as rows
   Complex<Real>*const lifts, *const turns;  // (steps, group, 32): D^e p_r; (5, 32): a^(2^i)
   Complex<Real> m[4][4];
 
@@ -81,6 +87,7 @@ struct Tile {
   __device__ __forceinline__ void make_turns() const {
     if (warp() > 0) return;
     double2 turned = eigenvalue(first_pair + lane());
+#pragma unroll 1
     for (int32_t i = 0; 1 << i <= layout.steps; ++i, turned = multiply(turned, turned))
       turns[i * tile_pairs + lane()] = narrow<Real>(turned);
   }
@@ -91,6 +98,7 @@ struct Tile {
     if (warp() >= layout.group || r >= p.rank) return;
     const double2 a = eigenvalue(n);
     double2 lift = n < p.pairs ? vector(p, p.p, h, r)[n] : make_complex(0.0, 0.0);
+#pragma unroll 1
     for (int32_t e = 0; e < layout.steps; ++e, lift = multiply(a, lift))
       lifts[(e * layout.group + warp()) * tile_pairs + lane()] = narrow<Real>(lift);
   }
@@ -101,9 +109,12 @@ struct Tile {
     if (warp() >= layout.group || r >= p.rank) return;
     double2 *now = states + (2 * r + done % 2) * N, *next = states + (2 * r + 1 - done % 2) * N;
     if (done == 0)
+#pragma unroll 1
       for (int32_t k = lane(); k < N; k += 32) now[k] = vector(p, p.q, h, r)[k];
+#pragma unroll 1
     for (int32_t j = 0; j < length; ++j) {
-      Complex<Real>* const to = reinterpret_cast<Complex<Real>*>(pulls) + (j * layout.group + warp()) * tile_rows / 2;
+      Complex<Real>* const to =
+          reinterpret_cast<Complex<Real>*>(pulls) + (j * layout.group + warp()) * tile_rows / 2;
       to[lane()] = narrow<Real>(n < N ? row(now[n]) : make_complex(0.0, 0.0));
       if (done + j + 1 < p.chunk) advance(p, h, true, now, next, [](int32_t, double) {});
       double2* const before = now;
@@ -123,6 +134,7 @@ struct Tile {
   }
 
   __device__ __forceinline__ void add_products(int32_t ranks, int32_t length) {
+#pragma unroll 1
     for (int32_t j = 0; j < length; ++j)
       for (int32_t r = 0; r < ranks; ++r) {
         Real pull[4];
@@ -195,9 +207,9 @@ __device__ __forceinline__ void matrices(const SsmChunkParams& p) {
 
 }  // namespace ssm_chunk
 
-KERNEL(ssm_chunk_f32, SsmChunkParams, 128) {
+KERNEL(ssm_chunk_f32, SsmChunkParams, 128, 5) {
   ssm_chunk::matrices<float>(p);
 }
-KERNEL(ssm_chunk_f64, SsmChunkParams, 128) {
+KERNEL(ssm_chunk_f64, SsmChunkParams, 128, 3) {
   ssm_chunk::matrices<double>(p);
 }

@@ -70,9 +70,9 @@ HOST_DEVICE constexpr int32_t least(int32_t x, int32_t y) {
 
 // Shared memory of a block that has a tile of M.
 struct PowerLayout {
-  int32_t group, steps;           // ranks at a time, steps of k at a time: a power of two
-  int32_t states, pulls, lifts;   // where these begin, in bytes: both buffers of all pulls; then tiles
-  int32_t turns, bytes;           // a^(2^i) up to `steps`
+  int32_t group, steps;          // ranks at a time, steps of k at a time: a power of two
+  int32_t states, pulls, lifts;  // where these begin, in bytes: both buffers of all pulls; then tiles
+  int32_t turns, bytes;          // a^(2^i) up to `steps`
   HOST_DEVICE explicit PowerLayout(const SsmChunkParams& p)
       : group(least(p.rank, together)),
         steps(least(group > 2 ? 8 : 16, p.chunk)),

@@ -57,8 +57,11 @@ struct Head {
   // V_j, and s_rj, of all sequences.
   __device__ __forceinline__ void go_through(int32_t sequence) const {
     double2 *now = buffers, *next = buffers + N;
+#pragma unroll 1
     for (int32_t n = lane(); n < N; n += 32) now[n] = first(sequence, n);
+#pragma unroll 1
     for (int32_t j = 0; j < T; ++j) {
+#pragma unroll 1
       for (int32_t n = lane(); n < N; n += 32) value(sequence, j)[n] = narrow<Real>(now[n]);
       advance(p, h, is_functional(sequence), now, next, [&](int32_t r, double sum) {
         if (lane() == 0) sums_of(sequence, j, r)[0] = static_cast<Real>(sum);
@@ -69,9 +72,11 @@ struct Head {
   }
 
   __device__ __forceinline__ void make_lifts(int32_t r) const {
+#pragma unroll 1
     for (int32_t n = lane(); n < N; n += 32) {
       const double2 a = vector(p, p.a, h)[n];
       double2 lift = vector(p, p.p, h, r)[n];
+#pragma unroll 1
       for (int32_t e = 0; e < T; ++e, lift = multiply(a, lift))
         lifts[(int64_t(e) * p.rank + r) * N + n] = narrow<Real>(lift);
     }
@@ -84,15 +89,17 @@ struct Head {
     if (!is_functional(sequence)) {
       if (j == T) return g;
       g = wide(static_cast<const Complex<Real>*>(p.g_e_in)[(h * T + T - 1 - j) * N + n]);
+#pragma unroll 1
       for (int32_t c = 0; c < p.channels; ++c) g = add(g, scaled(g_tap(c, j), row(wide(readout(c, n)))));
       return g;
     }
     const int32_t c = sequence - 1;
     if (j == 0) {
+#pragma unroll 1
       for (int32_t t = 0; t < T; ++t) g = add(g, scaled(g_tap(c, t), wide(value(0, t)[n])));
     } else {
-      const Real* const from = static_cast<const Real*>(p.g_reads) + c * p.g_reads_channel + h * p.g_reads_head +
-                               (j - 1) * p.g_reads_step + 2 * n * p.g_reads_state;
+      const Real* const from = static_cast<const Real*>(p.g_reads) + c * p.g_reads_channel +
+                               h * p.g_reads_head + (j - 1) * p.g_reads_step + 2 * n * p.g_reads_state;
       g = make_complex<double>(from[0], from[p.g_reads_state]);
     }
     return row(g);
@@ -100,8 +107,8 @@ struct Head {
 
   // out(m, n, value) for m < rows, n < S of the product of left(m, k) and right(k, n) over k < S.
   template <class Left, class Right, class Out>
-  __device__ __forceinline__ void product(int32_t rows, bool columns_first, const Left& left, const Right& right,
-                                          const Out& out) const {
+  __device__ __forceinline__ void product(int32_t rows, bool columns_first, const Left& left,
+                                          const Right& right, const Out& out) const {
     DYN_SHARED(Real, memory);
     Real *const a = memory, *const b = memory + product_depth * left_stride;
     const int32_t S = 2 * N, m = threadIdx.x / 16 * 4, n = threadIdx.x % 16 * 4;
@@ -110,10 +117,12 @@ struct Head {
         Real sum[4][4] = {};
         for (int32_t k0 = 0; k0 < S; k0 += product_depth) {
           __syncthreads();
+#pragma unroll 1
           for (int32_t e = threadIdx.x; e < product_rows * product_depth; e += threads) {
             const int32_t i = first_row + e / product_depth, k = k0 + e % product_depth;
             a[e % product_depth * left_stride + e / product_depth] = i < rows && k < S ? left(i, k) : Real(0);
           }
+#pragma unroll 1
           for (int32_t e = threadIdx.x; e < product_columns * product_depth; e += threads) {
             const int32_t i = columns_first ? e % product_columns : e / product_depth;
             const int32_t k = columns_first ? e / product_columns : e % product_depth;
@@ -177,11 +186,14 @@ struct Head {
     const bool functional = is_functional(sequence);
     const double2* const a = vector(p, p.a, h);
     double2 *now = buffers, *next = buffers + N;  // conjugates of l_j and l_{j+1}
+#pragma unroll 1
     for (int32_t n = lane(); n < N; n += 32) next[n] = conjugate(wide(whole(sequence, T)[n]));
+#pragma unroll 1
     for (int32_t j = T - 1; j >= 0; --j) {
       advance(p, h, !functional, next, now, [&](int32_t r, double sum) {
         if (lane() == 0) sums_of(sequence, j, r)[1] = static_cast<Real>(sum);
       });
+#pragma unroll 1
       for (int32_t n = lane(); n < N; n += 32) {
         now[n] = add(now[n], conjugate(wide(whole(sequence, j)[n])));
         whole(sequence, j)[n] = narrow<Real>(conjugate(now[n]));
@@ -193,9 +205,11 @@ struct Head {
 
   // What the gradients of D^e p_r give p_r and a: by Horner's rule, and its derivative.
   __device__ __forceinline__ void lifts_backward(int32_t r) const {
+#pragma unroll 1
     for (int32_t n = lane(); n < N; n += 32) {
       const double2 a = conjugate(vector(p, p.a, h)[n]);
       double2 sum = make_complex(0.0, 0.0), slope = sum;
+#pragma unroll 1
       for (int32_t e = T - 1; e >= 0; --e) {
         slope = add(multiply(slope, a), sum);
         sum = add(multiply(sum, a), wide(g_lifts[(int64_t(e) * p.rank + r) * N + n]));
@@ -207,7 +221,8 @@ struct Head {
 
   // What the gradients of D^(2^i) in the powers give a: (2^i a^(2^i - 1))*.
   __device__ __forceinline__ double2 turns_backward(int32_t n) const {
-    double2 turned = conjugate(vector(p, p.a, h)[n]), before = make_complex(1.0, 0.0), sum = make_complex(0.0, 0.0);
+    double2 turned = conjugate(vector(p, p.a, h)[n]), before = make_complex(1.0, 0.0),
+            sum = make_complex(0.0, 0.0);
     int32_t i = p.powers_count - 1;
     for (int32_t size = T; size > 1; size /= 2) --i;
     for (double size = 1; i < p.powers_count; ++i, size *= 2) {
@@ -229,7 +244,9 @@ struct Head {
   __device__ __forceinline__ double2 sum_of(int32_t n, const Term& term) const {
     DYN_SHARED(double2, parts);
     double2 sum = make_complex(0.0, 0.0);
+#pragma unroll 1
     for (int32_t sequence = 0; n < N && sequence < sequences; ++sequence)
+#pragma unroll 1
       for (int32_t j = warp(); j < T; j += warps) sum = add(sum, term(sequence, j));
     __syncthreads();
     parts[threadIdx.x] = sum;
@@ -245,6 +262,7 @@ struct Head {
       double2 da = sum_of(n, [&](int32_t sequence, int32_t j) {
         return multiply(wide(whole(sequence, j + 1)[n]), conjugate(wide(value(sequence, j)[n])));
       });
+#pragma unroll 1
       for (int32_t r = 0; r < p.rank; ++r) {
         const auto sum_of_side = [&](bool of_q) {
           return sum_of(n, [&](int32_t sequence, int32_t j) {
@@ -265,12 +283,14 @@ struct Head {
       if (!writes || n >= N) continue;
       vector(p, static_cast<double2*>(p.da), h)[n] = add(da, turns_backward(n));
       vector(p, static_cast<double2*>(p.db), h)[n] = wide(whole(0, 0)[n]);
+#pragma unroll 1
       for (int32_t c = 0; c < p.channels; ++c)
         vector(p, static_cast<Complex<Real>*>(p.dc), h, c)[n] = whole(1 + c, 0)[n];
     }
   }
 
   __device__ __forceinline__ void run() const {
+#pragma unroll 1
     for (int32_t task = warp(); task < sequences + p.rank; task += warps) {
       if (task < sequences)
         go_through(task);
@@ -278,14 +298,20 @@ struct Head {
         make_lifts(task - sequences);
     }
     __syncthreads();
-    for (int32_t e = threadIdx.x; e < T * p.rank * N; e += threads) g_lifts[e] = make_complex(Real(0), Real(0));
+#pragma unroll 1
+    for (int32_t e = threadIdx.x; e < T * p.rank * N; e += threads)
+      g_lifts[e] = make_complex(Real(0), Real(0));
+#pragma unroll 1
     for (int32_t sequence = warp(); sequence < sequences; sequence += warps)
       for (int32_t j = 0; j <= T; ++j)
-        for (int32_t n = lane(); n < N; n += 32) whole(sequence, j)[n] = narrow<Real>(gradient(sequence, j, n));
+#pragma unroll 1
+        for (int32_t n = lane(); n < N; n += 32)
+          whole(sequence, j)[n] = narrow<Real>(gradient(sequence, j, n));
     __syncthreads();
     for (int32_t power = 0; power < p.powers_count && p.rank > 0; ++power)
       power_backward(power, T >> (p.powers_count - 1 - power));
     __syncthreads();
+#pragma unroll 1
     for (int32_t task = warp(); task < sequences + p.rank; task += warps) {
       if (task < sequences)
         go_back(task);
@@ -305,9 +331,9 @@ __device__ __forceinline__ void gradients(const SsmChunkBackwardParams& p) {
 
 }  // namespace ssm_chunk
 
-KERNEL(ssm_chunk_backward_f32, SsmChunkBackwardParams, 128) {
+KERNEL(ssm_chunk_backward_f32, SsmChunkBackwardParams, 128, 5) {
   ssm_chunk::gradients<float>(p);
 }
-KERNEL(ssm_chunk_backward_f64, SsmChunkBackwardParams, 128) {
+KERNEL(ssm_chunk_backward_f64, SsmChunkBackwardParams, 128, 5) {
   ssm_chunk::gradients<double>(p);
 }

@@ -42,7 +42,8 @@ __device__ __forceinline__ auto vector(const Params& p, C* of_all, int64_t h, in
   return of_all + (k * p.heads + h) * p.pairs;
 }
 template <class Params>
-__device__ __forceinline__ const double2* vector(const Params& p, const void* of_all, int64_t h, int32_t k = 0) {
+__device__ __forceinline__ const double2* vector(const Params& p, const void* of_all, int64_t h,
+                                                 int32_t k = 0) {
   return vector(p, static_cast<const double2*>(of_all), h, k);
 }
 
@@ -50,6 +51,7 @@ __device__ __forceinline__ const double2* vector(const Params& p, const void* of
 template <class X>
 __device__ __forceinline__ double pairing(const X* x, const double2* y, int32_t pairs) {
   double sum = 0;
+#pragma unroll 1
   for (int32_t n = lane(); n < pairs; n += 32) sum += x[n].x * y[n].x - x[n].y * y[n].y;
 #pragma unroll
   for (int32_t other = 16; other > 0; other /= 2) sum += __shfl_xor_sync(~0u, sum, other);
@@ -59,13 +61,16 @@ __device__ __forceinline__ double pairing(const X* x, const double2* y, int32_t 
 // next = a v + sum_r left_r 2 Re(right_r v), with (left, right) = (p, q) for states, (q, p) for functionals;
 // gives the sums s_r to `keep`.
 template <class Params, class Keep>
-__device__ __forceinline__ void advance(const Params& p, int64_t h, bool functional, const double2* v, double2* next,
-                                        const Keep& keep) {
+__device__ __forceinline__ void advance(const Params& p, int64_t h, bool functional, const double2* v,
+                                        double2* next, const Keep& keep) {
   const double2* const a = vector(p, p.a, h);
+#pragma unroll 1
   for (int32_t n = lane(); n < p.pairs; n += 32) next[n] = multiply(a[n], v[n]);
+#pragma unroll 1
   for (int32_t r = 0; r < p.rank; ++r) {
     const double2* const left = vector(p, functional ? p.q : p.p, h, r);
     const double sum = pairing(vector(p, functional ? p.p : p.q, h, r), v, p.pairs);
+#pragma unroll 1
     for (int32_t n = lane(); n < p.pairs; n += 32) next[n] = add(next[n], scaled(sum, left[n]));
     keep(r, sum);
   }
