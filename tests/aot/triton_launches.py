@@ -50,6 +50,20 @@ def _dplr_generating(name: str, real: torch.dtype) -> Launches:
     return found
 
 
+def _ssm_chunk(name: str, real: torch.dtype) -> Launches:
+    module = "sequence_kernels.ops.ssm_chunk.triton"
+    found: Launches = {}
+    for channels, rank in ((1, 0), (1, 1), (2, 2)):
+        a, p = (torch.zeros(*k, 4, 32, dtype=torch.complex128) for k in ((), (rank,)))
+        c = torch.zeros(channels, 4, 32, dtype=real.to_complex())
+        taps, reads = torch.zeros(channels, 4, 32, dtype=real), torch.zeros(channels, 4, 32, 64, dtype=real)
+        powers = torch.zeros(4, 1, 64, 64, dtype=torch.float64) if rank else a.unsqueeze(1)
+        label, given = f"{channels} channels, rank {rank} {name}", (a, p, p, a, c, 32, False)
+        found[label] = (module, "ssm_chunk", given)
+        found[f"backward, {label}"] = (module, "ssm_chunk_backward", (taps, reads, reads[0], powers, *given))
+    return found
+
+
 def _ssm_step(name: str, real: torch.dtype) -> Launches:
     module = "sequence_kernels.ops.ssm_step.triton"
     found: Launches = {}
@@ -96,6 +110,6 @@ def _ssm_conv(name: str, dtype: torch.dtype, dense: bool) -> Launches:
 LAUNCHES: Launches = {}
 for _name, _real in (("f32", torch.float32), ("f64", torch.float64)):
     LAUNCHES |= _vandermonde(_name, _real) | _cauchy(_name, _real) | _ssm_step(_name, _real)
-    LAUNCHES |= _dplr_generating(_name, _real)
+    LAUNCHES |= _dplr_generating(_name, _real) | _ssm_chunk(_name, _real)
     LAUNCHES |= _ssm_conv(_name, _real, dense=False)
 LAUNCHES |= _ssm_conv("f32", torch.float32, dense=True) | _ssm_conv("bf16", torch.bfloat16, dense=False)

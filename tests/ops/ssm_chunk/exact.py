@@ -63,7 +63,9 @@ def assert_matrices(
         assert error(turned, moved) < tolerance
 
 
-def gradients_by_torch(gradients: Sequence[Tensor], inputs: Sequence[Tensor], *sizes: int | bool) -> list[Tensor]:
+def gradients_by_torch(
+    gradients: Sequence[Tensor], inputs: Sequence[Tensor], *sizes: int | bool
+) -> list[Tensor]:
     """The adjoint in plain torch and double precision, which gradcheck holds against differences."""
     wide = [t.to(C128 if t.is_complex() else torch.float64) for t in (*gradients, *inputs)]
     return list(implementation("ssm_chunk_backward", "torch")(*wide, *sizes))
@@ -71,6 +73,8 @@ def gradients_by_torch(gradients: Sequence[Tensor], inputs: Sequence[Tensor], *s
 
 def gradients_for(results: Sequence[Tensor]) -> list[Tensor]:
     """Gradients of the results, different in each element; those of reads as a transpose, as ssm_conv gives them."""
-    weights = [torch.cos(torch.arange(t.numel(), dtype=torch.float64)).view(t.shape).to(t.dtype) for t in results]
+    weights = [
+        torch.cos(torch.arange(t.numel(), dtype=torch.float64)).view(t.shape).to(t.dtype) for t in results
+    ]
     weights[1] = weights[1].mT.contiguous().mT
     return weights

@@ -1,0 +1,64 @@
+"""Chunk matrices by the Triton kernels, interpreted or compiled on a GPU, against dense matrices multiplied out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.triton_kernels import device, skip_reason
+
+from .exact import assert_matrices, error, gradients_by_torch, gradients_for, system
+
+if skip_reason() is not None:
+    pytest.skip(str(skip_reason()), allow_module_level=True)
+
+from sequence_kernels.ops.ssm_chunk import triton as kernels
+
+pytestmark = pytest.mark.checks("oracle", "interpreter", "GPU", of="ssm_chunk/triton")
+
+DEVICE = device()
+TOLERANCE = {torch.complex64: 5e-7, torch.complex128: 1e-14}  # of the norm
+#: Channels, rank, heads, pairs, chunk, all powers: powers of more than a tile, and of more than 16 terms.
+CASES = [
+    (1, 1, 2, 5, 4, False),
+    (2, 0, 1, 5, 4, True),
+    (1, 1, 1, 33, 4, True),
+    (1, 1, 1, 2, 32, False),
+    (3, 3, 1, 2, 4, True),
+    (1, 0, 1, 3, 1, False),
+]
+
+
+def inputs(channels: int, rank: int, heads: int, pairs: int, dtype: torch.dtype) -> list[Tensor]:
+    *wide, c = system(rank, heads, pairs, channels)
+    return [*wide, c.to(dtype)]
+
+
+def moved(tensors: Any, to: str) -> list[Tensor]:
+    return [t.to(to) for t in tensors]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_matrices_and_gradients(case: tuple[Any, ...], dtype: torch.dtype) -> None:
+    *sizes, chunk, tail = case
+    given = inputs(*sizes, dtype)
+    results = moved(kernels.ssm_chunk(*moved(given, DEVICE), chunk, tail), "cpu")
+    assert_matrices(results, given, chunk, tail, TOLERANCE[dtype])
+    gradients = gradients_for(results)
+    got = kernels.ssm_chunk_backward(*moved(gradients, DEVICE), *moved(given, DEVICE), chunk, tail)
+    for one, other, like in zip(got, gradients_by_torch(gradients, given, chunk, tail), given, strict=True):
+        assert (one.shape, one.dtype) == (like.shape, like.dtype)
+        assert error(one.cpu(), other) < TOLERANCE[dtype]
+
+
+def test_no_heads() -> None:
+    *wide, c = inputs(1, 1, 0, 3, torch.complex64)
+    results = kernels.ssm_chunk(*moved((*wide, c), DEVICE), 4, True)
+    assert [r.shape for r in results] == [(1, 0, 4), (1, 0, 4, 6), (0, 4, 6), (0, 3, 6, 6)]
+    assert [g.numel() for g in kernels.ssm_chunk_backward(*results, *moved((*wide, c), DEVICE), 4, True)] == [
+        0
+    ] * 5
