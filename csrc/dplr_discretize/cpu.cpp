@@ -6,14 +6,29 @@
 //   a - 1 = dt w g,  lift_s = -dt sum_r g p_r K_rs,  pull_r = g conj(p_r),
 //   drive = dt g b + h sum_r lift_r 2 Re(sum_n pull_r b)
 //
+// The adjoint, with a bar for a gradient (that of a complex x is dL/dRe x + i dL/dIm x), * conjugating, v_r = 2
+// Re(sum_n pull_r b), d_r = Re(sum_n (g p_r)* drive-bar), and Re(sum) below too over pairs:
+//
+//   rho_s = -dt sum_r K_rs d_r,  lift'_s = lift-bar_s + h v_s drive-bar,  kappa_rs = Re(sum (g p_r)* lift'_s)
+//   N = dt K' kappa K',  pull'_r = pull-bar_r + 2 h rho_r b*
+//   (g p_r)-bar = -dt sum_s K_rs lift'_s + 2 h sum_s N_sr p_s
+//   p-bar_r = 2 h sum_s N_rs g p_s + g* (g p_r)-bar + g pull'_r*
+//   b-bar = g* (dt drive-bar + 2 h sum_r rho_r p_r)
+//   g-bar = dt (w* (a-bar) + b* drive-bar) + sum_r p_r* (g p_r)-bar + p_r pull'_r
+//   w-bar = dt g* a-bar + h (g^2)* g-bar
+//   dt-bar = Re(sum (w g)* a-bar + (g b)* drive-bar + (w g^2)* g-bar / 2) - sum_rs K_rs kappa_rs
+//            + (sum_r v_r rho_r + sum_rs N_rs M_rs) / 2
+//
+// and what belongs to a copy is added up over its heads.
+//
 // In double precision, a head at a time, real and imaginary parts apart.
 #ifdef SEQUENCE_KERNELS_ISA
 #  include <utility>
 
 #  include "common/vector.h"
 #else
+#  include "dplr_discretize/checks.h"
 #  include "runtime/cpu_isa.h"
-#  include "runtime/library.h"
 #endif
 
 namespace sequence_kernels {
@@ -27,13 +42,25 @@ struct DiscretizeArguments {
   Out *a_minus_one, *lift, *pull, *drive;  // (heads, pairs), (rank, heads, pairs) twice, (heads, pairs)
 };
 
+template <typename In, typename Out>
+struct DiscretizeBackwardArguments {
+  int64_t heads, copies, pairs, rank;
+  const In *w, *p, *b;
+  const double* dt;
+  const Out *g_a_minus_one, *g_lift, *g_pull, *g_drive;
+  double *dw, *dp, *db, *d_dt;  // of each head: (heads, pairs), (rank, heads, pairs), (heads, pairs), (heads)
+};
+
 // Doubles of scratch memory that a thread needs.
 template <Isa isa>
-int64_t discretize_scratch(int64_t pairs, int64_t rank);
+int64_t discretize_scratch(int64_t pairs, int64_t rank, bool backward);
 
 // Heads [begin, end).
 template <typename In, typename Out, Isa isa>
 void discretize(const DiscretizeArguments<In, Out>& arguments, int64_t begin, int64_t end, double* scratch);
+template <typename In, typename Out, Isa isa>
+void discretize_backward(const DiscretizeBackwardArguments<In, Out>& arguments, int64_t begin, int64_t end,
+                         double* scratch);
 
 #ifdef SEQUENCE_KERNELS_ISA  // the kernel, for one instruction set
 namespace {
@@ -108,6 +135,31 @@ inline void multiply(Complexes x, Complexes y, int64_t count, Complexes to) {
   }
 }
 
+// to += scale conj(x) y, or scale x y
+template <bool conjugate>
+inline void multiply_add(double scale, Complexes x, Complexes y, int64_t count, Complexes to) {
+  for (int64_t i = 0; i < count; i += kLanes<double>) {
+    const auto xr = load(x.re + i) * scale, yr = load(y.re + i), yi = load(y.im + i);
+    const auto xi = load(x.im + i) * (conjugate ? -scale : scale);
+    store<double>(to.re + i, load(to.re + i) + xr * yr - xi * yi);
+    store<double>(to.im + i, load(to.im + i) + xr * yi + xi * yr);
+  }
+}
+
+inline void clear(int64_t count, Complexes to) {
+  for (int64_t i = 0; i < count; ++i) to.re[i] = to.im[i] = 0;
+}
+
+// to = 1 / (1 - half w)
+inline void resolvent(double half, Complexes w, int64_t count, Complexes to) {
+  for (int64_t i = 0; i < count; i += kLanes<double>) {
+    const auto re = 1 - half * load(w.re + i), im = -half * load(w.im + i);
+    const auto scale = 1 / (re * re + im * im);
+    store<double>(to.re + i, re * scale);
+    store<double>(to.im + i, -im * scale);
+  }
+}
+
 // to += scale x
 inline void accumulate(Complexes x, double scale, int64_t count, Complexes to) {
   for (int64_t i = 0; i < count; i += kLanes<double>) {
@@ -156,7 +208,8 @@ inline void invert(double* matrix, int64_t size, double* inverse) {
 }  // namespace
 
 template <Isa isa>
-int64_t discretize_scratch(int64_t pairs, int64_t rank) {
+int64_t discretize_scratch(int64_t pairs, int64_t rank, bool backward) {
+  if (backward) return (9 + 4 * rank) * 2 * padded(pairs) + 5 * rank * rank + 3 * rank;
   return (4 + 2 * rank) * 2 * padded(pairs) + 2 * rank * rank;
 }
 
@@ -177,16 +230,10 @@ void discretize(const DiscretizeArguments<In, Out>& arguments, int64_t begin, in
     const int64_t copy = h % arguments.copies * pairs * 2, to = h * pairs * 2;
     const int64_t stride = arguments.copies * pairs * 2, to_stride = arguments.heads * pairs * 2;
     const double dt = arguments.dt[h], half = dt / 2;
-    part(arguments.w + copy, pairs, g);
-    for (int64_t i = 0; i < size; i += kLanes<double>) {
-      const auto wr = load(g.re + i), wi = load(g.im + i);
-      const auto re = 1 - half * wr, im = -half * wi;
-      const auto scale = 1 / (re * re + im * im), gr = re * scale, gi = -im * scale;
-      store<double>(g.re + i, gr);
-      store<double>(g.im + i, gi);
-      store<double>(spare.re + i, dt * (wr * gr - wi * gi));
-      store<double>(spare.im + i, dt * (wr * gi + wi * gr));
-    }
+    part(arguments.w + copy, pairs, b);
+    resolvent(half, b, size, g);
+    multiply<false>(b, g, size, spare);
+    for (int64_t i = 0; i < 2 * size; ++i) spare.re[i] *= dt;
     join(spare, pairs, arguments.a_minus_one + to);
     part(arguments.b + copy, pairs, b);
     multiply<false>(g, b, size, drive);  // g b
@@ -213,7 +260,113 @@ void discretize(const DiscretizeArguments<In, Out>& arguments, int64_t begin, in
   }
 }
 
-template int64_t discretize_scratch<kIsa>(int64_t, int64_t);
+template <typename In, typename Out, Isa isa>
+void discretize_backward(const DiscretizeBackwardArguments<In, Out>& arguments, int64_t begin, int64_t end,
+                         double* scratch) {
+  const int64_t pairs = arguments.pairs, size = padded(pairs), R = arguments.rank;
+  const auto take = [&](int64_t doubles) {
+    double* const taken = scratch;
+    scratch += doubles;
+    return taken;
+  };
+  const auto vector = [&] {
+    double* const taken = take(2 * size);
+    return Complexes{taken, taken + size};
+  };
+  const Complexes w = vector(), b = vector(), g_a = vector(), g_drive = vector();
+  const Complexes g = vector(), gb = vector(), wg = vector(), dg = vector(), spare = vector();
+  double *const ps = take(2 * size * R), *const gps = take(2 * size * R);
+  double *const lifts = take(2 * size * R), *const pulls = take(2 * size * R);
+  double *const M = take(R * R), *const small = take(R * R), *const K = take(R * R),
+                *const kappa = take(R * R);
+  double *const N = take(R * R), *const v = take(R), *const d = take(R), *const rho = take(R);
+  const auto at = [&](double* vectors, int64_t r) {
+    return Complexes{vectors + r * 2 * size, vectors + r * 2 * size + size};
+  };
+
+  for (int64_t h = begin; h < end; ++h) {
+    const int64_t copy = h % arguments.copies * pairs * 2, here = h * pairs * 2;
+    const int64_t stride = arguments.copies * pairs * 2, here_stride = arguments.heads * pairs * 2;
+    const double dt = arguments.dt[h], half = dt / 2;
+    part(arguments.w + copy, pairs, w);
+    part(arguments.b + copy, pairs, b);
+    part(arguments.g_a_minus_one + here, pairs, g_a);
+    part(arguments.g_drive + here, pairs, g_drive);
+    resolvent(half, w, size, g);
+    multiply<false>(g, b, size, gb);
+    multiply<false>(w, g, size, wg);
+    for (int64_t r = 0; r < R; ++r) {
+      part(arguments.p + r * stride + copy, pairs, at(ps, r));
+      part(arguments.g_lift + r * here_stride + here, pairs, at(lifts, r));
+      part(arguments.g_pull + r * here_stride + here, pairs, at(pulls, r));
+      multiply<false>(g, at(ps, r), size, at(gps, r));
+    }
+
+    for (int64_t r = 0; r < R; ++r) {
+      v[r] = inner<true>(at(ps, r), gb, size);
+      d[r] = inner<true>(at(gps, r), g_drive, size) / 2;
+      for (int64_t s = 0; s < R; ++s) {
+        M[r * R + s] = inner<true>(at(ps, r), at(gps, s), size);
+        small[r * R + s] = (r == s) + half * M[r * R + s];
+      }
+    }
+    invert(small, R, K);
+    for (int64_t s = 0; s < R; ++s) {
+      accumulate(g_drive, half * v[s], size, at(lifts, s));  // lift'
+      rho[s] = 0;
+      for (int64_t r = 0; r < R; ++r) rho[s] -= dt * K[r * R + s] * d[r];
+    }
+    double d_dt = inner<true>(wg, g_a, size) + inner<true>(gb, g_drive, size);
+    for (int64_t r = 0; r < R; ++r) {
+      d_dt += v[r] * rho[r];
+      for (int64_t s = 0; s < R; ++s) {
+        kappa[r * R + s] = inner<true>(at(gps, r), at(lifts, s), size) / 2;
+        d_dt -= 2 * K[r * R + s] * kappa[r * R + s];
+      }
+    }
+    for (int64_t r = 0; r < R; ++r)
+      for (int64_t s = 0; s < R; ++s) {
+        double sum = 0;
+        for (int64_t i = 0; i < R; ++i)
+          for (int64_t j = 0; j < R; ++j) sum += K[i * R + r] * kappa[i * R + j] * K[s * R + j];
+        N[r * R + s] = dt * sum;
+        d_dt += N[r * R + s] * M[r * R + s];
+      }
+
+    clear(size, dg);
+    multiply_add<true>(dt, w, g_a, size, dg);
+    multiply_add<true>(dt, b, g_drive, size, dg);
+    clear(size, gb);  // from here on the gradient of b
+    multiply_add<true>(dt, g, g_drive, size, gb);
+    for (int64_t r = 0; r < R; ++r) {
+      clear(size, spare);  // the gradient of g p_r
+      for (int64_t s = 0; s < R; ++s) {
+        accumulate(at(lifts, s), -dt * K[r * R + s], size, spare);
+        accumulate(at(ps, s), dt * N[s * R + r], size, spare);
+      }
+      const Complexes pull = at(pulls, r);
+      for (int64_t i = 0; i < size; ++i)
+        pull.re[i] += dt * rho[r] * b.re[i], pull.im[i] -= dt * rho[r] * b.im[i];
+      multiply_add<true>(1, at(ps, r), spare, size, dg);
+      multiply_add<false>(1, at(ps, r), pull, size, dg);
+      multiply_add<true>(dt * rho[r], g, at(ps, r), size, gb);
+      multiply<true>(g, spare, size, spare);
+      multiply_add<true>(1, pull, g, size, spare);
+      for (int64_t s = 0; s < R; ++s) accumulate(at(gps, s), dt * N[r * R + s], size, spare);
+      join(spare, pairs, arguments.dp + r * here_stride + here);
+    }
+    join(gb, pairs, arguments.db + here);
+    multiply<false>(wg, g, size, spare);
+    arguments.d_dt[h] = (d_dt + inner<true>(spare, dg, size) / 2) / 2;
+    multiply<true>(g, dg, size, dg);
+    multiply<true>(g, dg, size, spare);
+    for (int64_t i = 0; i < 2 * size; ++i) spare.re[i] *= half;
+    multiply_add<true>(dt, g, g_a, size, spare);
+    join(spare, pairs, arguments.dw + here);
+  }
+}
+
+template int64_t discretize_scratch<kIsa>(int64_t, int64_t, bool);
 template void discretize<float, float, kIsa>(const DiscretizeArguments<float, float>&, int64_t, int64_t,
                                              double*);
 template void discretize<float, double, kIsa>(const DiscretizeArguments<float, double>&, int64_t, int64_t,
@@ -222,67 +375,124 @@ template void discretize<double, float, kIsa>(const DiscretizeArguments<double, 
                                               double*);
 template void discretize<double, double, kIsa>(const DiscretizeArguments<double, double>&, int64_t, int64_t,
                                                double*);
+#  define INSTANTIATE(In, Out)                                                                             \
+    template void discretize_backward<In, Out, kIsa>(const DiscretizeBackwardArguments<In, Out>&, int64_t, \
+                                                     int64_t, double*);
+INSTANTIATE(float, float)
+INSTANTIATE(float, double)
+INSTANTIATE(double, float)
+INSTANTIATE(double, double)
+#  undef INSTANTIATE
 
-#else  // the op of torch: shapes checked, outputs made
+#else  // the ops of torch: shapes checked, outputs made
 namespace {
 
 // Complex numbers of parameters below which a second thread costs more than it saves.
 constexpr int64_t kWorthAThread = 1 << 15;
 
+// run(begin, end, scratch) for all heads.
+template <typename Run>
+void for_heads(const DiscretizeSizes& sizes, int64_t scratch_size, const Run& run) {
+  if (sizes.heads * sizes.pairs * (sizes.rank + 1) < kWorthAThread) {
+    std::vector<double> scratch(scratch_size);
+    return run(0, sizes.heads, scratch.data());
+  }
+  parallel_for<double>(sizes.heads, scratch_size, run);
+}
+
 template <typename In, typename Out>
-std::vector<Tensor> run(const Tensor& w, const Tensor& p, const Tensor& b, const Tensor& dt) {
-  const Dtype complex = sizeof(Out) == 8 ? Dtype::complex128 : Dtype::complex64;
-  const int64_t heads = dt.sizes()[0], pairs = w.sizes()[1], rank = p.sizes()[0];
-  std::vector<Tensor> results;
-  results.push_back(Tensor::empty({heads, pairs}, complex));
-  results.push_back(Tensor::empty({rank, heads, pairs}, complex));
-  results.push_back(Tensor::empty({rank, heads, pairs}, complex));
-  results.push_back(Tensor::empty({heads, pairs}, complex));
-  const DiscretizeArguments<In, Out> arguments{heads,
-                                               w.sizes()[0],
-                                               pairs,
-                                               rank,
-                                               w.data<In>(),
-                                               p.data<In>(),
-                                               b.data<In>(),
-                                               dt.data<double>(),
+std::vector<Tensor> run(const DiscretizeTensors& given) {
+  const DiscretizeSizes sizes = check_discretize(given);
+  std::vector<Tensor> results = empty_discrete(sizes, given.w.device());
+  const DiscretizeArguments<In, Out> arguments{sizes.heads,
+                                               sizes.copies,
+                                               sizes.pairs,
+                                               sizes.rank,
+                                               given.w.data<In>(),
+                                               given.p.data<In>(),
+                                               given.b.data<In>(),
+                                               given.dt.data<double>(),
                                                results[0].mutable_data<Out>(),
                                                results[1].mutable_data<Out>(),
                                                results[2].mutable_data<Out>(),
                                                results[3].mutable_data<Out>()};
   with_instruction_set([&](auto isa) {
-    const int64_t scratch_size = discretize_scratch<isa()>(pairs, rank);
-    if (heads * pairs * (rank + 1) < kWorthAThread) {
-      std::vector<double> scratch(scratch_size);
-      return discretize<In, Out, isa()>(arguments, 0, heads, scratch.data());
-    }
-    parallel_for<double>(heads, scratch_size, [&](int64_t begin, int64_t end, double* scratch) {
-      discretize<In, Out, isa()>(arguments, begin, end, scratch);
-    });
+    for_heads(sizes, discretize_scratch<isa()>(sizes.pairs, sizes.rank, false),
+              [&](int64_t begin, int64_t end, double* scratch) {
+                discretize<In, Out, isa()>(arguments, begin, end, scratch);
+              });
   });
   return results;
 }
 
-// Of w, b (S, N), p (R, S, N) and dt (H), H a multiple of S: a_minus_one (H, N), p, q (R, H, N), b (H, N) of
-// a step, in complex128 if `wide`, else in complex64.
-std::vector<Tensor> dplr_discretize(const Tensor& w, const Tensor& p, const Tensor& b, const Tensor& dt,
-                                    bool wide) {
-  const auto copies = w.sizes(), low_rank = p.sizes(), heads = dt.sizes();
-  check(copies.size() == 2 && low_rank.size() == 3 && low_rank[1] == copies[0] && low_rank[2] == copies[1] &&
-            b.sizes() == copies && heads.size() == 1 &&
-            (copies[0] > 0 ? heads[0] % copies[0] == 0 : heads[0] == 0),
-        "dplr_discretize expects w and b (S, N), p (R, S, N), dt (a multiple of S)");
-  check(is_complex(w.dtype()) && p.dtype() == w.dtype() && b.dtype() == w.dtype() &&
-            dt.dtype() == Dtype::float64 && w.is_contiguous() && p.is_contiguous() && b.is_contiguous() &&
-            dt.is_contiguous(),
-        "dplr_discretize expects contiguous tensors: complex w, p, b of one dtype, float64 dt");
-  if (is_double(w.dtype())) return wide ? run<double, double>(w, p, b, dt) : run<double, float>(w, p, b, dt);
-  return wide ? run<float, double>(w, p, b, dt) : run<float, float>(w, p, b, dt);
+// Adds up over the heads of each copy, in their order: of k vectors, (k, heads, pairs) to (k, copies, pairs).
+template <typename In>
+void add_heads(const DiscretizeSizes& sizes, int64_t vectors, const double* of_heads, In* to) {
+  const int64_t of_copies = sizes.copies * sizes.pairs * 2, of_all = sizes.heads * sizes.pairs * 2;
+  for (int64_t k = 0; k < vectors; ++k)
+    for (int64_t i = 0; i < of_copies; ++i) {
+      double sum = 0;
+      for (int64_t j = i; j < of_all; j += of_copies) sum += of_heads[k * of_all + j];
+      to[k * of_copies + i] = static_cast<In>(sum);
+    }
 }
 
-const Op op(
-    "dplr_discretize(Tensor w, Tensor p, Tensor b, Tensor dt, bool wide) -> (Tensor, Tensor, Tensor, Tensor)",
-    boxed<dplr_discretize>);
+template <typename In, typename Out>
+std::vector<Tensor> run_backward(const DiscretizeSizes& sizes, const Tensor& g_a, const Tensor& g_p,
+                                 const Tensor& g_q, const Tensor& g_b, const DiscretizeTensors& given) {
+  std::vector<Tensor> results = empty_like_parameters(given);
+  const int64_t size = sizes.heads * sizes.pairs * 2;
+  std::vector<double> of_heads(size * (2 + sizes.rank));
+  double *dw = of_heads.data(), *db = dw + size, *dp = db + size;
+  const DiscretizeBackwardArguments<In, Out> arguments{sizes.heads,
+                                                       sizes.copies,
+                                                       sizes.pairs,
+                                                       sizes.rank,
+                                                       given.w.data<In>(),
+                                                       given.p.data<In>(),
+                                                       given.b.data<In>(),
+                                                       given.dt.data<double>(),
+                                                       g_a.data<Out>(),
+                                                       g_p.data<Out>(),
+                                                       g_q.data<Out>(),
+                                                       g_b.data<Out>(),
+                                                       dw,
+                                                       dp,
+                                                       db,
+                                                       results[3].mutable_data<double>()};
+  with_instruction_set([&](auto isa) {
+    for_heads(sizes, discretize_scratch<isa()>(sizes.pairs, sizes.rank, true),
+              [&](int64_t begin, int64_t end, double* scratch) {
+                discretize_backward<In, Out, isa()>(arguments, begin, end, scratch);
+              });
+  });
+  add_heads(sizes, 1, dw, results[0].mutable_data<In>());
+  add_heads(sizes, sizes.rank, dp, results[1].mutable_data<In>());
+  add_heads(sizes, 1, db, results[2].mutable_data<In>());
+  return results;
+}
+
+std::vector<Tensor> dplr_discretize(const DiscretizeTensors& given) {
+  if (is_double(given.w.dtype())) return given.wide ? run<double, double>(given) : run<double, float>(given);
+  return given.wide ? run<float, double>(given) : run<float, float>(given);
+}
+
+std::vector<Tensor> dplr_discretize_backward(const Tensor& g_a, const Tensor& g_p, const Tensor& g_q,
+                                             const Tensor& g_b, const DiscretizeTensors& given) {
+  const DiscretizeSizes sizes = check_discretize(given);
+  check_discretize_gradients(sizes, given, g_a, g_p, g_q, g_b);
+  const auto run = [&](auto in, auto out) {
+    return run_backward<decltype(in), decltype(out)>(sizes, g_a, g_p, g_q, g_b, given);
+  };
+  if (is_double(given.w.dtype())) return given.wide ? run(double(), double()) : run(double(), float());
+  return given.wide ? run(float(), double()) : run(float(), float());
+}
+
+const std::string schema = DiscretizeTensors::schema;
+const Op op("dplr_discretize(" + schema + ") -> (Tensor, Tensor, Tensor, Tensor)", boxed<dplr_discretize>);
+const Op backward("dplr_discretize_backward(Tensor g_a_minus_one, Tensor g_p, Tensor g_q, Tensor g_b, " +
+                      schema + ") -> (Tensor, Tensor, Tensor, Tensor)",
+                  boxed<dplr_discretize_backward>);
 
 }  // namespace
 #endif

@@ -40,12 +40,14 @@ def vmap_rule(op: Callable[..., Any], of: Signature) -> Callable[..., Any]:
                     tensors[i] = _in_front(t, is_mapped, info.batch_size, rank if fold == "*" else None)
             out = op(*tensors, *args[count:])
             return out, (0 if isinstance(out, Tensor) else (0,) * len(out))
-        size, heads = 0, _heads(of, tensors, in_dims)
-        regrouped = any(argument.axis(fold) is None for argument in mapped)
+        size, heads, groups = 0, _heads(of, tensors, in_dims), 0
+        sums = any("G" in a.dims for a in of.gives)  # over the heads of a group, for each call apart
+        regrouped = sums or any(argument.axis(fold) is None for argument in mapped)
         for i, argument in enumerate(of.tensors):
             t, axis = tensors[i], argument.axis(fold)
             if t is not None and regrouped and "G" in argument.dims:
-                axis, t = argument.axis("G"), by_head(t, heads)
+                axis, groups = argument.axis("G"), t.shape[-2]
+                t = by_head(t, heads)
             if t is not None and axis is not None:
                 t = t if in_dims[i] is not None else t.unsqueeze(0).expand(info.batch_size, *t.shape)
                 axis += t.dim() - 1 if axis < 0 else 0
@@ -54,6 +56,8 @@ def vmap_rule(op: Callable[..., Any], of: Signature) -> Callable[..., Any]:
         out = op(*tensors, *args[count:])
         results = [
             _unfolded(t, a.axis(fold), (info.batch_size, size))
+            if a.axis(fold) is not None
+            else _unfolded(t, a.axis("G"), (info.batch_size, heads)).unflatten(-2, (-1, groups)).sum(-3)
             for t, a in zip((out,) if isinstance(out, Tensor) else out, of.gives, strict=True)
         ]
         return (results[0], 0) if isinstance(out, Tensor) else (tuple(results), (0,) * len(results))

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from .. import checks
 from ..dispatch import choose, find_implementations, implement_natively
-from ..registration import register
+from ..registration import register_with_adjoint
 
-find_implementations(__name__, "dplr_discretize")
-implement_natively("dplr_discretize", "cpu")
+find_implementations(__name__, "dplr_discretize", "dplr_discretize_backward")
+for _op in ("dplr_discretize", "dplr_discretize_backward"):
+    implement_natively(_op, "cpu")
 
 
 def dplr_discretize(
@@ -80,9 +81,10 @@ def _fake(w: Tensor, p: Tensor, b: Tensor, dt: Tensor, wide: bool, backend: str)
     return tuple(w.new_empty(s, dtype=dtype) for s in (shape, ranks, ranks, shape))
 
 
-_dplr_discretize: Any = register(
+_dplr_discretize, _ = register_with_adjoint(
     "dplr_discretize",
     "w: GN, p: RGN, b: GN, dt: H, wide: bool",
     "a_minus_one: HN, next_p: RHN, q: RHN, next_b: HN",
     fake=_fake,
+    missing="w",
 )
