@@ -64,6 +64,22 @@ def _ssm_chunk(name: str, real: torch.dtype) -> Launches:
     return found
 
 
+def _dplr_discretize(name: str, real: torch.dtype) -> Launches:
+    module = "sequence_kernels.ops.dplr_discretize.triton"
+    found: Launches = {}
+    for rank in (1, 2):
+        w, p = (torch.zeros(*k, 1, 32, dtype=real.to_complex()) for k in ((), (rank,)))
+        given = (w, p, w, torch.zeros(4, dtype=torch.float64), True)
+        g, g_p = (torch.zeros(*k, 4, 32, dtype=torch.complex128) for k in ((), (rank,)))
+        found[f"rank {rank} {name}"] = (module, "dplr_discretize", given)
+        found[f"backward, rank {rank} {name}"] = (
+            module,
+            "dplr_discretize_backward",
+            (g, g_p, g_p, g, *given),
+        )
+    return found
+
+
 def _ssm_step(name: str, real: torch.dtype) -> Launches:
     module = "sequence_kernels.ops.ssm_step.triton"
     found: Launches = {}
@@ -111,5 +127,6 @@ LAUNCHES: Launches = {}
 for _name, _real in (("f32", torch.float32), ("f64", torch.float64)):
     LAUNCHES |= _vandermonde(_name, _real) | _cauchy(_name, _real) | _ssm_step(_name, _real)
     LAUNCHES |= _dplr_generating(_name, _real) | _ssm_chunk(_name, _real)
+    LAUNCHES |= _dplr_discretize(_name, _real)
     LAUNCHES |= _ssm_conv(_name, _real, dense=False)
 LAUNCHES |= _ssm_conv("f32", torch.float32, dense=True) | _ssm_conv("bf16", torch.bfloat16, dense=False)

@@ -13,7 +13,7 @@ from ..registration import register_with_adjoint
 
 find_implementations(__name__, "dplr_discretize", "dplr_discretize_backward")
 for _op in ("dplr_discretize", "dplr_discretize_backward"):
-    implement_natively(_op, "cpu")
+    implement_natively(_op, "cpu", "cuda")
 
 
 def dplr_discretize(

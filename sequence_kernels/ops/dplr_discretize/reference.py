@@ -80,7 +80,7 @@ def dplr_discretize_backward(
     of_ranks = (v * rho).sum(-1) / 2 + (g_small * model.small / 2 - inverse * kappa).sum((1, 2))
     copies = len(w)
     return (
-        *(_of_copies(t, copies).to(w.dtype) for t in (g_w, g_p, g_b)),
+        *(of_copies(t, copies).to(w.dtype) for t in (g_w, g_p, g_b)),
         (direct.real.sum(-1) + of_ranks).to(dt.dtype),
     )
 
@@ -90,7 +90,7 @@ def _mixed(weights: Tensor, vectors: Tensor) -> Tensor:
     return torch.einsum("hrq,qhn->rhn", weights.to(vectors.dtype), vectors)
 
 
-def _of_copies(of_heads: Tensor, copies: int) -> Tensor:
+def of_copies(of_heads: Tensor, copies: int) -> Tensor:
     """The sum over the heads that have a copy: (..., H, N) to (..., S, N)."""
     if of_heads.shape[-2] == copies:
         return of_heads

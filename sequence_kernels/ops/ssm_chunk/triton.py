@@ -22,30 +22,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layouts import plain
+from ..triton_complex import load, multiply, reals, store
 
 #: Rows and columns of a program's part of a product, and terms that it adds up at a time.
 ROWS, COLUMNS, DEPTH = 32, 64, 16
-
-
-@triton.jit
-def _load(pointer, at, mask):
-    """Complex numbers, which lie as pairs of reals, in double."""
-    re = tl.load(pointer + 2 * at, mask=mask, other=0.0)
-    im = tl.load(pointer + 2 * at + 1, mask=mask, other=0.0)
-    return re.to(tl.float64), im.to(tl.float64)
-
-
-@triton.jit
-def _store(pointer, at, re, im, mask):
-    dtype: tl.constexpr = pointer.dtype.element_ty
-    tl.store(pointer + 2 * at, re.to(dtype), mask=mask)
-    tl.store(pointer + 2 * at + 1, im.to(dtype), mask=mask)
-
-
-@triton.jit
-def _multiply(a_re, a_im, b_re, b_im):
-    return a_re * b_re - a_im * b_im, a_re * b_im + a_im * b_re
 
 
 @triton.jit
@@ -54,8 +34,8 @@ def _factors(p, q, h, heads, N, rank, channels, sequence, n, RANKS: tl.constexpr
     r = tl.arange(0, RANKS)
     at = ((r.to(tl.int64) * heads + h) * N)[:, None] + n[None, :]
     inside = (r < rank)[:, None] & (n < N)[None, :]
-    p_re, p_im = _load(p, at, inside)
-    q_re, q_im = _load(q, at, inside)
+    p_re, p_im = load(p, at, inside)
+    q_re, q_im = load(q, at, inside)
     states = (sequence == 0)[:, None, None]
     low_rank = tl.where(sequence <= channels + rank, 1.0, 0.0).to(tl.float64)[:, None, None]
     left_re = low_rank * tl.where(states, p_re[None, :, :], q_re[None, :, :])
@@ -72,7 +52,7 @@ def _sums(right_re, right_im, v_re, v_im):
 
 @triton.jit
 def _advance(a_re, a_im, left_re, left_im, sums, v_re, v_im):
-    re, im = _multiply(a_re, a_im, v_re, v_im)
+    re, im = multiply(a_re, a_im, v_re, v_im)
     return re + tl.sum(left_re * sums[:, :, None], 1), im + tl.sum(left_im * sums[:, :, None], 1)
 
 
@@ -98,18 +78,18 @@ def ssm_chunk_sequences_kernel(
     of_p = (sequence > channels + rank) & (sequence <= channels + 2 * rank)
     number = sequence.to(tl.int64)[:, None]
     left_re, left_im, right_re, right_im = _factors(p, q, h, heads, N, rank, channels, sequence, n, RANKS)
-    a_re, a_im = _load(a, h * N + n[None, :], here)
-    b_re, b_im = _load(b, h * N + n[None, :] + 0 * number, (sequence == 0)[:, None] & here)
-    c_re, c_im = _load(c, ((number - 1) * heads + h) * N + n[None, :], of_c[:, None] & here)
-    q_re, q_im = _load(q, ((number - 1 - channels) * heads + h) * N + n[None, :], of_q[:, None] & here)
-    p_re, p_im = _load(p, ((number - 1 - channels - rank) * heads + h) * N + n[None, :], of_p[:, None] & here)
+    a_re, a_im = load(a, h * N + n[None, :], here)
+    b_re, b_im = load(b, h * N + n[None, :] + 0 * number, (sequence == 0)[:, None] & here)
+    c_re, c_im = load(c, ((number - 1) * heads + h) * N + n[None, :], of_c[:, None] & here)
+    q_re, q_im = load(q, ((number - 1 - channels) * heads + h) * N + n[None, :], of_q[:, None] & here)
+    p_re, p_im = load(p, ((number - 1 - channels - rank) * heads + h) * N + n[None, :], of_p[:, None] & here)
     v_re, v_im = b_re + c_re + q_re + p_re, b_im + c_im + q_im + p_im
     is_kept = ((sequence >= kept) & (sequence <= channels + 2 * rank))[:, None] & here
     for j in range(T):
-        _store(values, (((number - kept) * heads + h) * T + j) * N + n[None, :], v_re, v_im, is_kept)
+        store(values, (((number - kept) * heads + h) * T + j) * N + n[None, :], v_re, v_im, is_kept)
         if e_in is not None:
             at = (h * T + T - 1 - j) * N + n[None, :] + 0 * number
-            _store(e_in, at, v_re, v_im, (sequence == 0)[:, None] & here)
+            store(e_in, at, v_re, v_im, (sequence == 0)[:, None] & here)
             x_re, x_im = _of_states(sequence, v_re), _of_states(sequence, v_im)
             tap = 2 * tl.sum(c_re * x_re - c_im * x_im, 1)
             at = ((sequence.to(tl.int64) - 1) * heads + h) * T + j
@@ -118,12 +98,12 @@ def ssm_chunk_sequences_kernel(
         v_re, v_im = _advance(a_re, a_im, left_re, left_im, sums, v_re, v_im)
         if reads is not None:
             at = (((number - 1) * heads + h) * T + j) * N + n[None, :]
-            _store(reads, at, 2 * v_re, -2 * v_im, of_c[:, None] & here)
+            store(reads, at, 2 * v_re, -2 * v_im, of_c[:, None] & here)
     if powers is not None:
         for i in range(doublings + 1):
             at = (h * count + count - 1 - doublings + i) * N + n[None, :]
-            _store(powers, at, a_re, a_im, here & (0 * n[None, :] + count - 1 - doublings + i >= 0))
-            a_re, a_im = _multiply(a_re, a_im, a_re, a_im)
+            store(powers, at, a_re, a_im, here & (0 * n[None, :] + count - 1 - doublings + i >= 0))
+            a_re, a_im = multiply(a_re, a_im, a_re, a_im)
 
 
 @triton.jit
@@ -155,9 +135,9 @@ def ssm_chunk_powers_kernel(
             inside = (j < size)[:, None] & (column < S)[None, :]
             lift = tl.load(lifts + (size - 1 - j)[:, None] * S + column[None, :], mask=inside, other=0.0)
             sums = tl.dot(pull * sign[:, None], lift, sums, input_precision="ieee", out_dtype=dtype)
-    a_re, a_im = _load(a, h * (S // 2) + column // 2, column < S)
+    a_re, a_im = load(a, h * (S // 2) + column // 2, column < S)
     for _ in range(bit):
-        a_re, a_im = _multiply(a_re, a_im, a_re, a_im)
+        a_re, a_im = multiply(a_re, a_im, a_re, a_im)
     same, pair = row[:, None] == column[None, :], row[:, None] // 2 == (column // 2)[None, :]
     imaginary = tl.where(column % 2 == 0, -a_im, a_im)[None, :]
     turned = tl.where(same, a_re[None, :], tl.where(pair, imaginary, 0.0))
@@ -225,8 +205,8 @@ def ssm_chunk_adjoint_kernel(
     number = sequence.to(tl.int64)[:, None]
     of_head = h * N + n[None, :]
     left_re, left_im, right_re, right_im = _factors(p, q, h, heads, N, rank, channels, sequence, n, RANKS)
-    a_re, a_im = _load(a, of_head, here)
-    c_re, c_im = _load(c, (number - 1) * heads * N + of_head, of_c[:, None] & here)
+    a_re, a_im = load(a, of_head, here)
+    c_re, c_im = load(c, (number - 1) * heads * N + of_head, of_c[:, None] & here)
 
     # conjugates of l_j, which advance as functionals do where the sequence is of states, and the other way round
     l_re, l_im = _load_reads(
@@ -243,8 +223,8 @@ def ssm_chunk_adjoint_kernel(
     for step in range(T):
         j = T - 1 - step
         every = (sequence <= channels + 2 * rank)[:, None] & here
-        v_re, v_im = _load(values, ((number * heads + h) * T + j) * N + n[None, :], every)
-        more_re, more_im = _multiply(l_re, -l_im, v_re, -v_im)
+        v_re, v_im = load(values, ((number * heads + h) * T + j) * N + n[None, :], every)
+        more_re, more_im = multiply(l_re, -l_im, v_re, -v_im)
         a_sum_re += tl.sum(more_re, 0)[None, :]
         a_sum_im += tl.sum(more_im, 0)[None, :]
         s, t = _sums(right_re, right_im, v_re, v_im), _sums(left_re, left_im, l_re, l_im)
@@ -261,7 +241,7 @@ def ssm_chunk_adjoint_kernel(
         tap = tap.to(tl.float64)[:, None]
         first_re += 2 * tap * _of_states(sequence, v_re)
         first_im += 2 * tap * _of_states(sequence, v_im)
-        g_re, g_im = _load(g_e_in, (h * T + T - 1 - j) * N + n[None, :] + 0 * number, states[:, None] & here)
+        g_re, g_im = load(g_e_in, (h * T + T - 1 - j) * N + n[None, :] + 0 * number, states[:, None] & here)
         l_re += g_re + tl.where(states[:, None], 2 * tl.sum(tap * c_re, 0)[None, :], 0.0)
         l_im += tl.where(states[:, None], 2 * tl.sum(tap * c_im, 0)[None, :], 0.0) - g_im
         of_read = of_c & (0 * sequence + j > 0)
@@ -271,14 +251,14 @@ def ssm_chunk_adjoint_kernel(
         l_re += g_re
         l_im += g_im
         at = (((number - 1 - channels) * heads + h) * T + j) * N + n[None, :]
-        g_re, g_im = _load(products, at, of_products[:, None] & here)
+        g_re, g_im = load(products, at, of_products[:, None] & here)
         l_re += g_re
         l_im -= g_im
     l_re += first_re
     l_im += first_im
 
-    _store(db, of_head + 0 * number, l_re, -l_im, states[:, None] & here)
-    _store(dc, (number - 1) * heads * N + of_head, l_re, -l_im, of_c[:, None] & here)
+    store(db, of_head + 0 * number, l_re, -l_im, states[:, None] & here)
+    store(dc, (number - 1) * heads * N + of_head, l_re, -l_im, of_c[:, None] & here)
     of_rank = r[None, :] + 1 + channels
     pull, lift = (sequence[:, None] == of_rank)[:, :, None], (sequence[:, None] == of_rank + rank)[:, :, None]
     q_re += tl.sum(tl.where(pull, l_re[:, None, :], 0.0), 0)
@@ -286,8 +266,8 @@ def ssm_chunk_adjoint_kernel(
     p_re += tl.sum(tl.where(lift, l_re[:, None, :], 0.0), 0)
     p_im -= tl.sum(tl.where(lift, l_im[:, None, :], 0.0), 0)
     at = r.to(tl.int64)[:, None] * heads * N + of_head
-    _store(dp, at, p_re, p_im, (r < rank)[:, None] & here)
-    _store(dq, at, q_re, q_im, (r < rank)[:, None] & here)
+    store(dp, at, p_re, p_im, (r < rank)[:, None] & here)
+    store(dq, at, q_re, q_im, (r < rank)[:, None] & here)
 
     # of a^(2^i) in the powers: times (2^i a^(2^i - 1))*
     before_re, before_im = tl.zeros((1, PAIRS), tl.float64) + 1, tl.zeros((1, PAIRS), tl.float64)
@@ -295,18 +275,18 @@ def ssm_chunk_adjoint_kernel(
         power = count - 1 - doublings + i
         given = here & (0 * n[None, :] + power >= 0)
         if rank == 0:
-            g_re, g_im = _load(g_powers, (h * count + power) * N + n[None, :], given)
+            g_re, g_im = load(g_powers, (h * count + power) * N + n[None, :], given)
         else:  # from the 2 x 2 blocks on the diagonal
             upper = ((h * count + power) * 2 * N + 2 * n[None, :]) * N + n[None, :]
-            g_re, g_im = _load(g_powers, upper, given)
-            below_re, below_im = _load(g_powers, upper + N, given)
+            g_re, g_im = load(g_powers, upper, given)
+            below_re, below_im = load(g_powers, upper + N, given)
             g_re, g_im = g_re + below_im, g_im - below_re
-        g_re, g_im = _multiply(g_re, g_im, before_re, -before_im)
+        g_re, g_im = multiply(g_re, g_im, before_re, -before_im)
         a_sum_re += g_re * (1 << i)
         a_sum_im += g_im * (1 << i)
-        before_re, before_im = _multiply(before_re, before_im, a_re, a_im)
-        a_re, a_im = _multiply(a_re, a_im, a_re, a_im)
-    _store(da, of_head, a_sum_re, a_sum_im, here)
+        before_re, before_im = multiply(before_re, before_im, a_re, a_im)
+        a_re, a_im = multiply(a_re, a_im, a_re, a_im)
+    store(da, of_head, a_sum_re, a_sum_im, here)
 
 
 @triton.jit
@@ -316,10 +296,6 @@ def _load_reads(g_reads, number, t, h, n, channel, head, step, state, of_c, here
     mask = of_c[:, None] & here
     re, im = tl.load(at, mask=mask, other=0.0), tl.load(at + state, mask=mask, other=0.0)
     return 2 * re.to(tl.float64), 2 * im.to(tl.float64)
-
-
-def _reals(*tensors: Tensor) -> list[Tensor]:
-    return [torch.view_as_real(plain(t)) if t.is_complex() else plain(t) for t in tensors]
 
 
 class _Layout:
@@ -368,7 +344,7 @@ def ssm_chunk(
         else a.new_empty((heads, count, size // 2))
     )
     values = layout.values(c, 2 * rank)
-    a, p, q, b, c = _reals(a, p, q, b, c)
+    a, p, q, b, c = reals(a, p, q, b, c)
     if heads == 0:
         return taps, reads, e_in, powers
     ssm_chunk_sequences_kernel[(heads,)](
@@ -401,7 +377,7 @@ def ssm_chunk_backward(
     heads, size, rank, count = layout.heads, 2 * layout.pairs, layout.rank, layout.count
     gradients = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (a, p, q, b, c)]
     values, products = layout.values(c, layout.sequences), layout.values(c, 2 * rank)
-    g_taps, g_e_in, g_powers, a, p, q, b, c = _reals(g_taps, g_e_in, g_powers, a, p, q, b, c)
+    g_taps, g_e_in, g_powers, a, p, q, b, c = reals(g_taps, g_e_in, g_powers, a, p, q, b, c)
     if heads == 0:
         da, dp, dq, db, dc = gradients
         return da, dp, dq, db, dc
@@ -424,7 +400,7 @@ def ssm_chunk_backward(
             **block,
         )
     ssm_chunk_adjoint_kernel[(heads,)](
-        a, p, q, c, g_taps, g_reads, g_e_in, g_powers, values, products, *_reals(*gradients),
+        a, p, q, c, g_taps, g_reads, g_e_in, g_powers, values, products, *reals(*gradients),
         *sizes, count, layout.doublings, *g_reads.stride(), **layout.block,
     )  # fmt: skip
     da, dp, dq, db, dc = gradients

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from sequence_kernels import native, ops, use_backend
+from sequence_kernels.ops.dispatch import implementation
 from sequence_kernels.ops.layouts import by_head
 
 from ..sample import Sample, complexes, poles, real
 
 C64, C128 = torch.complex64, torch.complex128
 BACKENDS = ["torch", "cpu"] if native.unavailable("cpu") is None else ["torch"]
+#: Copies, pairs, rank, heads.
+SIZES = [(1, 1, 1, 1), (3, 5, 2, 6), (2, 9, 0, 2), (4, 33, 3, 4), (1, 4, 1, 40), (2, 0, 1, 2), (1, 3, 1, 0)]
 needs_native = pytest.mark.skipif("cpu" not in BACKENDS, reason="needs the native library")
 
 
@@ -68,15 +74,9 @@ def test_every_instruction_set_and_size(limit: int, given: torch.dtype, dtype: t
     if set_limit(limit) != limit:
         pytest.skip("this machine does not have it")
     try:
-        for copies, pairs, rank, heads in (
-            (1, 1, 1, 1),
-            (3, 5, 2, 6),
-            (2, 9, 0, 2),
-            (4, 33, 3, 4),
-            (2, 0, 1, 2),
-            (1, 3, 1, 0),
-        ):
-            arguments = parameters(copies, pairs, rank, heads, given)
+        for size in SIZES:
+            arguments = parameters(*size, given)
+            assert_adjoint(implementation("dplr_discretize_backward", "cpu"), arguments, dtype == C128, 1e-13)
             with use_backend("torch"):
                 expected = ops.dplr_discretize(*arguments, dtype=dtype)
             for got, want in zip(ops.dplr_discretize(*arguments, dtype=dtype), expected, strict=True):
@@ -87,6 +87,37 @@ def test_every_instruction_set_and_size(limit: int, given: torch.dtype, dtype: t
         set_limit(2)
 
 
+def gradients_by_autograd(gradients: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Of plain torch's forward pass, in double: what every adjoint is held against."""
+    leaves = [t.to(C128 if t.is_complex() else torch.float64).requires_grad_() for t in inputs]
+    results = implementation("dplr_discretize", "torch")(*leaves, True)
+    wide = [g.to(C128) for g in gradients]
+    return torch.autograd.grad(results, leaves, wide, materialize_grads=True, allow_unused=True)
+
+
+def assert_adjoint(run: Callable[..., Any], inputs: Sequence[Tensor], wide: bool, tolerance: float) -> None:
+    """``run`` is ``dplr_discretize_backward``."""
+    copies, pairs = inputs[0].shape
+    rank, heads = len(inputs[1]), len(inputs[3])
+    shapes = ((heads, pairs), (rank, heads, pairs), (rank, heads, pairs), (heads, pairs))
+    gradients = [torch.randn(s, dtype=C128 if wide else C64) for s in shapes]
+    found = run(*gradients, *inputs, wide)
+    for got, want, like in zip(found, gradients_by_autograd(gradients, inputs), inputs, strict=True):
+        assert (got.shape, got.dtype) == (like.shape, like.dtype)
+        limit = 1e-7 if got.dtype == C64 else tolerance
+        assert float((got - want).norm()) <= limit * float(want.norm())
+
+
+@pytest.mark.checks("oracle")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_adjoint_is_that_of_autograd(backend: str, size: tuple[int, int, int, int]) -> None:
+    """Heads that share copies too, and both precisions on both sides."""
+    for given, wide in ((C64, True), (C128, False), (C128, True)):
+        run = implementation("dplr_discretize_backward", backend)
+        assert_adjoint(run, parameters(*size, given), wide, 1e-13)
+
+
 @needs_native
 def test_the_same_bits_for_any_number_of_threads() -> None:
     arguments = parameters(1200, 16, 1, 1200)  # enough to be shared out
@@ -94,6 +125,7 @@ def test_the_same_bits_for_any_number_of_threads() -> None:
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
         results.append(ops.dplr_discretize(*arguments))
+        results[-1] += implementation("dplr_discretize_backward", "cpu")(*results[0], *arguments, True)
     torch.set_num_threads(before)
     for found in results[1:]:
         assert all(torch.equal(x, y) for x, y in zip(found, results[0], strict=True))
