@@ -85,7 +85,9 @@ def _model(w, p, b, dt, copies, N, rank, RANKS: tl.constexpr, PAIRS: tl.constexp
 def dplr_discretize_kernel(
     w, p, b, dt, a_minus_one, lift, pull, drive, heads, copies, N, rank, RANKS: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
-    """w, b (copies, N), p (rank, copies, N), dt (heads) -> a_minus_one, drive (heads, N), lift, pull (rank, heads, N)."""
+    """w, b (copies, N), p (rank, copies, N), dt (heads) -> a_minus_one, drive (heads, N), lift, pull (rank, heads, N)
+    of a step.
+    """
     w_re, w_im, p_re, p_im, b_re, b_im, g_re, g_im, gp_re, gp_im, _, v, inverse, step = _model(
         w, p, b, dt, copies, N, rank, RANKS, PAIRS
     )
