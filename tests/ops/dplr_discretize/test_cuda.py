@@ -31,22 +31,6 @@ def calls() -> Iterator[tuple[str, list[Any]]]:
     yield "dplr_discretize_backward", [*ops.dplr_discretize(*given, backend="torch"), *given, True]
 
 
-def discrete(*arguments: Tensor, **options: Any) -> Tensor:
-    """All results as one tensor, and all gradients."""
-    leaves = [t.detach().requires_grad_() for t in arguments]
-    results = ops.dplr_discretize(*leaves, **options)
-    found = torch.autograd.grad(results, leaves, [torch.ones_like(r) for r in results])
-    everything = [torch.view_as_real(t) if t.is_complex() else t for t in (*results, *found)]
-    return torch.cat([t.detach().double().flatten() for t in everything])
-
-
-#: Calls of the op in which each kernel is launched.
-ON_GPU = {
-    f"discretize_rank_{rank}": (discrete, lambda rank=rank: [*parameters(1, 33, rank, 5)], {})
-    for rank in (0, 1, 3)
-}
-
-
 def check(inputs: tuple[Tensor, ...], wide: bool, **options: Any) -> None:
     want = implementation("dplr_discretize", "torch")(*inputs, wide)
     for got, expected in zip(driver().run("dplr_discretize", *inputs, wide, **options), want, strict=True):

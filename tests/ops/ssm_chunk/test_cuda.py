@@ -50,21 +50,6 @@ def calls() -> Iterator[tuple[str, list[Any]]]:
     yield "ssm_chunk_backward", [*gradients, *given, 4, True]
 
 
-def matrices(*arguments: Any, **options: Any) -> Tensor:
-    """All results as one tensor, and all gradients."""
-    leaves = [t.detach().requires_grad_() for t in arguments[:-1]]
-    results = ops.ssm_chunk(*leaves, arguments[-1], **options)
-    found = torch.autograd.grad(results, leaves, [torch.ones_like(r) for r in results])
-    everything = [torch.view_as_real(t) if t.is_complex() else t for t in (*results, *found)]
-    return torch.cat([t.detach().double().flatten() / max(1.0, float(t.norm())) for t in everything])
-
-
-#: Calls of the op in which each kernel is launched.
-ON_GPU = {
-    f"chunk_rank_{rank}": (matrices, lambda rank=rank: [*system(rank, 3, 33), 16], {}) for rank in (0, 1, 2)
-}
-
-
 @pytest.mark.parametrize("kind", DTYPES)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_matrices_and_gradients(case: tuple[Any, ...], kind: str) -> None:
