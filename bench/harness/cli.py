@@ -165,11 +165,15 @@ def _parser() -> argparse.ArgumentParser:
         "results", nargs="*", type=Path, help="results files or folders (default: all there are)"
     )
 
-    five = command("gpu", gpu.command, "Everything a GPU machine is asked for: tests, sanitizer, benchmarks.")
+    five = command(
+        "gpu",
+        gpu.command,
+        "All that a GPU machine is asked for: proofs, tests, sanitizer, benchmarks, profile.",
+    )
     five.add_argument(
         "--out", type=Path, default=LOCAL / "gpu", help="folder for results; run again to go on"
     )
-    five.add_argument("--minutes", type=float, default=8.0, help="time for all stages together")
+    five.add_argument("--minutes", type=float, default=9.0, help="time for all stages together")
     five.add_argument("--stage", action="append", default=[], help="only this stage (repeatable)")
     return parser
 

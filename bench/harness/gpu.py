@@ -1,13 +1,15 @@
-"""One command for a GPU machine: build, tests, sanitizer, benchmarks; interrupted, it goes on where it was."""
+"""One command for a GPU machine: proofs, tests, sanitizer, benchmarks, profile; started again, it goes on."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +21,12 @@ import torch
 
 from bench.harness.machine import ROOT, header
 from bench.harness.plan import UsageError
+from bench.harness.results import Run, load
+from bench.harness.tables import share_of_floor
+from sequence_kernels import native
+
+#: Seconds that a stage has after its time to write its summary.
+_LAST_WORDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,10 @@ def _pytest() -> str | None:
     return _cuda() or (None if importlib.util.find_spec("pytest") else "pytest is not installed")
 
 
-def _toolkit() -> str | None:
+def _cuda_library() -> str | None:
+    """The first stage has nothing to do where the library was built before, which saves minutes of GPU time."""
+    if native.is_installed("cuda"):
+        return "the CUDA library was built before"
     return _cuda() or (None if _nvcc_version() else "nvcc is not installed; build the CUDA library elsewhere")
 
 
@@ -56,44 +67,73 @@ def _nvcc_version() -> str | None:
     return found and found[1]
 
 
+def _nsight() -> str | None:
+    return _cuda() or (None if shutil.which("ncu") else "Nsight Compute (ncu) is not installed")
+
+
 def _build(out: Path) -> Sequence[str]:
+    version = f"SEQUENCE_KERNELS_CUDA={_nvcc_version()}"
+    return ("env", version, sys.executable, "setup.py", "build_ext", "--inplace")
+
+
+def _bench(out: Path) -> Sequence[str]:
+    run = (sys.executable, "-m", "bench", "run", "--device", "cuda", "--resume")
+    return (*run, "--out", str(out / "bench.jsonl"))
+
+
+def _profile(out: Path) -> Sequence[str]:
+    """Our kernels in the calls that reach the least of what the GPU can do, by Nsight Compute."""
+    run = (sys.executable, "-m", "bench", "run", "--device", "cuda", "--backend", "cuda")
+    found = slowest(load(out / "bench.jsonl")) if (out / "bench.jsonl").exists() else None
+    only = ("--op", found[0], "--shape", found[1]) if found else ("--op", "ssm_conv")
     return (
-        "env",
-        f"SEQUENCE_KERNELS_CUDA={_nvcc_version()}",
-        sys.executable,
-        "setup.py",
-        "build_ext",
-        "--inplace",
+        *("ncu", "--target-processes", "all", "--launch-count", "12", "--kernel-name", _OURS),
+        *(*run, *only, "--out", str(out / "profiled.jsonl")),
     )
 
 
-_TESTS = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+def slowest(done: Run) -> tuple[str, str] | None:
+    """The op and the shape of ours that is farthest from the roofline; None if nothing was measured against one."""
+    found = [
+        (share[0], pair["op"], pair["shape"]) for pair in done.pairs if (share := share_of_floor(done, pair))
+    ]
+    return min(found)[1:] if found else None
+
+
+#: Names of our kernels.
+_OURS = "regex:^(cauchy|dplr|ssm|sum_segments|vandermonde)"
+
+_PYTEST = (sys.executable, "-m", "pytest", "-q", "-ra", "--tb=short", "-p", "no:cacheprovider", "-m", "gpu")
+
+#: What finds most comes first: each kernel once, then every contract of the ops, then layers and steppers.
+_TESTS = (
+    "tests/ops/test_cuda_kernels.py",
+    "tests/ops/test_contract.py",
+    "tests/ops",
+    "tests/test_stepper.py",
+    "tests",
+)
+
 _SANITIZE = (
     "for tool in memcheck racecheck; do "
     'compute-sanitizer --tool $tool --error-exitcode 1 "$@" tests/ops/test_cuda_kernels.py || exit 1; done'
 )
 
 STAGES = (
-    Stage("build", _build, 0.2, _toolkit),
-    Stage("tests", lambda out: (*_TESTS, "-m", "gpu", "tests"), 0.3, _pytest),
+    Stage("build", _build, 0.2, _cuda_library),
+    Stage("proofs", lambda out: (sys.executable, "-m", "sequence_kernels", "prove"), 0.2, _cuda),
+    Stage("tests", lambda out: (*_PYTEST, *_TESTS), 0.3, _pytest),
     Stage(
         "sanitizer",
-        lambda out: ("sh", "-c", _SANITIZE, "sh", *_TESTS, "-m", "gpu"),
-        0.2,
+        lambda out: ("sh", "-c", _SANITIZE, "sh", *_PYTEST),
+        0.15,
         _sanitizer,
         {
             "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"
         },  # else an access beyond a tensor stays inside torch's own block
     ),
-    Stage(
-        "bench",
-        lambda out: (
-            *(sys.executable, "-m", "bench", "run", "--device", "cuda", "--resume"),
-            *("--out", str(out / "bench.jsonl")),
-        ),
-        0.3,
-        _cuda,
-    ),
+    Stage("bench", _bench, 0.3, _cuda),
+    Stage("profile", _profile, 0.05, _nsight),
 )
 
 
@@ -138,17 +178,27 @@ def run(
 
 
 def _run(stage: Stage, out: Path, limit: float) -> dict[str, object]:
+    """Ctrl-C at the end of its time, so that a stage can say how far it came; its children end with it."""
     with (out / f"{stage.name}.log").open("w") as log:
+        command, environment = stage.arguments(out), {**os.environ, **stage.environment}
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
         try:
-            code = subprocess.run(
-                stage.arguments(out),
-                cwd=ROOT,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **stage.environment},
-                timeout=limit,
-                check=False,
-            ).returncode
+            code = process.wait(limit)
         except subprocess.TimeoutExpired:
+            _end(process)
             return {"status": "out of time", "reason": f"more than {limit:.0f} s; run it again to go on"}
+        except KeyboardInterrupt:
+            _end(process)
+            raise
     return {"status": "passed"} if code == 0 else {"status": "failed", "reason": f"exit status {code}"}
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_LAST_WORDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

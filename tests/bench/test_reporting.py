@@ -12,8 +12,9 @@ from bench.harness import cli, compare, gpu, readme, targets
 from bench.harness.declare import BOTH, DEFAULT, KEEPS
 from bench.harness.machine import ROOT
 from bench.harness.plan import benches
-from bench.harness.results import RECORDED, load, load_all
+from bench.harness.results import RECORDED, Run, load, load_all
 from bench.harness.tables import document, significant, summary, table
+from tests import stand_in_gpu
 
 from . import toy
 
@@ -243,10 +244,60 @@ def test_gpu_stages_keep_to_their_time_and_say_what_is_missing(tmp_path):
     assert gpu.run([skipped], tmp_path / "out", 1)["none"]["reason"] == "compute-sanitizer is not installed"
 
 
+def test_a_gpu_stage_that_is_out_of_time_may_say_how_far_it_came_and_leaves_no_children(tmp_path):
+    script = "import subprocess, sys, time\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+    script += "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print('so far')\n    time.sleep(60)"
+    gpu_run = gpu.run([gpu.Stage("tests", lambda out: (sys.executable, "-c", script), 1.0)], tmp_path, 2)
+    assert gpu_run["tests"]["status"] == "out of time"
+    assert gpu_run["tests"]["seconds"] < 20
+    assert (tmp_path / "tests.log").read_text().endswith("so far\n")
+
+
+def test_the_profile_is_of_what_is_farthest_from_the_roofline(tmp_path):
+    def pair(shape, ours):
+        return {
+            "op": "ssm_step",
+            "shape": shape,
+            "allocator": "default",
+            "cost": COST,
+            "ours": {"median": ours},
+        }
+
+    rates = {"copy": 1e9, "sgemm": 1e12, "reciprocal": 1e9, "exp": 1e9}
+    done = Run(tmp_path, {}, {"default": rates}, [pair("near", 1e-3), pair("far", 1e-2), pair("mid", 2e-3)])
+    assert gpu.slowest(done) == ("ssm_step", "far")
+    assert gpu.slowest(Run(tmp_path, {})) is None
+
+
+COST = {"bytes": 1e6, "flops": 0, "reciprocals": 0, "transcendentals": 0}
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(stand_in_gpu.skip_reason() is not None, reason=str(stand_in_gpu.skip_reason()))
+def test_the_gpu_command_from_end_to_end_on_the_stand_in(tmp_path):
+    """What passes is not done again, what is cut off leaves what it had, what is missing says so."""
+    environment = stand_in_gpu.environment(tmp_path / "cache", triton=False)
+
+    def gpu_command():
+        command = [sys.executable, "-m", "bench", "gpu", "--minutes", "4", "--out", str(tmp_path / "out")]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        return done.stdout, json.loads((tmp_path / "out" / "stages.json").read_text())
+
+    _, stages = gpu_command()
+    assert stages["proofs"]["status"] == "passed"
+    assert "proven, 20" in (tmp_path / "out" / "proofs.log").read_text()
+    assert stages["sanitizer"]["reason"] == "compute-sanitizer is not installed"
+    assert stages["profile"]["reason"] == "Nsight Compute (ncu) is not installed"
+    assert (tmp_path / "out" / "tests.log").read_text().count("passed")
+    assert stages["bench"]["status"] in ("out of time", "failed", "passed")
+    assert len(list((tmp_path / "out").iterdir())) <= 8
+    assert "proofs: passed before" in gpu_command()[0]
+
+
 def test_a_gpu_stage_gets_its_environment(tmp_path):
     script = "import os, sys; sys.exit(os.environ['PYTORCH_NO_CUDA_MEMORY_CACHING'] != '1')"
     stage = gpu.Stage(
-        "sanitizer", lambda out: (sys.executable, "-c", script), 1.0, environment=gpu.STAGES[2].environment
+        "sanitizer", lambda out: (sys.executable, "-c", script), 1.0, environment=gpu.STAGES[3].environment
     )
     assert gpu.run([stage], tmp_path / "out", 60)["sanitizer"]["status"] == "passed"
 

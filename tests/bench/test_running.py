@@ -68,7 +68,7 @@ def test_the_command_line_says_so_too(capsys):
     assert cli.main(["run", "--op", "ssm_step", "--shape", "B3"]) == 2
     assert "B16-H256-N32" in capsys.readouterr().out
     assert cli.main(["gpu", "--stage", "lunch"]) == 2
-    assert "expected one of: bench, build, sanitizer, tests" in capsys.readouterr().out
+    assert "expected one of: bench, build, profile, proofs, sanitizer, tests" in capsys.readouterr().out
 
 
 def test_list_names_operations_shapes_and_peers(capsys):

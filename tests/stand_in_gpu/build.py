@@ -37,8 +37,8 @@ def guard() -> Path:
     return made
 
 
-def environment(cache: Path) -> dict[str, str]:
-    """For a Python process with a stand-in GPU, whose verdicts are kept below ``cache``."""
+def environment(cache: Path, *, triton: bool = True) -> dict[str, str]:
+    """For a Python process with a stand-in GPU, whose verdicts are kept below ``cache``, with Triton or without."""
     cuda_driver.build()
     paths = [str(HERE / "site"), str(ROOT), os.environ.get("PYTHONPATH", "")]
     return {
@@ -46,5 +46,6 @@ def environment(cache: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "STAND_IN_GPU": str(guard()),
         "TRITON_INTERPRET": "1",
+        "STAND_IN_TRITON": "yes" if triton else "",
         "XDG_CACHE_HOME": str(cache),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -125,6 +126,7 @@ class StandInGpu(TorchDispatchMode):
             multi_processor_count=132,
             total_memory=1 << 30,
             shared_memory_per_block_optin=227 << 10,
+            L2_cache_size=1 << 20,
         )
         facts = {
             "_lazy_init": lambda: None,
@@ -137,6 +139,10 @@ class StandInGpu(TorchDispatchMode):
             "get_device_name": lambda device=None: properties.name,
             "get_device_capability": lambda device=None: (properties.major, properties.minor),
             "get_device_properties": lambda device=None: properties,
+            "memory_allocated": lambda device=None: 0,
+            "max_memory_allocated": lambda device=None: 0,
+            "reset_peak_memory_stats": lambda device=None: None,
+            "Event": _Event,
             "_exchange_device": lambda index: 0,
             "_maybe_exchange_device": lambda index: 0,
         }
@@ -178,6 +184,19 @@ class StandInGpu(TorchDispatchMode):
         if not func._opname.startswith(_NO_LAUNCH):
             self.launches[f"torch {func._opname}"] += 1
         return return_and_correct_aliasing(func, args, kwargs, tree_map(_wrapped, out))
+
+
+class _Event:
+    """A moment: everything that was queued before it is done."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.at = 0.0
+
+    def record(self, stream: Any = None) -> None:
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, end: _Event) -> float:
+        return 1e3 * (end.at - self.at)
 
 
 def _held(given: Any) -> Any:
