@@ -294,8 +294,14 @@ def every_kernel() -> dict[str, Any]:
 
 
 def in_one_process() -> dict[str, Any]:
-    """Those that leave nothing behind."""
-    return {"faults": faults(), "lost": lost(), "not_now": not_now(), "together": together()}
+    """Those that need no process of their own."""
+    return {
+        "by_default": by_default(),
+        "faults": faults(),
+        "lost": lost(),
+        "not_now": not_now(),
+        "together": together(),
+    }
 
 
 if __name__ == "__main__":
