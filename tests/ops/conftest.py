@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 
 import pytest
@@ -13,9 +12,6 @@ from tests.cuda_driver import driver
 #: The architectures whose PTX runs, and in which test runs.
 ARCHITECTURES = {"sm_80": [], "sm_90": [pytest.mark.thorough]}
 
-of_architecture = functools.cache(ptx.Ptx)
-
-
 @pytest.fixture(autouse=True)
 def machine(request: pytest.FixtureRequest) -> Iterator[None]:
     """Where the stand-in driver runs kernels: in the emulator, or the PTX of an architecture."""
@@ -23,7 +19,7 @@ def machine(request: pytest.FixtureRequest) -> Iterator[None]:
     if architecture is None:
         yield
         return
-    ptx_machine = of_architecture(architecture)
+    ptx_machine = ptx.of_architecture(architecture)
     before = ptx_machine.executed
     with driver().on(ptx_machine):
         yield

@@ -12,7 +12,7 @@ from tests.cuda_emulator import build as emulator
 from . import nvcc
 from .build import interpreter
 
-CSRC = nvcc.nvcc.CSRC
+ROOT, CSRC = emulator.ROOT, nvcc.CSRC
 
 
 def skip_reason() -> str | None:
@@ -20,10 +20,15 @@ def skip_reason() -> str | None:
     return emulator.skip_reason() or nvcc.skip_reason()
 
 
+def sources() -> list[Path]:
+    """The .cu files of csrc/."""
+    return sorted(CSRC.glob("*/*.cu"))
+
+
 @functools.cache
 def source_of(kernel: str) -> Path:
-    """The .cu file of csrc/, or of the driver's sample, that has the kernel."""
-    return next(path for path in sorted(CSRC.glob("*/*.cu")) if kernel in nvcc.kernels_of(path))
+    """The one that has the kernel."""
+    return next(path for path in sources() if kernel in nvcc.kernels_of(path))
 
 
 class Ptx:
@@ -56,3 +61,6 @@ class Ptx:
         self.executed += self.file(source_of(kernel)).run(
             kernel, params, (blocks, 1, 1), (threads, 1, 1), shared_bytes, order, seed, list(buffers)
         )
+
+
+of_architecture = functools.cache(Ptx)

@@ -14,7 +14,7 @@ from tests.aot.digest import digest
 from .build import BUILD
 
 FLAGS = ["-std=c++17", "-O3", "-lineinfo", "-ptx"]
-skip_reason = nvcc.skip_reason
+CSRC, skip_reason = nvcc.CSRC, nvcc.skip_reason
 
 
 @functools.cache
@@ -39,7 +39,7 @@ def compiled(source: Path, architecture: str) -> Path:
         if not found.exists():
             target = f"-arch={architecture.replace('sm', 'compute')}"
             made = found.with_suffix(".new")
-            command = ["nvcc", *FLAGS, f"-I{nvcc.CSRC}", target, "-o", str(made), str(source)]
+            command = ["nvcc", *FLAGS, f"-I{CSRC}", target, "-o", str(made), str(source)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise RuntimeError(f"nvcc refused {source.name} for {architecture}:\n{done.stderr}")

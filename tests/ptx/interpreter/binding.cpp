@@ -73,11 +73,12 @@ PYBIND11_MODULE(_ptx, m) {
              return found;
            })
       .def("instructions",
-           [](File& file, const std::string& kernel) {  // opcode, PTX line, times executed by a warp
-             std::vector<std::tuple<std::string, int, uint64_t>> found;
+           [](File& file, const std::string& kernel) {  // opcode, PTX line, source, times executed by a warp
+             std::vector<std::tuple<std::string, int, std::string, uint64_t>> found;
              const ptx::Program& program = file.program(kernel);
              for (size_t i = 0; i < program.code.size(); ++i)
-               found.emplace_back(program.text[i].opcode, program.text[i].line, program.code[i].executed);
+               found.emplace_back(program.text[i].opcode, program.text[i].line,
+                                  program.source(program.code[i]), program.code[i].executed);
              return found;
            })
       .def(
