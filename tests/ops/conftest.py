@@ -12,6 +12,7 @@ from tests.cuda_driver import driver
 #: The architectures whose PTX runs, and in which test runs.
 ARCHITECTURES = {"sm_80": [], "sm_90": [pytest.mark.thorough]}
 
+
 @pytest.fixture(autouse=True)
 def machine(request: pytest.FixtureRequest) -> Iterator[None]:
     """Where the stand-in driver runs kernels: in the emulator, or the PTX of an architecture."""

@@ -99,6 +99,26 @@ def test_nodes_of_their_own_for_each_channel(plain: Device) -> None:
     assert exact.relative_error(plain.transpose(g, z, w, 1), exact.transpose(g, z, w, 1)) < 1e-12
 
 
+@pytest.mark.parametrize("kind", COMPLEX)
+@pytest.mark.parametrize("sets", [1, 5])
+def test_orders_beyond_an_unrolled_loop(plain: Device, sets: int, kind: str) -> None:
+    """And scales at which a power of a distance is no number, though the sums are."""
+    small = 2.0 ** (-24 if kind == "f32" else -190)
+    v, z, w, g = data(sets, 1, 70, 140, kind, imaginary=False)
+    for order in range(4, 9):
+        for pairs in (True, False):
+            expected = exact.product(v, z, w, pairs, order)
+            assert exact.relative_error(plain.product(v, z, w, pairs, order), expected) < TOLERANCE[kind]
+            for scale in (small, 1 / small) if order == 5 else ():
+                actual = plain.product(v * scale**order, z * scale, w * scale, pairs, order)
+                assert exact.relative_error(actual, expected) < TOLERANCE[kind]
+        expected = exact.transpose(g, z, w, order)
+        assert exact.relative_error(plain.transpose(g, z, w, order), expected) < TOLERANCE[kind]
+        for scale in (small, 1 / small) if order == 5 else ():
+            actual = plain.transpose(g * scale**order, z * scale, w * scale, order)
+            assert exact.relative_error(actual, expected) < TOLERANCE[kind]
+
+
 def test_no_poles(plain: Device) -> None:
     v, z, w, _ = data(2, 2, 0, 5, "f32")
     assert (plain.product(v, z, w, True, 1) == 0).all()

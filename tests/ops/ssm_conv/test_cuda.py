@@ -146,6 +146,16 @@ def test_both_passes(
     assert all(name.endswith(f"ward_{math}") for name in products)
 
 
+@pytest.mark.parametrize(
+    "case", [(1, 2, 1, 200, 64, 64, True, True), (1, 1, 1, 100, 32, 48, False, True)], ids=str
+)
+@pytest.mark.parametrize(("math", "dtype", "precision", "rounded", "others"), MATHS)
+def test_sizes_beyond_unrolled_loops(
+    math: str, dtype: torch.dtype, precision: int, rounded: float, others: float, case: tuple[Any, ...]
+) -> None:
+    check(Device(precision), case, dtype, rounded, others)
+
+
 def with_matrices_in_global_memory(case: tuple[Any, ...], dtype: torch.dtype, precision: int) -> Device:
     """The device with the least shared memory that the kernels can do with."""
     a = arguments(case, dtype)
