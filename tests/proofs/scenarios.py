@@ -19,7 +19,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from sequence_kernels import S4D, ops, proofs, prove
+from sequence_kernels import S4, S4D, ops, proofs, prove
 from sequence_kernels.ops import dispatch
 from sequence_kernels.proofs import judge
 from tests.stand_in_gpu.gpu import GPU
@@ -128,6 +128,19 @@ def by_default() -> dict[str, Any]:
     want.square().sum().backward()
     gradients = zip(there.parameters(), layer.parameters(), strict=True)
     found["gradient"] = max(float((a.grad.cpu() - b.grad).norm() / b.grad.norm()) for a, b in gradients)
+    return found
+
+
+def layers() -> dict[str, Any]:
+    """What a layer's forward pass asks a GPU to run, once its kernels are proven."""
+    found = {}
+    for layer in (S4D, S4):
+        module, x = layer(4, 8).eval().to("cuda"), torch.randn(2, 4, 64).to("cuda")
+        with torch.no_grad():
+            module(x)
+            GPU.launches.clear()
+            module(x)
+        found[layer.__name__] = dict(GPU.launches)
     return found
 
 

@@ -70,6 +70,16 @@ def test_cuda_serves_by_default_once_it_is_proven_and_later_processes_know(
         assert max(run["error"], run["gradient"]) < 2e-6
 
 
+@pytest.mark.parametrize(("layer", "most"), [("S4D", 4), ("S4", 6)])
+def test_a_layers_forward_pass_is_few_launches(found: dict[str, Any], layer: str, most: int) -> None:
+    """Of ours; those of torch are its linear map, activations, and what is left of the discretisation."""
+    counted = found["layers"][layer]
+    ours = {name: count for name, count in counted.items() if not name.startswith("torch ")}
+    assert any(name.startswith("ssm_conv_forward") for name in ours)
+    assert any(name.startswith("ssm_chunk") for name in ours)
+    assert sum(ours.values()) <= most
+
+
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
