@@ -4,7 +4,7 @@ The rule rests on the times from parameters to outputs in ``bench/results/conv_c
 bench.harness.conv_choice``: on each of its rows what is chosen takes at most 1.25 times what the best choice does.
 Longer chunks save work on each element and cost more in their matrices, which are made once for all elements. What
 counts is how many elements a head has, batch x length; the number of heads does not. Compiled kernels beat the FFT at
-every size. No GPU has been measured: there, too, plain torch goes by FFT, and kernels take a CPU's best chunks.
+every size, plain torch (docs/decisions.md) only above ``FFT_BELOW``. No GPU has been measured: a CPU's choices serve.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from .system import ChunkMatrices, System
 
 #: What a compiled graph takes, so that one graph serves every batch and length.
 ANY_LENGTH = 32
+
+#: Elements of a head below which plain torch goes by FFT, if A is dense and if it is diagonal.
+FFT_BELOW = {True: 1 << 12, False: 1 << 14}
 
 # Without the ops' checks: what a system makes fits together.
 _ssm_conv = torch.ops.sequence_kernels.ssm_conv.default
@@ -45,13 +48,13 @@ def choose_convolution(
         batch, length: of the input; not looked at while torch.compile traces.
         size: real entries S of a head's state.
         dense: whether the powers of A are a dense matrix (S4) or diagonal (S4D).
-        backend: of ``ssm_conv``; "torch" takes the chunks one by one, which an FFT always beats.
+        backend: of ``ssm_conv``.
         state: a state goes in or out, which an FFT cannot do.
     """
     if torch.compiler.is_compiling():
         return Choice("chunked", ANY_LENGTH)
     elements = batch * length
-    conv = "fft" if backend == "torch" and not state else "chunked"
+    conv = "fft" if backend == "torch" and not state and elements < FFT_BELOW[dense] else "chunked"
     if elements < 2048:
         return Choice(conv, 16)
     return Choice(conv, 64 if dense and size >= 64 and elements >= 1 << 14 else 32)
@@ -65,7 +68,8 @@ def explain_choice(backend: str, **shape: Any) -> str:
     elements = shape["batch"] * shape["length"]
     about = f"{elements} elements a head, {kind} A with a state of {shape['size']}"
     if conv == "fft":
-        return f"  a layer's convolution: fft ({about}; plain torch would take chunks one by one)"
+        most = FFT_BELOW[shape["dense"]]
+        return f"  a layer's convolution: fft ({about}; in plain torch faster than chunks below {most})"
     why = (
         "an FFT cannot carry the state" if shape.get("state") else "measured: bench/results/conv_choice.json"
     )

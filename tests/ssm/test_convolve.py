@@ -34,17 +34,16 @@ def test_the_choice_is_close_to_the_best_that_was_measured(rows: list[dict[str, 
         assert chosen[time] <= 1.25 * min(r[time] for r in rows)
 
 
-def test_an_fft_where_chunks_would_be_taken_one_by_one_and_no_state_is_carried() -> None:
-    assert choose_convolution(8, 4096, 64, dense=True, backend="torch").conv == "fft"
-    assert choose_convolution(8, 4096, 64, dense=True, backend="torch", state=True).conv == "chunked"
+def test_an_fft_in_plain_torch_for_few_elements_where_no_state_is_carried() -> None:
+    for dense, most in ((True, 4095), (False, 16383)):
+        assert choose_convolution(1, most, 64, dense=dense, backend="torch") == ("fft", 32)
+        assert choose_convolution(1, most + 1, 64, dense=dense, backend="torch") == ("chunked", 32)
+        assert choose_convolution(1, most, 64, dense=dense, backend="torch", state=True).conv == "chunked"
 
 
 def test_explain_says_what_is_chosen_and_why() -> None:
-    said = ops.explain("ssm_conv", "cuda", batch=8, length=4096, size=64, dense=False)
-    assert (
-        "fft (32768 elements a head, a diagonal A with a state of 64; plain torch would take chunks one by"
-        in said
-    )
+    said = ops.explain("ssm_conv", "cuda", batch=8, length=1024, size=64, dense=False)
+    assert "fft (8192 elements a head, a diagonal A with a state of 64; in plain torch faster than" in said
     said = ops.explain("ssm_conv", "cuda", batch=8, length=4096, size=64, dense=True, state=True)
     assert "chunked, 64 elements a chunk (32768 elements a head, a dense A" in said
     assert "an FFT cannot carry the state" in said

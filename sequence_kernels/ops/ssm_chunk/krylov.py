@@ -6,6 +6,9 @@ With l_j the whole gradient of y_j: l_j = g_j + A^* l_{j+1}, A^* l = a* l + 2 su
 dx = l_0, da = sum_j y_j* l_{j+1}, dp_r = sum_j s_rj l_{j+1}, dq_r = 2 sum_j t_r,j+1 y_j*, sums over the vectors too.
 Shapes: K vectors x (K, H, N); a (H, N); p and q (R, H, N); y (K, H, count, N). With p and q exchanged the y_j are the
 functionals x A^j.
+
+Without a low rank the y_j are found by doubling; with one, element by element, of which there are few: A squared is
+dense, and for every head (2 N)^3 multiplications would take longer.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..doubling import powers, states
 from ..layouts import conjugated
 
 
@@ -26,6 +30,8 @@ def _spread(sums: Tensor, p: Tensor) -> Tensor:
 
 
 def krylov(x: Tensor, a: Tensor, p: Tensor, q: Tensor, count: int) -> Tensor:
+    if len(p) == 0:
+        return x.unsqueeze(-2) * powers(a, count)
     vectors = [x]
     for _ in range(count - 1):
         last = vectors[-1]
@@ -37,6 +43,12 @@ def krylov_backward(
     g: Tensor, y: Tensor, a: Tensor, p: Tensor, q: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     ac, pc, qc = conjugated(a), conjugated(p), conjugated(q)
+    if len(p) == 0:
+        after, first = states(
+            g.transpose(0, 1), ac, torch.zeros_like(g[..., 0, :]).transpose(0, 1), reverse=True
+        )
+        da = (conjugated(y) * after.transpose(0, 1)).sum((0, 2))
+        return first.transpose(0, 1).contiguous(), da, torch.zeros_like(p), torch.zeros_like(q)
     wholes = [g[..., -1, :]]
     for j in reversed(range(g.shape[-2] - 1)):
         later = wholes[-1]

@@ -5,6 +5,8 @@ With row vectors u_m of T inputs and X_m of S state entries (X_m is the state be
     y_m     = u_m Toep(taps) + X_m E_out + d u_m
     X_{m+1} = X_m a_chunk + u_m E_in
 
+All X_m are found by doubling (doubling.py), so that the number of torch calls grows with log2(L / T).
+
 The state after n = m T + r elements is X_m A^r + [0 .. 0, u_{m,0} .. u_{m,r-1}] E_in, where A^r is a product of the
 binary powers of A; where a_chunk, the T-th, is given alone and r > 0, or n is not one of 0 .. L, it is NaN. The
 adjoint, with P_m the gradient of X_m and G_m that of y_m:
@@ -13,7 +15,8 @@ adjoint, with P_m the gradient of X_m and G_m that of y_m:
     dU_m = G_m (Toep(taps) + d)^T + P_{m+1} E_in^T
     dE_out = sum X_m^T G_m, dE_in = sum U_m^T P_{m+1}, da_chunk = sum X_m^* P_{m+1}, dToep = sum U_m^T G_m
 
-Arrays are held with the chunk first, (M, H, B, S), so that one step of the recurrence is one contiguous block.
+Arrays are held with the head first and the chunks of all rows next to each other, (H, B, M, S), so that whatever a
+head does to all chunks is one matrix product; (H, B M, S) is written "flat".
 """
 
 from __future__ import annotations
@@ -22,9 +25,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .. import checks
 from ..dispatch import implement
+from ..doubling import states
 from ..layouts import as_complex, conjugated
 
 
@@ -32,8 +37,7 @@ def _apply(a: Tensor, x: Tensor) -> Tensor:
     """States x (H, B, S) times one power of A, diagonal complex (H, S/2) or dense (H, S, S), in the precision of A."""
     wide = x.to(a.real.dtype)
     if a.is_complex():
-        pairs = as_complex(wide.unflatten(-1, (-1, 2)))
-        return torch.view_as_real(pairs * a.unsqueeze(-2)).flatten(-2).to(x.dtype)
+        return _reals(_pairs(wide) * a.unsqueeze(-2)).to(x.dtype)
     return (wide @ a).to(x.dtype)
 
 
@@ -41,14 +45,20 @@ def _adjoint(a: Tensor) -> Tensor:
     return conjugated(a) if a.is_complex() else a.mT
 
 
+def _pairs(x: Tensor) -> Tensor:
+    return as_complex(x.unflatten(-1, (-1, 2)))
+
+
+def _reals(x: Tensor) -> Tensor:
+    return torch.view_as_real(x).flatten(-2)
+
+
 def _outer(x: Tensor, p: Tensor, a: Tensor) -> Tensor:
-    """The gradient of a from x, the states it was applied to, and p, the gradients of the results (..., H, B, S)."""
-    x, p = x.to(a.real.dtype), p.to(a.real.dtype)
+    """The gradient of a from x, the states it was applied to, and p, the gradients of the results (H, .., S)."""
+    x, p = x.flatten(1, -2), p.flatten(1, -2)
     if a.is_complex():
-        x, p = (as_complex(t.unflatten(-1, (-1, 2))) for t in (x, p))
-        product = (x.conj() * p).sum(-2)
-        return product.sum(0) if product.dim() > a.dim() else product
-    return torch.einsum("...hbs,...hbt->hst", x, p)
+        return (conjugated(_pairs(x)) * _pairs(p)).sum(1).to(a.dtype)
+    return (x.mT @ p).to(a.dtype)
 
 
 def _toeplitz(taps: Tensor) -> Tensor:
@@ -62,15 +72,39 @@ def _toeplitz(taps: Tensor) -> Tensor:
 def _diagonal_sums(square: Tensor) -> Tensor:
     """The transpose of ``_toeplitz``: (C, H, T) sums over the diagonals on and above the main one."""
     chunk = square.shape[-1]
-    rows = torch.nn.functional.pad(square, (0, chunk)).flatten(-2)
-    sheared = torch.nn.functional.pad(rows, (0, chunk)).unflatten(-1, (chunk, 2 * chunk + 1))
+    rows = F.pad(square, (0, chunk)).flatten(-2)
+    sheared = F.pad(rows, (0, chunk)).unflatten(-1, (chunk, 2 * chunk + 1))
     return sheared.sum(-2)[..., :chunk]
 
 
+def _flat(x: Tensor) -> Tensor:
+    """(H, B, M, ..) to (H, B M, ..)."""
+    return x.flatten(1, 2)
+
+
 def _chunks(sequence: Tensor, chunk: int, dtype: torch.dtype) -> Tensor:
-    """(..., L) to (..., M, T), padded with zeros at the end."""
+    """(B, .., H, L) to (H, B, M, .. T), padded with zeros at the end."""
     missing = -sequence.shape[-1] % chunk
-    return torch.nn.functional.pad(sequence.to(dtype), (0, missing)).unflatten(-1, (-1, chunk))
+    cut = F.pad(sequence.to(dtype), (0, missing)).unflatten(-1, (-1, chunk))
+    return cut.movedim((-3, -2), (0, 2))
+
+
+class _Matrices(NamedTuple):
+    """What a head multiplies a chunk with, the channels next to each other."""
+
+    direct: Tensor  # (H, T, C T)
+    e_out: Tensor  # (H, S, C T)
+
+    @staticmethod
+    def of(taps: Tensor, e_out: Tensor, d: Tensor | None) -> _Matrices:
+        if d is not None:
+            taps = taps + F.pad(d.unsqueeze(-1), (0, taps.shape[-1] - 1))
+        return _Matrices(*(m.movedim(0, 2).flatten(2) for m in (_toeplitz(taps), e_out)))
+
+
+def _by_channel(flat: Tensor, channels: int) -> Tensor:
+    """The adjoint of what ``_Matrices`` does: (H, K, C T) to (C, H, K, T)."""
+    return flat.unflatten(2, (channels, -1)).movedim(2, 0).contiguous()
 
 
 class _End(NamedTuple):
@@ -82,6 +116,9 @@ class _End(NamedTuple):
     shift: Tensor  # (B, T): position in the chunk that comes to each position; negative means zero
     tail: Tensor  # (H, B, T)
 
+    def rows(self) -> Tensor:
+        return torch.arange(len(self.chunk), device=self.chunk.device)
+
 
 def _check_lengths(lengths: Tensor | None, most: int) -> None:
     """Once more, as nobody looks at them while torch.compile traces."""
@@ -90,36 +127,50 @@ def _check_lengths(lengths: Tensor | None, most: int) -> None:
 
 
 def _ends(u: Tensor, lengths: Tensor | None, length: int) -> _End:
-    batch, _, chunks, chunk = u.shape
+    heads, batch, chunks, chunk = u.shape
     if lengths is None:
         lengths = torch.full((batch,), length, device=u.device)
     exists = (lengths >= 0) & (lengths <= length)
     lengths = torch.where(exists, lengths.to(torch.int64), 0)
     m, rest = lengths // chunk, lengths % chunk
     shift = torch.arange(chunk, device=u.device) - (chunk - rest).unsqueeze(-1)
-    last = (
-        u[torch.arange(batch, device=u.device), :, m.clamp(max=max(chunks - 1, 0))] if chunks else u.sum(-2)
-    )
-    index = shift.clamp(min=0).unsqueeze(1).expand(-1, u.shape[1], -1)
-    tail = torch.where(shift.unsqueeze(1) >= 0, last.gather(-1, index), 0)
-    return _End(exists, m, rest, shift, tail.transpose(0, 1))
+    last = u[:, torch.arange(batch, device=u.device), m.clamp(max=max(chunks - 1, 0))] if chunks else u.sum(2)
+    tail = torch.where(shift >= 0, last.gather(-1, shift.clamp(min=0).expand(heads, -1, -1)), 0)
+    return _End(exists, m, rest, shift, tail)
 
 
-def _states(inputs: Tensor, a_chunk: Tensor, initial: Tensor) -> Tensor:
-    """All states X_0 .. X_M (M + 1, H, B, S) from the inputs u_m E_in (M, H, B, S)."""
-    states = [initial]
-    for step in inputs:
-        states.append(_apply(a_chunk, states[-1]) + step)
-    return torch.stack(states)
+def _states(
+    inputs: Tensor, a_chunk: Tensor, initial: Tensor, *, reverse: bool = False
+) -> tuple[Tensor, Tensor]:
+    """``doubling.states`` of the inputs u_m E_in (H, B, M, S), and the state after all."""
+    if not a_chunk.is_complex():
+        return states(inputs, a_chunk, initial, reverse=reverse)
+    before, last = states(_pairs(inputs), a_chunk, _pairs(initial), reverse=reverse)
+    return _reals(before), _reals(last)
+
+
+def _taken(rest: Tensor, bit: int) -> Tensor:
+    return (rest >> bit & 1).bool().view(1, -1, 1)
 
 
 def _tail_states(start: Tensor, rest: Tensor, a_powers: Tensor) -> list[Tensor]:
     """The states met on the way from X to X A^r, one for each binary digit of r."""
-    states = [start]
+    met = [start]
     for bit, a in enumerate(a_powers.unbind(1)[:-1]):
-        taken = (rest >> bit & 1).bool().view(1, -1, 1)
-        states.append(torch.where(taken, _apply(a, states[-1]), states[-1]))
-    return states
+        met.append(torch.where(_taken(rest, bit), _apply(a, met[-1]), met[-1]))
+    return met
+
+
+def _tail_adjoint(
+    met: list[Tensor], p: Tensor, rest: Tensor, a_powers: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """The gradients of the state that ``_tail_states`` starts from and of the powers, from that of its last one."""
+    gradients: list[Tensor] = []
+    for bit in reversed(range(len(met) - 1)):
+        a, taken = a_powers[:, bit], _taken(rest, bit)
+        gradients.insert(0, _outer(met[bit], torch.where(taken, p, 0), a))
+        p = torch.where(taken, _apply(_adjoint(a), p), p)
+    return p, gradients
 
 
 def _has_end(end: _End, a_powers: Tensor, chunk: int) -> Tensor:
@@ -133,9 +184,13 @@ def _initial(u: Tensor, e_in: Tensor, initial_state: Tensor | None) -> Tensor:
     return initial_state.transpose(0, 1)
 
 
-def _rows(states: Tensor, chunk: Tensor) -> Tensor:
-    """The state of each row b at its own chunk: (M + 1, H, B, S) to (H, B, S)."""
-    return states[chunk, :, torch.arange(states.shape[2], device=states.device)].transpose(0, 1)
+def _at_end(before: Tensor, last: Tensor, end: _End) -> Tensor:
+    """The state (H, B, S) before the chunk in which each row ends, of those before each chunk and after all."""
+    chunks = before.shape[2]
+    if chunks == 0:
+        return last
+    inside = before[:, end.rows(), end.chunk.clamp(max=chunks - 1)]
+    return torch.where((end.chunk == chunks).unsqueeze(-1), last, inside)
 
 
 @implement("ssm_conv", "torch")
@@ -152,17 +207,15 @@ def ssm_conv(
     length, chunk = u.shape[-1], taps.shape[-1]
     _check_lengths(lengths, length)
     blocks = _chunks(u, chunk, taps.dtype)
-    states = _states(
-        torch.einsum("bhmt,hts->mhbs", blocks, e_in), a_powers[:, -1], _initial(u, e_in, initial_state)
-    )
-    y = torch.einsum("bhms,chst->bchmt", blocks, _toeplitz(taps))
-    y = y + torch.einsum("mhbs,chst->bchmt", states[:-1], e_out)
-    if d is not None:
-        y = y + d[..., None, None] * blocks.unsqueeze(1)
+    flat, matrices = _flat(blocks), _Matrices.of(taps, e_out, d)
+    inputs = (flat @ e_in).unflatten(1, blocks.shape[1:3])
+    before, last = _states(inputs, a_powers[:, -1], _initial(u, e_in, initial_state))
+    y = torch.baddbmm(flat @ matrices.direct, _flat(before), matrices.e_out)
+    y = y.unflatten(1, blocks.shape[1:3]).unflatten(-1, (-1, chunk)).permute(1, 3, 0, 2, 4).flatten(-2)
     end = _ends(blocks, lengths, length)
-    final = _tail_states(_rows(states, end.chunk), end.rest, a_powers)[-1] + end.tail @ e_in
+    final = _tail_states(_at_end(before, last, end), end.rest, a_powers)[-1] + end.tail @ e_in
     final = torch.where(_has_end(end, a_powers, chunk), final, torch.nan)
-    return y.flatten(-2)[..., :length].to(u.dtype).contiguous(), final.transpose(0, 1).contiguous()
+    return y[..., :length].to(u.dtype).contiguous(), final.transpose(0, 1).contiguous()
 
 
 @implement("ssm_conv_backward", "torch")
@@ -178,53 +231,47 @@ def ssm_conv_backward(
     initial_state: Tensor | None,
     lengths: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    length, chunk = u.shape[-1], taps.shape[-1]
+    length, chunk, channels = u.shape[-1], taps.shape[-1], len(taps)
     _check_lengths(lengths, length)
-    blocks, g_blocks = _chunks(u, chunk, taps.dtype), _chunks(g, chunk, taps.dtype)
-    a_chunk = a_powers[:, -1]
-    states = _states(torch.einsum("bhmt,hts->mhbs", blocks, e_in), a_chunk, _initial(u, e_in, initial_state))
+    blocks = _chunks(u, chunk, taps.dtype)
+    flat, g_flat = _flat(blocks), _flat(_chunks(g, chunk, taps.dtype)).flatten(2)
+    matrices, a_chunk = _Matrices.of(taps, e_out, d), a_powers[:, -1]
+    inputs = (flat @ e_in).unflatten(1, blocks.shape[1:3])
+    before, last = _states(inputs, a_chunk, _initial(u, e_in, initial_state))
     end = _ends(blocks, lengths, length)
 
     # Back through the tail of each row, from its final state to the state before its last chunk.
     g_end = torch.where(_has_end(end, a_powers, chunk), g_final.transpose(0, 1), 0)
-    p_tail = g_end
-    met = _tail_states(_rows(states, end.chunk), end.rest, a_powers)
-    da = []
-    for bit in reversed(range(a_powers.shape[1] - 1)):
-        taken = (end.rest >> bit & 1).bool().view(1, -1, 1)
-        a = a_powers[:, bit]
-        da.append(_outer(met[bit], torch.where(taken, p_tail, 0), a))
-        p_tail = torch.where(taken, _apply(_adjoint(a), p_tail), p_tail)
+    met = _tail_states(_at_end(before, last, end), end.rest, a_powers)
+    p_tail, da = _tail_adjoint(met, g_end, end.rest, a_powers)
     g_tail = g_end @ e_in.mT
 
     # Back through the chunks; the tail's gradient joins where its row ended.
-    from_outputs = torch.einsum("bchmt,chst->mhbs", g_blocks, e_out)
-    p = torch.where(end.chunk.view(1, -1, 1) == len(from_outputs), p_tail, 0)
-    gradients = [p]
-    for m in reversed(range(len(from_outputs))):
-        joins = torch.where(end.chunk.view(1, -1, 1) == m, p_tail, 0)
-        p = _apply(_adjoint(a_chunk), p) + from_outputs[m] + joins
-        gradients.append(p)
-    p_all = torch.stack(gradients[::-1])
-    p_after = p_all[1:]
+    chunks = blocks.shape[2]
+    last_chunk = (end.chunk == chunks).unsqueeze(-1)
+    inputs = (g_flat @ matrices.e_out.mT).unflatten(1, blocks.shape[1:3])
+    if chunks:
+        joins = end.chunk.clamp(max=chunks - 1).view(1, -1, 1, 1).expand(len(p_tail), -1, 1, p_tail.shape[-1])
+        inputs = inputs.scatter_add(2, joins, torch.where(last_chunk, 0, p_tail).unsqueeze(2))
+    start = torch.where(last_chunk, p_tail, 0)
+    after, first = _states(inputs, _adjoint(a_chunk), start, reverse=True)
+    before, p_flat = _flat(before), _flat(after)
 
-    du = torch.einsum("bchmt,chst->bhms", g_blocks, _toeplitz(taps))
-    du = du + torch.einsum("mhbs,hts->bhmt", p_after, e_in)
-    if d is not None:
-        du = du + torch.einsum("bchmt,ch->bhmt", g_blocks, d)
-    du = du.flatten(-2)
-    position = end.shift + (end.chunk + 1).unsqueeze(-1) * chunk - chunk
-    kept = torch.where(end.shift.unsqueeze(1) >= 0, g_tail.transpose(0, 1), 0)
-    room = torch.nn.functional.pad(du, (0, chunk))
-    du = room.scatter_add(-1, position.clamp(min=0).unsqueeze(1).expand_as(kept), kept)[..., :length]
+    du = torch.baddbmm(g_flat @ matrices.direct.mT, p_flat, e_in.mT)
+    du = du.unflatten(1, blocks.shape[1:3]).transpose(0, 1).flatten(-2)
+    if chunks:
+        position = (end.shift + end.chunk.unsqueeze(-1) * chunk).clamp(min=0).unsqueeze(1)
+        kept = torch.where(end.shift >= 0, g_tail, 0).transpose(0, 1)
+        du = du.scatter_add(-1, position.expand_as(kept), kept)[..., :length]
 
-    da.insert(0, _outer(states[:-1], p_after, a_chunk))
+    da.append(_outer(before, p_flat, a_chunk))
+    d_taps = _diagonal_sums(_by_channel(flat.mT @ g_flat, channels))
     return (
         du.to(u.dtype).contiguous(),
-        _diagonal_sums(torch.einsum("bhms,bchmt->chst", blocks, g_blocks)),
-        torch.einsum("mhbs,bchmt->chst", states[:-1], g_blocks),
-        torch.einsum("bhmt,mhbs->hts", blocks, p_after) + end.tail.mT @ g_end,
-        torch.stack(da[::-1], 1),
-        torch.einsum("bchmt,bhmt->ch", g_blocks, blocks),
-        p_all[0].transpose(0, 1).contiguous(),
+        d_taps.contiguous(),
+        _by_channel(before.mT @ g_flat, channels),
+        flat.mT @ p_flat + end.tail.mT @ g_end,
+        torch.stack(da, 1),
+        d_taps[..., 0].clone(),
+        first.transpose(0, 1).contiguous(),
     )

@@ -581,11 +581,10 @@ def _tail_gradients(
 
     last = states[:, torch.arange(batch, device=u.device), (ends // chunk).clamp(max=chunks - 1)]
     met = reference._tail_states(last, rest, a_powers)
+    p, gradients = reference._tail_adjoint(met, p, rest, a_powers)
     d_powers = a_powers.new_zeros(a_powers.shape)
-    for bit in reversed(range(a_powers.shape[1] - 1)):
-        a, taken_bit = a_powers[:, bit], (rest >> bit & 1).bool().view(1, -1, 1)
-        d_powers[:, bit] = reference._outer(met[bit], torch.where(taken_bit, p, 0), a)
-        p = torch.where(taken_bit, reference._apply(reference._adjoint(a), p), p)
+    for bit, gradient in enumerate(gradients):
+        d_powers[:, bit] = gradient
     return _TailGradients(p.transpose(0, 1).contiguous(), d_powers, d_e_in, d_tail, positions, taken)
 
 
