@@ -1,4 +1,4 @@
-# make demo | test | test-thorough | lint | format | native | wheel | clean
+# make demo | test | test-thorough | test-oldest-triton | lint | format | native | wheel | clean
 # Each makes its own .venv, installs, builds the native library in place, and runs; a second call is fast.
 #   PYTHON=python3.12          another interpreter
 #   TORCH="torch==2.11.0"      another torch than the pinned one
@@ -13,13 +13,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(shell echo '$(TORCH)' | tr -cs '[:alnum:].\n' '-')
 NATIVE := sequence_kernels/_native_cpu.so
+OLDEST_TRITON := build/triton-3.6.0
 NATIVE_CUDA := sequence_kernels/_native_cuda.so
 NATIVE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py
 CUDA_SOURCES := $(shell find csrc -name '*.cu' -o -name '*.cuh' -o -name '*.S' -o -name '*.txt')
 FORMATTED := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 PYTEST := $(BIN)/python -m pytest -q -n 2 --torch-threads 1
 
-.PHONY: demo test test-thorough lint format native wheel clean
+.PHONY: demo test test-thorough test-oldest-triton lint format native wheel clean
 .DELETE_ON_ERROR:
 
 demo: native
@@ -31,6 +32,11 @@ test: native
 
 test-thorough: native
 	$(PYTEST) -m "thorough or not thorough" $(ARGS)
+
+# The Triton kernels by the oldest Triton that is supported: results in its interpreter, and that none of them spills.
+test-oldest-triton: native $(OLDEST_TRITON)
+	PYTHONPATH=$(OLDEST_TRITON) $(PYTEST) tests/ops/*/test_triton.py $(ARGS)
+	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m tests.aot check triton --all
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -62,6 +68,11 @@ $(INSTALLED): constraints.txt pyproject.toml tests/parity/requirements.txt
 	$(BIN)/pip install -q --disable-pip-version-check -c $(VENV)/constraints.txt --no-build-isolation -e '.[dev]'
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps -r tests/parity/requirements.txt
 	@touch $@
+
+$(OLDEST_TRITON): $(INSTALLED)
+	@rm -rf $@.part
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --target $@.part triton==$(subst build/triton-,,$@) "numpy<2.3"
+	@mv $@.part $@
 
 # Without a C++ compiler setup.py says so and builds nothing: the library then runs on torch alone.
 $(NATIVE): $(INSTALLED) $(NATIVE_SOURCES)

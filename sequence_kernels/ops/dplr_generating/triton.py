@@ -234,10 +234,10 @@ def _reals(*tensors: Tensor) -> list[Tensor]:
     return [torch.view_as_real(plain(tensor)) for tensor in tensors]
 
 
-def tiling(channels: int, rank: int) -> tuple[int, int, int]:
-    """Rows and columns of M that a program holds, powers of two, and its nodes: 128 while 16 products or fewer."""
+def tiling(channels: int, rank: int, most: int = 2048) -> tuple[int, int, int]:
+    """Rows and columns of M that a program holds, powers of two, and its nodes: 128, or ``most`` numbers in all."""
     rows, columns = triton.next_power_of_2(max(1, channels) + rank), triton.next_power_of_2(1 + rank)
-    return rows, columns, max(16, min(128, 2048 // (rows * columns)))
+    return rows, columns, max(16, min(128, most // (rows * columns)))
 
 
 def _generate(
@@ -245,7 +245,10 @@ def _generate(
 ) -> Tensor:
     """Fill out. A program takes all channels if it has to add them up, else about 4."""
     (channels, heads, N), rank, L = c.shape, p.shape[0], t.shape[0]
-    rows, columns, nodes = tiling(min(channels, 4) if g is None else channels, rank)
+    if g is None:
+        rows, columns, nodes = tiling(min(channels, 4), rank)
+    else:  # holds the inverse too: in double precision registers last for half as many numbers
+        rows, columns, nodes = tiling(channels, rank, 1024 if t.dtype == torch.float64 else 2048)
     together = rows - rank
     groups = triton.cdiv(channels, together) if g is None else 1
     if out.numel():

@@ -24,7 +24,6 @@ from . import reference
 
 #: Rows of a program's tile: the least that a matrix product takes.
 ROWS = 16
-GRADIENT_ROWS = 32
 #: Programs that fill a large GPU (about four a multiprocessor), and the fewest chunks that a segment is worth.
 PROGRAMS, SHORTEST = 512, 16
 #: A program's share of a diagonal A's states, and of the elements of a chunk that it writes.
@@ -658,7 +657,7 @@ def _gradients(
     """Of taps, e_out, e_in and a_chunk."""
     channels, heads, size, chunk = g.shape[1], layout.heads, layout.size, layout.chunk
     rows, columns = layout.batch * layout.chunks, channels * heads * layout.parts
-    tiles = triton.cdiv(rows, GRADIENT_ROWS)
+    tiles = triton.cdiv(rows, ROWS)
     splits = max(1, min(triton.cdiv(PROGRAMS, max(1, columns)), triton.cdiv(tiles, 4)))
     d_direct, d_out, d_in, d_pairs = (
         states.new_zeros(splits, channels, heads, *shape)
@@ -669,7 +668,7 @@ def _gradients(
             u, g, states, adjoint_states, d_direct, d_out, d_in, d_pairs,
             layout.batch, channels, heads, layout.length, chunk, size, layout.parts, splits,
             triton.cdiv(tiles, splits), *u.stride(), *g.stride(),
-            **layout.constants(ROWS=GRADIENT_ROWS), **_tuned(8, 2),
+            **layout.constants(), **_tuned(8, 2),
         )  # fmt: skip
     if layout.dense:
         p = adjoint_states.sum(0) if channels > 1 else adjoint_states[0]

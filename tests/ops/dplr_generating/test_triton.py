@@ -128,6 +128,7 @@ def test_launch_rule() -> None:
     assert kernels.tiling(5, 3) == (8, 4, 64)
     assert kernels.tiling(0, 0) == (1, 1, 128)
     assert kernels.tiling(30, 30) == (64, 32, 16)
+    assert kernels.tiling(1, 2, 1024) == (4, 4, 64)
 
 
 def test_empty_dimensions() -> None:
