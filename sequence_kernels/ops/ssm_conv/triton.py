@@ -668,7 +668,7 @@ def _gradients(
             u, g, states, adjoint_states, d_direct, d_out, d_in, d_pairs,
             layout.batch, channels, heads, layout.length, chunk, size, layout.parts, splits,
             triton.cdiv(tiles, splits), *u.stride(), *g.stride(),
-            **layout.constants(), **_tuned(8, 2),
+            **layout.constants(), **_tuned(8, 2 if layout.dense else 3),
         )  # fmt: skip
     if layout.dense:
         p = adjoint_states.sum(0) if channels > 1 else adjoint_states[0]
