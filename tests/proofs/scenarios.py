@@ -310,6 +310,7 @@ def in_one_process() -> dict[str, Any]:
     """Those that need no process of their own."""
     return {
         "by_default": by_default(),
+        "layers": layers(),
         "faults": faults(),
         "lost": lost(),
         "not_now": not_now(),
