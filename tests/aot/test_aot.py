@@ -62,6 +62,8 @@ def test_the_budget_has_every_kernel_and_target() -> None:
         module = triton_units.OPS / unit.rpartition(" ")[2] / "triton.py"
         names = re.findall(r"^def (\w+_kernel)\(", module.read_text(), re.MULTILINE)
         assert {name.split(" ")[0] for name in kernels} == {*names}
+        launches = {label for label, source, *_ in LAUNCHES if source.split(".")[-2] == module.parent.name}
+        assert {*re.findall(r"\[(.+?)\]", " ".join(kernels))} == launches
     for unit, kernels in allowed["nvcc"].items():
         source = (nvcc.CSRC / unit.split()[1]).read_text()
         assert {*kernels} == {*re.findall(r"^KERNEL\((\w+),", source, re.MULTILINE)}
@@ -254,7 +256,7 @@ def test_what_was_measured_as_it_stands_is_not_compiled_again(
 
 @needs_triton
 def test_every_launch_function_exists() -> None:
-    for module, function, _ in LAUNCHES.values():
+    for _, module, function, _ in LAUNCHES:
         assert callable(getattr(importlib.import_module(module), function))
 
 

@@ -100,7 +100,7 @@ def measure(units: list[str]) -> Measurement:
     """Every launch of LAUNCHES for these units; needs TRITON_DUMP_PTXAS_LOG=1 and an empty cache."""
     measured: Measurement = {unit: {} for unit in units}
     known: dict[str, Resources] = {}  # the compiler reports only what it has not compiled before
-    for label, (module_name, function, arguments) in LAUNCHES.items():
+    for label, module_name, function, arguments in LAUNCHES:
         module = importlib.import_module(module_name)
         for unit, entries in measured.items():
             name, _, op = unit.rpartition(" ")

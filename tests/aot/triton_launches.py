@@ -1,14 +1,16 @@
-"""The launches of Triton kernels that are compiled ahead of time: label -> (module, function, arguments).
+"""The launches of Triton kernels that are compiled ahead of time.
 
 One for each set of compile-time constants that a launch function can choose; a test demands one for every kernel.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+#: By label: module, function, arguments.
 Launches = dict[str, tuple[str, str, tuple[Any, ...]]]
 
 
@@ -123,10 +125,14 @@ def _ssm_conv(name: str, dtype: torch.dtype, dense: bool) -> Launches:
     }
 
 
-LAUNCHES: Launches = {}
-for _name, _real in (("f32", torch.float32), ("f64", torch.float64)):
-    LAUNCHES |= _vandermonde(_name, _real) | _cauchy(_name, _real) | _ssm_step(_name, _real)
-    LAUNCHES |= _dplr_generating(_name, _real) | _ssm_chunk(_name, _real)
-    LAUNCHES |= _dplr_discretize(_name, _real)
-    LAUNCHES |= _ssm_conv(_name, _real, dense=False)
-LAUNCHES |= _ssm_conv("f32", torch.float32, dense=True) | _ssm_conv("bf16", torch.bfloat16, dense=False)
+def _all() -> Iterator[Launches]:
+    for name, real in (("f32", torch.float32), ("f64", torch.float64)):
+        for of in (_vandermonde, _cauchy, _ssm_step, _dplr_generating, _ssm_chunk, _dplr_discretize):
+            yield of(name, real)
+        yield _ssm_conv(name, real, dense=False)
+    yield _ssm_conv("f32", torch.float32, dense=True)
+    yield _ssm_conv("bf16", torch.bfloat16, dense=False)
+
+
+#: Label, module, function, arguments; a label is one of its op.
+LAUNCHES = [(label, *launch) for found in _all() for label, launch in found.items()]
