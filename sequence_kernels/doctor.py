@@ -100,6 +100,10 @@ def broken(report: dict[str, Any]) -> list[str]:
         for name, error in result.items():
             if not error <= _ACCEPTED:
                 found.append(f"the self-test on {device}: {name} has a relative error of {error:.1e}")
+    for row in report["proofs"]:
+        if not row["passed"]:
+            where = f"{row['backend']} kernels of {row['family']} for {row['precision']}"
+            found.append(f"the {where} failed their proof on {row['device']}: {row['said']}")
     return found
 
 
@@ -116,9 +120,7 @@ def examine() -> dict[str, Any]:
         "devices": devices(),
         "libraries": libraries(),
         "backends": backends(),
-        "proofs": [
-            {**unit._asdict(), "device": str(unit.device), **found._asdict()} for unit, found in proven()
-        ],
+        "proofs": [],
         "self_test": {},
     }
     for device in [found["device"] for found in report["devices"]]:
@@ -126,6 +128,9 @@ def examine() -> dict[str, Any]:
             report["self_test"][device] = self_test(device)
         except Exception as error:  # whatever it is, it is what the report is for
             report["self_test"][device] = f"{type(error).__name__}: {error}"
+    report["proofs"] = [
+        {**unit._asdict(), "device": str(unit.device), **found._asdict()} for unit, found in proven()
+    ]
     report["broken"] = broken(report)
     return report
 

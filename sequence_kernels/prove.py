@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import select
+import queue
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -18,7 +20,7 @@ from .ops import dispatch
 #: What runs the proofs of the units that are named behind it.
 CHILD = (sys.executable, "-m", "sequence_kernels", "prove", "--child")
 
-#: A child that says nothing for so many seconds hangs; Triton's compiler takes seconds for a kernel.
+#: A child that says nothing for so many seconds hangs; it says something at each call, before Triton compiles for it.
 PATIENCE = 300.0
 
 
@@ -33,39 +35,53 @@ def units() -> dict[proofs.Unit, proofs.Proof]:
 def in_children(
     wanted: Sequence[proofs.Unit], patience: float = PATIENCE
 ) -> Iterator[tuple[proofs.Unit, proofs.Verdict]]:
-    """Prove each anew; a kernel that kills its process, or hangs, costs a child."""
+    """Prove each anew; a kernel that kills its process, or hangs, costs a child.
+
+    Raises RuntimeError where proofs cannot be carried out, for want of memory or the like.
+    """
     left = {_key(unit): unit for unit in wanted}
-    for unit in wanted:
-        proofs.forget(unit)
     while left:
-        at, why = None, ""
         with subprocess.Popen([*CHILD, *left], stdout=subprocess.PIPE, text=True) as child:
-            while line := _line(child, patience if at else PATIENCE):
-                at, verdict = line
-                if verdict is not None:
-                    yield left.pop(at), verdict
+            at, why = None, ""
+            for said in _said_by(child, patience):
+                at = said["unit"]
+                if "error" in said:
+                    raise RuntimeError(said["error"])
+                if "verdict" in said:
+                    yield left.pop(at), proofs.Verdict(**said["verdict"])
                     at = None
-            if child.poll() is None and at is not None:
+            if child.poll() is None:
                 why = f"said nothing for {patience:.0f} s"
                 child.kill()
-        if at is not None:
+        if at is not None and (why or child.returncode < 0):
             unit = left.pop(at)
             yield unit, proofs.record(unit, why or f"ended its process: {_ending(child.returncode)}")
         elif left and child.returncode not in (0, _LOST):
-            raise RuntimeError(f"the proofs' process could not work: {_ending(child.returncode)}")
+            raise RuntimeError(f"the proofs' process could not work: {why or _ending(child.returncode)}")
 
 
-def _line(child: subprocess.Popen[str], patience: float) -> tuple[str, proofs.Verdict | None] | None:
-    """What the child says next: it begins a proof, or has a verdict. None: it has ended, or says nothing."""
-    assert child.stdout is not None
-    if not select.select([child.stdout], [], [], patience)[0]:
-        return None
-    text = child.stdout.readline()
-    if not text:
-        child.wait()
-        return None
-    said = json.loads(text)
-    return said["unit"], None if said["verdict"] is None else proofs.Verdict(**said["verdict"])
+def _said_by(child: subprocess.Popen[str], patience: float) -> Iterator[dict[str, Any]]:
+    """What the child says, a line each, until it ends or says nothing for too long."""
+    lines: queue.Queue[str] = queue.Queue()
+
+    def read() -> None:
+        assert child.stdout is not None
+        for line in child.stdout:
+            lines.put(line)
+        lines.put("")
+
+    threading.Thread(target=read, daemon=True).start()
+    started = False
+    while True:
+        try:
+            line = lines.get(timeout=patience if started else PATIENCE)
+        except queue.Empty:
+            return
+        if not line:
+            child.wait()
+            return
+        started = True
+        yield json.loads(line)
 
 
 def _ending(status: int) -> str:
@@ -77,21 +93,32 @@ _LOST = 3
 
 
 def as_child(keys: Sequence[str]) -> int:
-    """Prove the units, and say so a line each."""
+    """Prove the units anew, and say so: a line at each call, which may have to compile, and one for each verdict."""
     known = {_key(unit): (unit, proof) for unit, proof in units().items()}
     for key in keys:
-        _say(key, None)
         unit, proof = known[key]
         allow_tf32(unit)
+        proofs.forget(unit)
         try:
-            verdict = proofs.verdict(unit, proof)
+            found = proofs.verdict(unit, proof._replace(kernels=_heard(key, proof.kernels)))
         except proofs.LostDeviceError:
-            found = proofs.on_record(unit)
-            assert found is not None
-            _say(key, found)
+            lost = proofs.on_record(unit)
+            assert lost is not None
+            _say(unit=key, verdict=lost._asdict())
             return _LOST
-        _say(key, verdict)
+        except Exception as error:
+            _say(unit=key, error=str(error))
+            return 1
+        _say(unit=key, verdict=found._asdict())
     return 0
+
+
+def _heard(key: str, kernels: Callable[[str], Callable[..., Any]]) -> Callable[[str], Callable[..., Any]]:
+    def kernel(op: str) -> Callable[..., Any]:
+        _say(unit=key)
+        return kernels(op)
+
+    return kernel
 
 
 def allow_tf32(unit: proofs.Unit) -> None:
@@ -99,8 +126,8 @@ def allow_tf32(unit: proofs.Unit) -> None:
     torch.backends.cuda.matmul.fp32_precision = "tf32" if unit.precision == "tf32" else "ieee"
 
 
-def _say(key: str, verdict: proofs.Verdict | None) -> None:
-    print(json.dumps({"unit": key, "verdict": verdict and verdict._asdict()}), flush=True)
+def _say(**what: Any) -> None:
+    print(json.dumps(what), flush=True)
 
 
 def _key(unit: proofs.Unit) -> str:
@@ -119,12 +146,14 @@ def table(found: Mapping[proofs.Unit, proofs.Verdict]) -> list[str]:
 
 def _row(unit: proofs.Unit, verdict: proofs.Verdict) -> str:
     said = f"proven, {verdict.date}" if verdict.passed else f"FAILED, {verdict.date}: {verdict.said}"
-    return _ROW.format(*unit[:3], f"{verdict.error:.1e}", f"{verdict.seconds:.2f}", said)
+    error = "-" if verdict.error is None else f"{verdict.error:.1e}"
+    return _ROW.format(*unit[:3], error, f"{verdict.seconds:.2f}", said)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--child", nargs="+", metavar="UNIT", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="the table as JSON")
+    parser.add_argument("--missing", action="store_true", help="only what is not proven yet")
     parser.set_defaults(command=command)
 
 
@@ -143,6 +172,9 @@ def command(given: argparse.Namespace) -> int:
         for name, version in machine.versions().items():
             print(f"{name}: {version or 'none'}")
         print(f"GPU: {torch.cuda.get_device_name(0)}\n{table({})[0]}")
+    if given.missing:
+        found = {u: v for u in wanted if (v := proofs.on_record(u)) and v.passed}
+        wanted = [unit for unit in wanted if unit not in found]
     for unit, verdict in in_children(wanted):
         found[unit] = verdict
         if not given.json:

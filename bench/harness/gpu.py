@@ -121,7 +121,7 @@ _SANITIZE = (
 
 STAGES = (
     Stage("build", _build, 0.2, _cuda_library),
-    Stage("proofs", lambda out: (sys.executable, "-m", "sequence_kernels", "prove"), 0.2, _cuda),
+    Stage("proofs", lambda out: (sys.executable, "-m", "sequence_kernels", "prove", "--missing"), 0.2, _cuda),
     Stage("tests", lambda out: (*_PYTEST, *_TESTS), 0.3, _pytest),
     Stage(
         "sanitizer",

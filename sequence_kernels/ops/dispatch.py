@@ -47,6 +47,7 @@ class Implementation(NamedTuple):
 _implementations: dict[str, dict[str, Implementation]] = {}
 _explanations: dict[str, Callable[..., str]] = {}
 _packages: dict[str, str] = {}
+_cast: set[str] = set()
 _thread = threading.local()
 
 
@@ -114,8 +115,6 @@ def find_implementations(package: str, *ops: str) -> None:
 
 def _implement_in_triton(module: str, ops: Sequence[str]) -> None:
     def missing(device: str, dtype: torch.dtype) -> str | None:
-        if device == "cuda" and not torch.cuda.is_available():
-            return "there is no GPU here that torch can use"
         if importlib.util.find_spec("triton") is None:
             return (
                 "triton is not installed; `pip install triton`, or install torch with CUDA, which brings it"
@@ -140,7 +139,7 @@ def nearest(op: str, backend: str, tensor: torch.Tensor) -> str:
     """The backend for an op that works for another one, which has that backend: one of its own choice or, where the
     other one's was asked for by ``use_backend``, the same or plain torch."""
     if _asked() is None:
-        return _serving(op, tensor.device, tensor.dtype)
+        return choose(op, None, tensor)
     return backend if backend in _implementations[op] else "torch"
 
 
@@ -156,7 +155,10 @@ def _unavailable(op: str, backend: str, device: str, dtype: torch.dtype) -> str 
         return (
             f"backend {backend!r} does not run on {device!r} tensors; move the tensors or use backend='torch'"
         )
-    return _missing(op, backend, device, dtype)
+    reason = _missing(op, backend, device, dtype)
+    if reason is None and backend in PROVEN_FIRST and not torch.cuda.is_available():
+        return "there is no GPU here that torch can use"
+    return reason
 
 
 def _missing(op: str, backend: str, device: str, dtype: torch.dtype) -> str | None:
@@ -212,9 +214,12 @@ def _first(op: str, device: torch.device, dtype: torch.dtype, tf32: bool) -> tup
 
 
 def unit(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> proofs.Unit:
-    """What has to be proven before the backend serves the op for tensors of that device and dtype."""
-    kind = "tf32" if _tf32(device, dtype) and "tf32" in _proofs(op).PRECISIONS else str(dtype.to_real())
-    return proofs.Unit(_family(op), backend, kind.removeprefix("torch."), device)
+    """What has to be proven before the backend serves the op for tensors of that device and dtype.
+
+    Where its kernels do not compute in the precision of the tensors, that is float32.
+    """
+    kind = "tf32" if _tf32(device, dtype) else str(dtype.to_real()).removeprefix("torch.")
+    return proofs.Unit(_family(op), backend, kind if kind in _proofs(op).PRECISIONS else "float32", device)
 
 
 def units(device: torch.device) -> dict[proofs.Unit, proofs.Proof]:
@@ -305,8 +310,21 @@ def choose(op: str, backend: str | None, tensor: torch.Tensor) -> str:
     """
     asked = backend if backend is not None else _asked()
     if asked is None:
-        return _serving(op, tensor.device, tensor.dtype)
+        device = tensor.device
+        return _serving(op, device, tensor.dtype if device.type == "cpu" else _after_autocast(op, tensor))
     return _require(op, _known(asked), tensor.device.type, tensor.dtype)
+
+
+def follows_autocast(op: str) -> None:
+    """What autocast casts to its dtype on the way to the op's kernels is what ``choose`` is asked with."""
+    _cast.add(op)
+
+
+def _after_autocast(op: str, tensor: torch.Tensor) -> torch.dtype:
+    kind = tensor.device.type
+    if op not in _cast or tensor.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return tensor.dtype
+    return torch.get_autocast_dtype(kind)
 
 
 def _asked() -> str | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import internals
+from . import dispatch
 from .calls import Backward, autograd_rule, below, by_the_short_way, kernel_rule, refuse_dual_numbers
 from .dispatch import implementation
 from .folding import vmap_rule
@@ -94,6 +95,8 @@ def _register(
     follows_autocast: Sequence[int],
 ) -> Callable[..., Any]:
     _library.define(f"{name}{of.schema}")
+    if 0 in follows_autocast:
+        dispatch.follows_autocast(name)
     op = getattr(getattr(torch.ops, NAMESPACE), name).default
     written = [i for i, a in enumerate(of.takes) if a.written]
 

@@ -1,11 +1,11 @@
 """Kernels prove themselves on the GPU where they are to be used, before they are used there.
 
 A proof runs a few small calls of a family of kernels against plain torch in float64. What it finds is kept in a file
-for this GPU, driver, torch, Triton and build, and holds until one of them changes.
+for this model of GPU, driver, torch, Triton and build, and holds until one of them changes.
 """
 
 from .case import Case
-from .judge import LostDeviceError, NotNowError, Proof, forget, on_record, record, verdict
+from .judge import LostDeviceError, NotNowError, Proof, forget, on_record, prove, record, verdict
 from .ledger import Unit, Verdict
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Verdict",
     "forget",
     "on_record",
+    "prove",
     "record",
     "verdict",
 ]

@@ -9,13 +9,13 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import torch
 
 try:
     import fcntl
-except ImportError:  # not on POSIX: processes that come together prove the same
+except ImportError:  # not on POSIX: there are no marks, and each process proves for itself
     fcntl = None  # type: ignore[assignment]
 
 
@@ -36,11 +36,14 @@ class Unit(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """``error``: the largest, relative; ``seconds``: of the whole proof. ``said``: what failed, "" if nothing did."""
+    """``error``: the largest, relative, None if there is no number; ``seconds``: of the whole proof.
+
+    ``said``: what failed, "" if nothing did.
+    """
 
     passed: bool
     said: str
-    error: float
+    error: float | None
     seconds: float
     gpu: str
     date: str
@@ -90,39 +93,52 @@ class Ledger:
 
         Gives the mark of a process that did not come to that end, "" if there is none.
         """
-        with contextlib.ExitStack() as stack:
-            try:
-                if self._folder is None:
-                    raise OSError
-                mark = stack.enter_context((self._folder / f"{name}.mark").open("a+"))
-                if fcntl is not None:
-                    fcntl.lockf(mark, fcntl.LOCK_EX)  # the system frees it when the process ends
-                mark.seek(0)
-                left = mark.read()
-                _set(mark, f"process {os.getpid()}")
-            except OSError:
-                yield ""
-                return
-            try:
-                yield left
-            finally:
+        mark, left = self._open_mark(name), ""
+        if mark is not None:
+            left = os.pread(mark, 1000, 0).decode(errors="replace")
+            _set(mark, f"process {os.getpid()}")
+        try:
+            yield left
+        finally:
+            if mark is not None:
                 _set(mark, "")
+                with contextlib.suppress(OSError):
+                    os.close(mark)
+
+    def _open_mark(self, name: str) -> int | None:
+        """Locked; None where marks cannot be, so that each process proves for itself."""
+        if self._folder is None or fcntl is None:
+            return None
+        try:
+            mark = os.open(self._folder / f"{name}.mark", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError:
+            return None
+        try:
+            fcntl.lockf(mark, fcntl.LOCK_EX)  # the system frees it when the process ends
+        except OSError:
+            os.close(mark)
+            return None
+        return mark
 
 
-def _set(file: TextIO, text: str) -> None:
-    file.seek(0)
-    file.truncate()
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
+def _set(mark: int, text: str) -> None:
+    """What cannot be written, on a disk that is full, is not missed: a mark is for processes that are killed."""
+    with contextlib.suppress(OSError):
+        os.ftruncate(mark, 0)
+        os.pwrite(mark, text.encode(), 0)
+        os.fsync(mark)
 
 
 def _write(path: Path, text: str) -> None:
     """All of it or nothing, for whoever reads meanwhile."""
     handle, temporary = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-    Path(temporary).replace(path)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        Path(temporary).replace(path)
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def standard_root() -> Path | None:

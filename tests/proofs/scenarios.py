@@ -201,6 +201,14 @@ def not_now() -> dict[str, Any]:
         forget()
         found["capturing later"] = choose()
         GPU.capturing = False
+
+    def without_memory(*args: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with planted(without_memory):
+        found["without memory"] = choose()
+        plant(OP, "cuda", kernel)
+        found["with memory"] = choose()
     seen = []
 
     def watched(*args: Any) -> Any:

@@ -7,7 +7,7 @@ that fill shared memory.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ SIZES = (
     Sizes(20, 1, 1, 33, 8, 4, False, True),
     Sizes(2, 1, 1, 330, 32, 64, False, False),
     Sizes(2, 1, 1, 330, 32, 64, True, True),
-    Sizes(1, 1, 1, 130, 64, 128, True, False),
+    Sizes(1, 1, 1, 130, 128, 128, True, False),
 )
 
 
@@ -49,9 +49,16 @@ def cases(dtype: torch.dtype) -> Iterator[Case]:
         arguments = system(sizes, dtype)
         yield Case(name, "ssm_conv", arguments)
         yield Case(f"backward, {name}", "ssm_conv_backward", (*gradients(sizes, dtype), *arguments))
+    for sizes in SIZES[1:3] if dtype != torch.float64 else ():
+        u, taps, e_out, e_in, powers, *rest = system(sizes, dtype)
+        single = powers.to(torch.complex64 if powers.is_complex() else torch.float32)
+        arguments = (u, taps, e_out, e_in, single, *rest)
+        yield Case(f"powers in float32, {'dense' if sizes.dense else 'diagonal'}", "ssm_conv", arguments)
+        gradient = (*gradients(sizes, dtype), *arguments)
+        yield Case(f"backward, powers in float32, {sizes.dense=}", "ssm_conv_backward", gradient)
 
 
-def system(sizes: Sizes, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
+def system(sizes: Sizes, dtype: torch.dtype) -> tuple[Any, ...]:
     """The op's arguments: a random stable model, whose matrices are independent of each other."""
     batch, channels, heads, length, chunk, size, dense, lengths = sizes
     draw = Draw(torch.float64, seed=length + size)
