@@ -151,7 +151,7 @@ def test_a_damaged_library_costs_speed_alone(tmp_path: Path) -> None:
         "    assert y.isfinite().all()\n"
         "    print(len(caught), caught[0].message)\n"
         "    versions, libraries = doctor.versions(), doctor.libraries()\n"
-        "    report = {'versions': versions, 'devices': [], 'libraries': libraries, 'self_test': {}}\n"
+        "    report = {'versions': versions, 'devices': [], 'libraries': libraries, 'proofs': [], 'self_test': {}}\n"
         "    print(doctor.broken(report), flush=True)\n"
         "    os._exit(0)\n"
     )

@@ -138,8 +138,8 @@ def implementation(op: str, backend: str) -> Callable[..., Any]:
 def nearest(op: str, backend: str, tensor: torch.Tensor) -> str:
     """The backend for an op that works for another one, which has that backend: one of its own choice or, where the
     other one's was asked for by ``use_backend``, the same or plain torch."""
-    if _asked() is None:
-        return choose(op, None, tensor)
+    if getattr(_thread, "backend", None) is None:
+        return _serving(op, tensor.device, tensor.dtype)
     return backend if backend in _implementations[op] else "torch"
 
 
@@ -170,8 +170,10 @@ def _missing(op: str, backend: str, device: str, dtype: torch.dtype) -> str | No
 
 @torch.compiler.assume_constant_result
 def _serving(op: str, device: torch.device, dtype: torch.dtype) -> str:
+    on_cpu = device.type == "cpu"
+    dtype = dtype if on_cpu else _after_autocast(op, device, dtype)
     try:
-        chosen, warned = _first(op, device, dtype, _tf32(device, dtype))
+        chosen, warned = _first(op, device, dtype, not on_cpu and _tf32(device, dtype))
     except proofs.NotNowError as error:
         _warn_once(f"sequence_kernels computes {op} with plain torch: {error}")
         return "torch"
@@ -308,10 +310,9 @@ def choose(op: str, backend: str | None, tensor: torch.Tensor) -> str:
     The argument wins over ``use_backend``, which wins over the device's order of preference. Raises
     BackendUnavailableError when the backend that was asked for cannot serve the call.
     """
-    asked = backend if backend is not None else _asked()
+    asked = backend if backend is not None else getattr(_thread, "backend", None)
     if asked is None:
-        device = tensor.device
-        return _serving(op, device, tensor.dtype if device.type == "cpu" else _after_autocast(op, tensor))
+        return _serving(op, tensor.device, tensor.dtype)
     return _require(op, _known(asked), tensor.device.type, tensor.dtype)
 
 
@@ -320,16 +321,10 @@ def follows_autocast(op: str) -> None:
     _cast.add(op)
 
 
-def _after_autocast(op: str, tensor: torch.Tensor) -> torch.dtype:
-    kind = tensor.device.type
-    if op not in _cast or tensor.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
-        return tensor.dtype
-    return torch.get_autocast_dtype(kind)
-
-
-def _asked() -> str | None:
-    """What ``use_backend`` says in this thread."""
-    return getattr(_thread, "backend", None)
+def _after_autocast(op: str, device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    if op not in _cast or dtype == torch.float64 or not torch.is_autocast_enabled(device.type):
+        return dtype
+    return torch.get_autocast_dtype(device.type)
 
 
 @contextmanager
@@ -337,7 +332,7 @@ def use_backend(name: str | None) -> Iterator[None]:
     """Context manager: in this thread, ops called without ``backend=`` use the named backend (None: choose freely)."""
     if name is not None:
         _known(name)
-    previous = _asked()
+    previous = getattr(_thread, "backend", None)
     _thread.backend = name
     try:
         yield

@@ -22,12 +22,12 @@ def test_a_library_without_a_gpu_is_a_reason_and_no_crash(monkeypatch: pytest.Mo
 
 
 def test_the_dtype_is_the_one_that_autocast_leaves() -> None:
-    x = torch.ones(2)
+    cpu, single = torch.device("cpu"), torch.float32
     with torch.autocast("cpu", torch.bfloat16):
-        assert dispatch._after_autocast("ssm_conv", x) == torch.bfloat16
-        assert dispatch._after_autocast("ssm_conv", x.double()) == torch.float64
-        assert dispatch._after_autocast("vandermonde", x) == torch.float32
-    assert dispatch._after_autocast("ssm_conv", x) == torch.float32
+        assert dispatch._after_autocast("ssm_conv", cpu, single) == torch.bfloat16
+        assert dispatch._after_autocast("ssm_conv", cpu, torch.float64) == torch.float64
+        assert dispatch._after_autocast("vandermonde", cpu, single) == single
+    assert dispatch._after_autocast("ssm_conv", cpu, single) == single
 
 
 def test_what_kernels_do_not_compute_in_they_compute_in_float32() -> None:

@@ -102,9 +102,9 @@ class _Matrices(NamedTuple):
         return _Matrices(*(m.movedim(0, 2).flatten(2) for m in (_toeplitz(taps), e_out)))
 
 
-def _by_channel(flat: Tensor, channels: int) -> Tensor:
+def _by_channel(flat: Tensor, channels: int, chunk: int) -> Tensor:
     """The adjoint of what ``_Matrices`` does: (H, K, C T) to (C, H, K, T)."""
-    return flat.unflatten(2, (channels, -1)).movedim(2, 0).contiguous()
+    return flat.unflatten(2, (channels, chunk)).movedim(2, 0).contiguous()
 
 
 class _End(NamedTuple):
@@ -265,11 +265,11 @@ def ssm_conv_backward(
         du = du.scatter_add(-1, position.expand_as(kept), kept)[..., :length]
 
     da.append(_outer(before, p_flat, a_chunk))
-    d_taps = _diagonal_sums(_by_channel(flat.mT @ g_flat, channels))
+    d_taps = _diagonal_sums(_by_channel(flat.mT @ g_flat, channels, chunk))
     return (
         du.to(u.dtype).contiguous(),
         d_taps.contiguous(),
-        _by_channel(before.mT @ g_flat, channels),
+        _by_channel(before.mT @ g_flat, channels, chunk),
         flat.mT @ p_flat + end.tail.mT @ g_end,
         torch.stack(da, 1),
         d_taps[..., 0].clone(),
