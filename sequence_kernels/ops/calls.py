@@ -31,10 +31,12 @@ def by_the_short_way(op: Any, name: str, tensors: int) -> Callable[..., Any]:
     tracer, transform, mode or autocast is at work.
     """
 
+    kernel = kernel_rule(name)
+
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling() or not _takes_its_kernel_alone(args[:tensors]):
             return op(*args)
-        return able(name, args[-1], args[0].device, args[0].dtype)(*args[:-1])
+        return kernel(*args)
 
     return call
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sequence_kernels import ops
 from sequence_kernels.ssm import (
@@ -23,6 +20,7 @@ from sequence_kernels.ssm import (
 )
 from sequence_kernels.ssm.diagonal import DiagonalSystem
 from sequence_kernels.ssm.parameters import REAL_TYPES, initial_log_dt
+from tests.computing import Computing
 
 C128 = torch.complex128
 LENGTH = 70
@@ -243,20 +241,6 @@ def test_bad_arguments() -> None:
         DiagonalSSM(4 * a.real - 2 + 0j, b, c, log_dt, real_type="sigmoid")
     with pytest.raises(ValueError, match="dt_min and dt_max must satisfy 0 < dt_min <= dt_max"):
         initial_log_dt(3, 0.1, 0.01, torch.float32)
-
-
-class Computing(TorchDispatchMode):
-    """Within it, the calls that are neither views nor allocations: on a GPU each launches a kernel, or some of ours."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        view = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
-        if not view and "empty" not in func._opname and func._opname != "detach":
-            self.names.append(func._opname)
-        return func(*args, **(kwargs or {}))
 
 
 def test_few_calls_from_parameters_to_chunk_matrices() -> None:

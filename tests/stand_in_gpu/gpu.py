@@ -16,46 +16,11 @@ from torch.utils._pytree import tree_map
 from sequence_kernels import native
 from sequence_kernels.ops.calls import kernel_rule
 from sequence_kernels.proofs import judge
+from tests.computing import computes
 from tests.cuda_driver.build import built
 from tests.cuda_driver.driver import Driver
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-
-#: What a torch op launches nothing for: it looks at a tensor in another way, or allocates.
-_NO_LAUNCH = (
-    "view",
-    "expand",
-    "transpose",
-    "permute",
-    "select",
-    "slice",
-    "detach",
-    "alias",
-    "unsqueeze",
-    "squeeze",
-)
-_NO_LAUNCH += (
-    "empty",
-    "as_strided",
-    "t",
-    "unbind",
-    "split",
-    "real",
-    "imag",
-    "_unsafe_view",
-    "_reshape_alias",
-    "unfold",
-)
-_NO_LAUNCH += (
-    "new_empty",
-    "lift_fresh",
-    "diagonal",
-    "_conj",
-    "is_same_size",
-    "empty_strided",
-    "empty_like",
-    "resolve",
-)
 
 
 class OnGpu(Tensor):
@@ -181,7 +146,7 @@ class StandInGpu(TorchDispatchMode):
         out = func(*_held(args), **_held(kwargs))
         if not goes:
             return out
-        if not func._opname.startswith(_NO_LAUNCH):
+        if computes(func):
             self.launches[f"torch {func._opname}"] += 1
         return return_and_correct_aliasing(func, args, kwargs, tree_map(_wrapped, out))
 

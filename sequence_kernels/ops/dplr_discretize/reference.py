@@ -42,7 +42,7 @@ def dplr_discretize(w: Tensor, p: Tensor, b: Tensor, dt: Tensor, wide: bool) -> 
     lift = -2 * half * torch.einsum("rhn,hrq->qhn", gp, inverse.to(gp.dtype))
     pull = torch.einsum("qhn,hq->hn", lift, _paired_inner(q, b.unsqueeze(0)).squeeze(-1).to(lift.dtype))
     results = (2 * half * w * g, lift, q, half * (2 * g * b + pull))
-    return tuple(t.to(torch.complex128 if wide else torch.complex64).contiguous() for t in results)
+    return tuple(t.to(torch.complex128 if wide else torch.complex64) for t in results)
 
 
 @implement("dplr_discretize_backward", "torch")

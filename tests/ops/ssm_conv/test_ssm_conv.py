@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sequence_kernels import ops
 from sequence_kernels.ops.dispatch import implementation
+from tests.computing import Computing
 
 from ..devices import backends
 from ..sample import Sample, complexes, real
@@ -421,18 +421,6 @@ def test_more_than_two_to_the_31_outputs() -> None:
     assert torch.equal(y[:, 0, :, :2000], want[:, 0, :, :2000])
 
 
-class Calls(TorchDispatchMode):
-    """Counts what torch computes; views do not count."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += not func.is_view
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("dense", [False, True])
 def test_plain_torch_makes_few_calls_however_long_the_sequence(dense: bool) -> None:
     """64 times as many chunks: six doublings more, each of 6 calls forward and 12 backward; it was 16 a chunk."""
@@ -441,11 +429,11 @@ def test_plain_torch_makes_few_calls_however_long_the_sequence(dense: bool) -> N
     for length in (256, 16384):
         u, state = torch.randn(1, 2, length, dtype=F64), torch.randn(1, 2, 4, dtype=F64)
         inputs = (u, *model.matrices(), model.d, state, None)
-        with Calls() as forward:
+        with Computing() as forward:
             y, final = implementation("ssm_conv", "torch")(*inputs)
-        with Calls() as backward:
+        with Computing() as backward:
             implementation("ssm_conv_backward", "torch")(y, final, *inputs)
-        counts.append((forward.count, backward.count))
+        counts.append((len(forward.names), len(backward.names)))
     (few, few_back), (many, many_back) = counts
     assert many - few <= 6 * 7
     assert many_back - few_back <= 6 * 14
