@@ -103,7 +103,11 @@ def slowest(done: Run) -> tuple[str, str] | None:
 #: Names of our kernels.
 _OURS = "regex:^(cauchy|dplr|ssm|sum_segments|vandermonde)"
 
-_PYTEST = (sys.executable, "-m", "pytest", "-q", "-ra", "--tb=short", "-p", "no:cacheprovider", "-m", "gpu")
+#: A test file that wants a package which this machine lacks costs that file alone.
+_PYTEST = (
+    *(sys.executable, "-m", "pytest", "-q", "-ra", "--tb=short", "-p", "no:cacheprovider", "-m", "gpu"),
+    "--continue-on-collection-errors",
+)
 
 #: What finds most comes first: each kernel once, then every contract of the ops, then layers and steppers.
 _TESTS = (

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_map
 
 from sequence_kernels import native
+from sequence_kernels.ops import dispatch
 from sequence_kernels.ops.calls import kernel_rule
 from sequence_kernels.proofs import judge
 from tests.computing import computes
@@ -66,7 +67,7 @@ class StandInGpu(TorchDispatchMode):
         self.capturing = False
         self.driver: Any = None
 
-    def plug_in(self) -> None:
+    def plug_in(self, *, triton: bool) -> None:
         """For the rest of the process: this mode in every thread, and what torch.cuda says of its only device."""
         self._describe()
         self.__enter__()
@@ -77,7 +78,11 @@ class StandInGpu(TorchDispatchMode):
                 run(thread)
 
         threading.Thread.run = within  # type: ignore[method-assign]
-        self._take_triton_kernels()
+        if triton:
+            self._take_triton_kernels()
+        else:
+            for implementations in dispatch._implementations.values():
+                implementations.pop("triton", None)
         judge.SLOW = 60.0  # the emulator and the interpreter are
         assert native.unavailable("cpu") is None
         self.driver = Driver(built())

@@ -3,7 +3,6 @@
 import ctypes
 import importlib.util
 import os
-import sys
 from pathlib import Path
 
 libraries = Path(importlib.util.find_spec("torch").origin).parent / "lib"
@@ -11,9 +10,6 @@ for name in ("libc10.so", "libtorch_cpu.so"):
     ctypes.CDLL(str(libraries / name), mode=os.RTLD_GLOBAL | os.RTLD_NOW)
 ctypes.CDLL(os.environ["STAND_IN_GPU"])
 
-if not os.environ["STAND_IN_TRITON"]:
-    sys.modules["triton"] = None  # not to be found
-
 from tests.stand_in_gpu.gpu import GPU  # noqa: E402
 
-GPU.plug_in()
+GPU.plug_in(triton=bool(os.environ["STAND_IN_TRITON"]))
