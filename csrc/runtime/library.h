@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/element.h"
 #include "runtime/torch_shim.h"
 
 namespace sequence_kernels {
@@ -151,6 +152,28 @@ class Tensor {
 
   std::unique_ptr<AtenTensorOpaque, Delete> handle_;
 };
+
+// What a kernel is told of the elements of a sequence.
+inline Element element_of(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::float16:
+      return Element::float16;
+    case Dtype::bfloat16:
+      return Element::bfloat16;
+    case Dtype::float32:
+      return Element::float32;
+    case Dtype::float64:
+      return Element::float64;
+    default:
+      fail("expected a sequence of float16, bfloat16, float32 or float64");
+  }
+}
+
+// Its elements, or null.
+template <typename T>
+const T* data_of(const std::optional<Tensor>& tensor) {
+  return tensor ? tensor->data<T>() : nullptr;
+}
 
 namespace detail {
 

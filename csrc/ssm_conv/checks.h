@@ -29,21 +29,6 @@ struct SsmConvSizes {
   bool dense, wide, tails;
 };
 
-inline Element element_of(Dtype dtype) {
-  check(dtype == Dtype::float16 || dtype == Dtype::bfloat16 || dtype == Dtype::float32 ||
-            dtype == Dtype::float64,
-        "ssm_conv expects sequences of float16, bfloat16, float32 or float64");
-  return dtype == Dtype::float16    ? Element::float16
-         : dtype == Dtype::bfloat16 ? Element::bfloat16
-         : dtype == Dtype::float32  ? Element::float32
-                                    : Element::float64;
-}
-
-template <typename T>
-const T* data_of(const std::optional<Tensor>& tensor) {
-  return tensor ? tensor->data<T>() : nullptr;
-}
-
 inline SsmConvSizes check_ssm_conv(const SsmConvTensors& given) {
   const Sizes sequences = given.u.sizes(), columns = given.e_in.sizes(), kernels = given.taps.sizes(),
               powers = given.a_powers.sizes();

@@ -19,11 +19,10 @@
 
 #include <cstdint>
 
+#include "common/element.h"
 #include "common/isa.h"
 
 namespace sequence_kernels {
-
-enum class Element { float16, bfloat16, float32, float64 };
 
 // u, or the gradient of y: indices (batch, channel, head, step), strides in elements.
 struct Sequences {

@@ -1,7 +1,7 @@
 // What the forward and the backward kernels of the chunked convolution have in common.
 #pragma once
 
-#include "ssm_conv/elements.h"
+#include "common/elements.h"
 #include "ssm_conv/register_tile.h"
 #include "ssm_conv/ssm_conv.h"
 

@@ -14,11 +14,6 @@ namespace {
 const CudaKernel one[] = {{ssm_step_fatbin, "ssm_step_one_f32"}, {ssm_step_fatbin, "ssm_step_one_f64"}};
 const CudaKernel many[] = {{ssm_step_fatbin, "ssm_step_many_f32"}, {ssm_step_fatbin, "ssm_step_many_f64"}};
 
-template <typename T>
-const T* data_of(const std::optional<Tensor>& tensor) {
-  return tensor ? tensor->data<T>() : nullptr;
-}
-
 Tensor step(const Tensor& state, const std::optional<Tensor>& state_indices, const Tensor& u,
             const Tensor& a_minus_one, const Tensor& b, const Tensor& c, const std::optional<Tensor>& d,
             const std::optional<Tensor>& p, const std::optional<Tensor>& q, Tensor& next) {

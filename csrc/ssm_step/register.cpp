@@ -12,11 +12,6 @@ namespace {
 constexpr int64_t kWorthAThread = 1 << 18;
 
 template <typename Real>
-const Real* data_of(const std::optional<Tensor>& tensor) {
-  return tensor ? tensor->data<Real>() : nullptr;
-}
-
-template <typename Real>
 Tensor run(const StepSizes& sizes, const Tensor& state, const std::optional<Tensor>& state_indices,
            const Tensor& u, const Tensor& a_minus_one, const Tensor& b, const Tensor& c,
            const std::optional<Tensor>& d, const std::optional<Tensor>& p, const std::optional<Tensor>& q,

@@ -3,8 +3,8 @@
 
 #include <type_traits>
 
+#include "common/element.h"
 #include "common/vector.h"
-#include "ssm_conv/ssm_conv.h"
 
 namespace sequence_kernels {
 namespace {
