@@ -1,5 +1,5 @@
 #include "ssm_step/recurrence.h"
-#include "step_program/pointwise.h"
+#include "common/pointwise.h"
 #include "step_program/step_program.h"
 
 namespace sequence_kernels {
