@@ -4,6 +4,7 @@
 // in an unnamed namespace: else the linker could pick one set's copy of an inline function for all of them.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 
@@ -39,6 +40,19 @@ inline Vector<Real> load(const Real* p) {
 template <typename Real>
 inline void store(Real* p, Vector<Real> v) {
   __builtin_memcpy(p, &v, sizeof(v));
+}
+
+// The first `count` lanes, zeros behind.
+template <typename Real>
+inline Vector<Real> load_part(const Real* p, int64_t count) {
+  Vector<Real> v = {};
+  __builtin_memcpy(&v, p, static_cast<size_t>(count) * sizeof(Real));
+  return v;
+}
+
+template <typename Real>
+inline void store_part(Real* p, Vector<Real> v, int64_t count) {
+  __builtin_memcpy(p, &v, static_cast<size_t>(count) * sizeof(Real));
 }
 
 // The sum of the lanes, in a fixed order: halves of the register on top of each other.

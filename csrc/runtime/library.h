@@ -283,9 +283,9 @@ struct Op {
 };
 
 // Run function(begin, end, scratch) over parts of [0, count) on torch's threads; each part has its own
-// scratch memory, aligned to 64 bytes, for as many elements as asked.
+// scratch memory, aligned to 64 bytes, for as many elements as asked. A part has at least `grain` items.
 template <typename Real, typename Function>
-void parallel_for(int64_t count, int64_t scratch_elements, const Function& function) {
+void parallel_for(int64_t count, int64_t scratch_elements, const Function& function, int64_t grain = 1) {
   struct Context {
     const Function& function;
     size_t bytes;
@@ -297,7 +297,7 @@ void parallel_for(int64_t count, int64_t scratch_elements, const Function& funct
     context.function(begin, end, static_cast<Real*>(scratch));
     ::operator delete(scratch, alignment);
   };
-  if (count > 0) SEQUENCE_KERNELS_CALL(torch_parallel_for, 0, count, 1, part, &context);
+  if (count > 0) SEQUENCE_KERNELS_CALL(torch_parallel_for, 0, count, grain, part, &context);
 }
 
 }  // namespace sequence_kernels

@@ -1,5 +1,5 @@
-#include "ssm_step/recurrence.h"
 #include "common/pointwise.h"
+#include "ssm_step/recurrence.h"
 #include "step_program/step_program.h"
 
 namespace sequence_kernels {

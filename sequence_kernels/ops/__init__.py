@@ -1,6 +1,7 @@
 """The ops: state-space kernels as functions of tensors, each with several implementations."""
 
 from .cauchy import cauchy, cauchy_transpose
+from .causal_conv1d import causal_conv1d
 from .dispatch import BACKENDS, BackendUnavailableError, explain, operations, use_backend
 from .dplr_discretize import dplr_discretize
 from .dplr_generating import dplr_generating
@@ -15,6 +16,7 @@ __all__ = [
     "BackendUnavailableError",
     "cauchy",
     "cauchy_transpose",
+    "causal_conv1d",
     "dplr_discretize",
     "dplr_generating",
     "explain",

@@ -1,0 +1,305 @@
+// The short causal convolution, forward and backward: see causal_conv1d.h.
+#include "causal_conv1d/causal_conv1d.h"
+#include "common/elements.h"
+#include "common/pointwise.h"
+
+namespace sequence_kernels {
+namespace {
+
+// Channels of which a work item's rows, taps and sums stay in the first cache.
+constexpr int64_t kChannels = 512;
+
+template <typename Real>
+inline Vector<Real> silu(Vector<Real> z) {
+  return z * logistic(z);
+}
+
+// The gradient of z, of that of silu(z).
+template <typename Real>
+inline Vector<Real> silu_gradient(Vector<Real> z, Vector<Real> g) {
+  const Vector<Real> s = logistic(z);
+  return g * s * (1 + z * (1 - s));
+}
+
+template <typename Real>
+struct Worker {
+  static constexpr int64_t lanes = kLanes<Real>;
+  const CausalConvArguments<Real>& a;
+  const int64_t H = a.H, L = a.L, W = a.W, kept = W - 1;
+  Real* next;
+  int64_t used = 0;
+
+  Real* take(int64_t elements) {
+    Real* at = next;
+    elements = round_up(elements, lanes);
+    used += elements;
+    if (next) next += elements;
+    return at;
+  }
+
+  Real before(int64_t b, int64_t h, int64_t e) const {
+    return a.initial ? a.initial[(b * H + h) * kept + e] : Real(0);
+  }
+
+  // One work item with a type for the elements, and the number of taps as a constant where it is usual.
+  template <typename Function>
+  void with_types(const Function& function) const {
+    with_element<Real>(a.element, a.x.data, [&](auto* x) {
+      switch (W) {
+        case 4:
+          return function(x, std::integral_constant<int64_t, 4>());
+        case 3:
+          return function(x, std::integral_constant<int64_t, 3>());
+        default:
+          return function(x, W);
+      }
+    });
+  }
+};
+
+// Channels side by side, some rows of a sequence at a time: rows of Real are made for each W inputs.
+template <typename Real>
+struct AcrossChannels : Worker<Real> {
+  using Base = Worker<Real>;
+  using Base::a, Base::H, Base::kept, Base::L, Base::lanes, Base::W;
+
+  static constexpr int64_t width = kChannels;
+  Real *taps, *bias, *rows, *out;  // (W), 1, W and 1 rows of channels
+  Real *slopes, *sums;             // of z, W rows; of the taps and the bias, W + 1 rows
+  const Real** inputs;             // where the W rows are that a sum takes
+
+  AcrossChannels(const CausalConvArguments<Real>& given, Real* scratch)
+      : Base{given, given.H, given.L, given.W, given.W - 1, scratch} {
+    taps = this->take(W * width), bias = this->take(width);
+    rows = this->take(W * width), out = this->take(width);
+    slopes = this->take(W * width), sums = this->take((W + 1) * width);
+    inputs = reinterpret_cast<const Real**>(this->take(2 * W));
+  }
+
+  void read_parameters(int64_t first, int64_t count) const {
+    for (int64_t i = 0; i < W * width; ++i) taps[i] = 0;
+    for (int64_t k = 0; k < W; ++k)
+      for (int64_t c = 0; c < count; ++c) taps[k * width + c] = a.weight[(first + c) * W + k];
+    for (int64_t c = 0; c < width; ++c) bias[c] = a.bias && c < count ? a.bias[first + c] : Real(0);
+  }
+
+  // Input e of the sequence and those before it, as a row of Real in its place among the last W.
+  template <typename E>
+  void read_row(const E* x, int64_t b, int64_t e, int64_t first, int64_t count) const {
+    Real* to = rows + e % W * width;
+    if (e < kept)
+      for (int64_t c = 0; c < count; ++c) to[c] = this->before(b, first + c, e);
+    else
+      read(x + b * a.x.batch + (e - kept) * a.x.row + first, 1, count, to);
+    for (int64_t c = count; c < round_up(count, lanes); ++c) to[c] = 0;
+  }
+
+  // z of element t at the channels from c, whose inputs t .. t + W - 1 are in their places.
+  template <typename Taps>
+  Vector<Real> linear(int64_t c, Taps W) const {
+    Vector<Real> z = load(bias + c);
+    for (int64_t k = 0; k < W; ++k) z += load(taps + k * width + c) * load(inputs[k] + c);
+    return z;
+  }
+
+  template <typename E, typename Taps>
+  void forward(const E* x, Taps W, int64_t b, int64_t begin, int64_t end) const {
+    E* y = static_cast<E*>(a.y) + b * L * H;
+    for (int64_t first = 0; first < H; first += width) {
+      const int64_t count = smaller(width, H - first);
+      read_parameters(first, count);
+      for (int64_t e = begin; e < begin + kept; ++e) read_row(x, b, e, first, count);
+      for (int64_t t = begin; t < end; ++t) {
+        read_row(x, b, t + kept, first, count);
+        for (int64_t k = 0; k < W; ++k) inputs[k] = rows + (t + k) % W * width;
+        for (int64_t c = 0; c < count; c += lanes) {
+          const Vector<Real> z = linear(c, W);
+          store<Real>(out + c, a.silu ? silu<Real>(z) : z);
+        }
+        write(out, count, y + t * H + first);
+      }
+      if (end < L) continue;
+      for (int64_t e = L; e < L + kept; ++e) {
+        const Real* row = rows + e % W * width;
+        for (int64_t c = 0; c < count; ++c) a.final_state[((b * H + first + c) * kept) + e - L] = row[c];
+      }
+    }
+  }
+
+  template <typename E, typename Taps>
+  void backward(const E* x, Taps W, int64_t part, int64_t b, int64_t begin, int64_t end) const {
+    const E* g = static_cast<const E*>(a.g.data) + b * a.g.batch;
+    E* dx = static_cast<E*>(a.dx) + b * L * H;
+    for (int64_t first = 0; first < H; first += width) {
+      const int64_t count = smaller(width, H - first), whole = round_up(count, lanes);
+      read_parameters(first, count);
+      for (int64_t i = 0; i < W * width; ++i) slopes[i] = 0;
+      for (int64_t i = 0; i < (W + 1) * width; ++i) sums[i] = 0;
+      for (int64_t e = begin; e < begin + kept; ++e) read_row(x, b, e, first, count);
+      for (int64_t t = begin; t < end + kept;
+           ++t) {  // the gradients of the last inputs need slopes after them
+        Real* slope = slopes + t % W * width;
+        if (t < L) {
+          read_row(x, b, t + kept, first, count);
+          read(g + t * a.g.row + first, 1, count, slope);
+          for (int64_t c = count; c < whole; ++c) slope[c] = 0;
+          for (int64_t k = 0; k < W; ++k) inputs[k] = rows + (t + k) % W * width;
+          if (a.silu)
+            for (int64_t c = 0; c < count; c += lanes)
+              store<Real>(slope + c, silu_gradient<Real>(linear(c, W), load(slope + c)));
+          if (t < end)
+            for (int64_t c = 0; c < count; c += lanes) {
+              const Vector<Real> h = load(slope + c);
+              for (int64_t k = 0; k < W; ++k)
+                store<Real>(sums + k * width + c, load(sums + k * width + c) + h * load(inputs[k] + c));
+              store<Real>(sums + W * width + c, load(sums + W * width + c) + h);
+            }
+        } else {
+          for (int64_t c = 0; c < whole; ++c) slope[c] = 0;
+        }
+        // Input e = t of the sequence and those before it, by the slopes of elements t - kept .. t.
+        if (t < begin + (begin > 0 ? kept : 0)) continue;
+        for (int64_t k = 0; k < W; ++k) inputs[k] = slopes + (t + W - k) % W * width;
+        for (int64_t c = 0; c < count; c += lanes) {
+          Vector<Real> sum = {};
+          for (int64_t k = 0; k < W; ++k) sum += load(taps + k * width + c) * load(inputs[k] + c);
+          store<Real>(out + c, sum);
+        }
+        if (t >= L)
+          for (int64_t c = 0; c < count; ++c) out[c] += a.g_final[(b * H + first + c) * kept + t - L];
+        if (t < kept)
+          for (int64_t c = 0; c < count; ++c) a.d_initial[(b * H + first + c) * kept + t] = out[c];
+        else
+          write(out, count, dx + (t - kept) * H + first);
+      }
+      Real* to = a.parts + (part * H + first) * (W + 1);
+      for (int64_t c = 0; c < count; ++c)
+        for (int64_t k = 0; k <= W; ++k) to[c * (W + 1) + k] = sums[k * width + c];
+    }
+  }
+
+  template <typename Function>
+  void run(int64_t item, const Function& function) const {
+    const int64_t b = item / a.blocks(), begin = item % a.blocks() * a.rows;
+    function(b, begin, smaller(L, begin + a.rows));
+  }
+};
+
+// Elements side by side: a channel of a sequence at a time, with what is before it.
+template <typename Real>
+struct AlongTime : Worker<Real> {
+  using Base = Worker<Real>;
+  using Base::a, Base::H, Base::kept, Base::L, Base::lanes, Base::W;
+
+  Real *inputs, *slopes, *out;  // slopes with W - 1 zeros before them; all with zeros behind
+
+  AlongTime(const CausalConvArguments<Real>& given, Real* scratch)
+      : Base{given, given.H, given.L, given.W, given.W - 1, scratch} {
+    inputs = this->take(L + W + lanes), slopes = this->take(L + 2 * W + lanes);
+    out = this->take(L + W + lanes);
+  }
+
+  template <typename E>
+  void read_inputs(const E* x, int64_t b, int64_t h) const {
+    for (int64_t e = 0; e < kept; ++e) inputs[e] = this->before(b, h, e);
+    read(x + b * a.x.batch + h * a.x.row, 1, L, inputs + kept);
+    for (int64_t i = 0; i < lanes; ++i) inputs[kept + L + i] = 0;
+  }
+
+  template <typename Taps>
+  Vector<Real> linear(const Real* taps, Real bias, int64_t t, Taps W) const {
+    Vector<Real> z = Vector<Real>{} + bias;
+    for (int64_t k = 0; k < W; ++k) z += load(inputs + t + k) * taps[k];
+    return z;
+  }
+
+  template <typename E, typename Taps>
+  void forward(const E* x, Taps W, int64_t b, int64_t h) const {
+    read_inputs(x, b, h);
+    const Real *taps = a.weight + h * W, bias = a.bias ? a.bias[h] : Real(0);
+    for (int64_t t = 0; t < L; t += lanes) {
+      const Vector<Real> z = linear(taps, bias, t, W);
+      store<Real>(out + t, a.silu ? silu<Real>(z) : z);
+    }
+    write(out, L, static_cast<E*>(a.y) + (b * H + h) * L);
+    for (int64_t e = 0; e < kept; ++e) a.final_state[(b * H + h) * kept + e] = inputs[L + e];
+  }
+
+  template <typename E, typename Taps>
+  void backward(const E* x, Taps W, int64_t b, int64_t h) const {
+    read_inputs(x, b, h);
+    const Real *taps = a.weight + h * W, bias = a.bias ? a.bias[h] : Real(0);
+    for (int64_t i = 0; i < kept; ++i) slopes[i] = 0;
+    Real* slope = slopes + kept;
+    read(static_cast<const E*>(a.g.data) + b * a.g.batch + h * a.g.row, 1, L, slope);
+    for (int64_t i = L; i < L + W + lanes; ++i) slope[i] = 0;
+    if (a.silu)
+      for (int64_t t = 0; t < L; t += lanes)
+        store<Real>(slope + t, silu_gradient<Real>(linear(taps, bias, t, W), load(slope + t)));
+    Real* part = a.parts + (b * H + h) * (W + 1);
+    for (int64_t k = 0; k <= W; ++k) {
+      Vector<Real> sum = {};
+      for (int64_t t = 0; t < L; t += lanes)
+        sum += k < W ? load(slope + t) * load(inputs + t + k) : load(slope + t);
+      part[k] = sequence_kernels::sum<Real>(sum);
+    }
+    for (int64_t e = 0; e < L + kept; e += lanes) {
+      Vector<Real> sum = {};
+      for (int64_t k = 0; k < W; ++k) sum += load(slopes + e + kept - k) * taps[k];
+      store<Real>(out + e, sum);
+    }
+    for (int64_t e = 0; e < kept; ++e) out[L + e] += a.g_final[(b * H + h) * kept + e];
+    for (int64_t e = 0; e < kept; ++e) a.d_initial[(b * H + h) * kept + e] = out[e];
+    write(out + kept, L, static_cast<E*>(a.dx) + (b * H + h) * L);
+  }
+};
+
+}  // namespace
+
+template <typename Real, Isa isa>
+int64_t causal_conv_scratch(const CausalConvArguments<Real>& a) {
+  return a.channels_last ? AcrossChannels<Real>(a, nullptr).used : AlongTime<Real>(a, nullptr).used;
+}
+
+template <typename Real, Isa isa>
+void causal_conv(const CausalConvArguments<Real>& a, int64_t begin, int64_t end, Real* scratch) {
+  if (a.channels_last) {
+    const AcrossChannels<Real> worker(a, scratch);
+    worker.with_types([&](auto* x, auto taps) {
+      for (int64_t item = begin; item < end; ++item)
+        worker.run(item, [&](int64_t b, int64_t from, int64_t to) { worker.forward(x, taps, b, from, to); });
+    });
+  } else {
+    const AlongTime<Real> worker(a, scratch);
+    worker.with_types([&](auto* x, auto taps) {
+      for (int64_t item = begin; item < end; ++item) worker.forward(x, taps, item / a.H, item % a.H);
+    });
+  }
+}
+
+template <typename Real, Isa isa>
+void causal_conv_backward(const CausalConvArguments<Real>& a, int64_t begin, int64_t end, Real* scratch) {
+  if (a.channels_last) {
+    const AcrossChannels<Real> worker(a, scratch);
+    worker.with_types([&](auto* x, auto taps) {
+      for (int64_t item = begin; item < end; ++item)
+        worker.run(item,
+                   [&](int64_t b, int64_t from, int64_t to) { worker.backward(x, taps, item, b, from, to); });
+    });
+  } else {
+    const AlongTime<Real> worker(a, scratch);
+    worker.with_types([&](auto* x, auto taps) {
+      for (int64_t item = begin; item < end; ++item) worker.backward(x, taps, item / a.H, item % a.H);
+    });
+  }
+}
+
+#define INSTANTIATE(Real)                                                                           \
+  template int64_t causal_conv_scratch<Real, kIsa>(const CausalConvArguments<Real>&);               \
+  template void causal_conv<Real, kIsa>(const CausalConvArguments<Real>&, int64_t, int64_t, Real*); \
+  template void causal_conv_backward<Real, kIsa>(const CausalConvArguments<Real>&, int64_t, int64_t, Real*);
+INSTANTIATE(float)
+INSTANTIATE(double)
+#undef INSTANTIATE
+
+}  // namespace sequence_kernels
