@@ -66,7 +66,7 @@ def causal_conv1d(
         checks.shape("initial_state", initial_state, before)
     if activation not in (None, "silu"):
         raise ValueError(f'activation must be None or "silu", got {activation!r}')
-    last = x.stride(2) != 1 and x.stride(1) == 1
+    last = x.stride(1) == 1 and (x.stride(2) != 1 or x.shape[2] == 1)
     rest = (weight.to(real), bias, initial_state, activation == "silu", choose(_OPS[last], backend, x))
     if last:
         y, final_state = _channels_last(x.mT, *rest)

@@ -74,5 +74,5 @@ def causal_conv1d_channels_last(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 def causal_conv1d_channels_last_backward(
     g: Tensor, g_final: Tensor, x: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dx, *others = causal_conv1d_backward(g.mT, g_final, x.mT, *rest)
-    return dx.mT, *others
+    dx, d_weight, d_bias, d_initial = causal_conv1d_backward(g.mT, g_final, x.mT, *rest)
+    return dx.mT, d_weight, d_bias, d_initial
