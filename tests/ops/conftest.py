@@ -1,41 +1,52 @@
-"""The tests of the CUDA kernels run on two machines: their sources in the emulator, and what nvcc makes of them."""
+"""The tests of the GPU kernels run on two machines: their sources in the emulator or in Triton's interpreter, and the
+PTX that nvcc or Triton makes of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests import ptx
 from tests.cuda_driver import driver
 
-#: The architectures whose PTX runs, and in which test runs.
-ARCHITECTURES = {"sm_80": [], "sm_90": [pytest.mark.thorough]}
+#: By the check that a test makes: what it runs on otherwise, the machines for PTX with when they run, and why not.
+MACHINES: dict[str, Any] = {
+    "emulator": ("emulator", {"sm_80": [], "sm_90": [pytest.mark.thorough]}, ptx.skip_reason),
+    "interpreter": ("interpreter", {"cuda 80": [pytest.mark.thorough]}, ptx.triton_skip_reason),
+}
 
 
 @pytest.fixture(autouse=True)
 def machine(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Where the stand-in driver runs kernels: in the emulator, or the PTX of an architecture."""
+    """Where kernels run: their sources, or the PTX of an architecture."""
     architecture = getattr(request, "param", None)
     if architecture is None:
         yield
         return
-    ptx_machine = ptx.of_architecture(architecture)
-    before = ptx_machine.executed
-    with driver().on(ptx_machine):
-        yield
-    assert ptx_machine.executed > before, "the test has run no kernel's PTX: mark it with launches_nothing"
+    if architecture.startswith("cuda "):
+        of_triton = ptx.of_target(architecture)
+        before, machine = of_triton.executed, of_triton
+        with ptx.on_ptx(request.module.kernels, of_triton):
+            yield
+    else:
+        of_nvcc = ptx.of_architecture(architecture)
+        before, machine = of_nvcc.executed, of_nvcc
+        with driver().on(of_nvcc):
+            yield
+    assert machine.executed > before, "the test has run no kernel's PTX: mark it with launches_nothing"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marks = [*metafunc.definition.iter_markers()]
-    emulated = {mark.kwargs["of"] for mark in marks if mark.name == "checks" and "emulator" in mark.args}
-    if not emulated or any(mark.name == "launches_nothing" for mark in marks):
+    if any(mark.name == "launches_nothing" for mark in marks):
         return
-    reason = ptx.skip_reason()
-    machines = [pytest.param(None, id="emulator")]
-    for architecture, when in ARCHITECTURES.items():
-        checks = [pytest.mark.checks("PTX", of=of) for of in sorted(emulated)]
-        skip = pytest.mark.skipif(reason is not None, reason=str(reason))
-        machines.append(pytest.param(architecture, id=architecture, marks=[*when, *checks, skip]))
-    metafunc.parametrize("machine", machines, indirect=True)
+    for runs, (name, machines, skip_reason) in MACHINES.items():
+        of = {mark.kwargs["of"] for mark in marks if mark.name == "checks" and runs in mark.args}
+        if not of:
+            continue
+        checks = [pytest.mark.checks("PTX", of=each) for each in sorted(of)]
+        checks.append(pytest.mark.skipif(skip_reason() is not None, reason=str(skip_reason())))
+        other = [pytest.param(m, id=m, marks=[*when, *checks]) for m, when in machines.items()]
+        metafunc.parametrize("machine", [pytest.param(None, id=name), *other], indirect=True)

@@ -155,3 +155,14 @@ def test_ways_that_part_meet_again(order: str) -> None:
     )
     lane = np.arange(128) % 32 ^ 1
     assert (out == (lane // 2 + 1) + 10 * ((lane + 1) // 2)).all()
+
+
+def test_the_largest_of_some_lanes() -> None:
+    out = run(
+        """sub.s32 %r7, %r6, 9; setp.gt.u32 %p1, %r6, 7; @%p1 bra L;
+        redux.sync.max.s32 %r20, %r7, 0xff; add.s32 %r20, %r20, 100; L:""",
+        False,
+        "forward",
+    )
+    number = np.arange(128)
+    assert (out == np.where(number % 32 < 8, 98, number)).all()

@@ -331,7 +331,7 @@ def two_bfloats(high: Any, low: Any) -> int | None:
 
 CASES = {**integers(), **floats(), **logic(), **conversions()}
 #: Tested by kernels, in test_memory.py, test_machine.py and test_tensor_cores.py.
-OTHERS = re.compile(r"(ld|st|cp|bar|bra|ret|shfl|mma|ldmatrix|stmatrix|wgmma|fence)\b.*|mov.*:unpack\d")
+OTHERS = re.compile(r"(ld|st|cp|bar|bra|ret|shfl|redux|mma|ldmatrix|stmatrix|wgmma|fence)\b.*|mov.*:unpack\d")
 
 REGISTERS = {1: "p", 16: "rs", 32: "r", 64: "rd"}
 

@@ -1,4 +1,6 @@
-// shfl: lanes of a warp that read each other's registers.
+// shfl and redux: lanes of a warp that read each other's registers.
+#include <algorithm>
+
 #include "table.h"
 
 namespace ptx {
@@ -41,9 +43,29 @@ void shuffle(Warp& w, const Instruction& i) {
   }
 }
 
+// The largest number of the lanes that a mask names, for each of them.
+void reduce_max(Warp& w, const Instruction& i) {
+  const int32_t* const given = w.values<int32_t>(i.operands[1]);
+  int32_t results[lanes];
+  for (Mask rest = w.exec; rest; rest &= rest - 1) {
+    const unsigned lane = first_lane(rest);
+    const Mask members = w.values<Mask>(i.operands[2])[lane] & w.launched;
+    if (const Mask missing = members & ~w.exec)
+      fault(w, lane,
+            "warp divergence: waits at the collective at " + w.launch->program->source(i) +
+                " for lanes that are not there, thread " + w.thread(first_lane(missing)) + " for one");
+    results[lane] = given[lane];
+    for (Mask others = members; others; others &= others - 1)
+      results[lane] = std::max(results[lane], given[first_lane(others)]);
+  }
+  for (Mask rest = w.exec; rest; rest &= rest - 1)
+    w.values<int32_t>(i.operands[0])[first_lane(rest)] = results[first_lane(rest)];
+}
+
 }  // namespace
 
 void add_collectives(Table& table) {
+  table["redux.sync.max.s32"] = {reduce_max, "www"};
   table["shfl.sync.idx.b32"] = {shuffle<Shuffle::index>, "wpwwww"};
   table["shfl.sync.up.b32"] = {shuffle<Shuffle::up>, "wpwwww"};
   table["shfl.sync.down.b32"] = {shuffle<Shuffle::down>, "wpwwww"};

@@ -204,7 +204,8 @@ class Decoder {
       made.number = static_cast<int64_t>(value.bits);
     } else if (value.kind == Value::address) {
       const Value& base = value.elements[0];
-      const bool wide = base.kind != Value::reg || entry_.widths[base.index] == 64;
+      const bool wide =
+          base.kind == Value::reg ? entry_.widths[base.index] == 64 : handler.wide_address != nullptr;
       if (first_address) {
         made.number = value.displacement;
         if (wide && handler.wide_address) made.run = handler.wide_address;
