@@ -82,7 +82,10 @@ class TritonPtx:
         size = (*grid, 1, 1)[:3]
         block = (32 * made.warps, 1, 1)
         order = ("random", self.executed % 1000)
-        self.executed += file.run(name, memory.ctypes.data, size, block, made.shared_bytes, *order, buffers)
+        # Lanes that hold the same element load it all, and one stores: Triton counts on their lockstep.
+        self.executed += file.run(
+            name, memory.ctypes.data, size, block, made.shared_bytes, *order, buffers, lockstep=True
+        )
 
 
 class Kernel:

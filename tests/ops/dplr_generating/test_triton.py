@@ -119,6 +119,7 @@ def test_nan_stays_where_it_is() -> None:
     assert torch.equal(out[:, ::2][..., rest], clean[:, ::2][..., rest])
 
 
+@pytest.mark.launches_nothing
 def test_launch_rule() -> None:
     """128 nodes and all products while they are 16 or fewer; more products, fewer nodes."""
     assert kernels.tiling(1, 1) == (2, 2, 128)

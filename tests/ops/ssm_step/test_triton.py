@@ -60,6 +60,7 @@ def test_what_moves_a_state_is_added_at_once(rank: int | None) -> None:
     exact.rounded_up(after.cpu())
 
 
+@pytest.mark.launches_nothing
 def test_empty_dimensions() -> None:
     for rows, heads in ((0, 2), (2, 0)):
         run(exact.sample(rows, heads, 3), in_place=True)

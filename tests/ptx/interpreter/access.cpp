@@ -69,13 +69,14 @@ class Check {
     if (other.block() != own_.block()) return space_ == Space::global;
     if (other.between_barriers() != own_.between_barriers()) return false;
     if (other.warp() != own_.warp() || (other.bits & Toucher::many_warps)) return true;
-    if (other.between_syncs() != own_.between_syncs()) return false;
+    if (warp_.launch->lockstep || other.between_syncs() != own_.between_syncs()) return false;
     return other.thread() != own_.thread();
   }
   // A thread of a warp that has read the cell along with others, of whom one stands for all.
   bool unordered_reader(Toucher reader) const {
     if (unordered(reader)) return true;
-    return (reader.bits & Toucher::many_lanes) && reader.between_syncs() == own_.between_syncs();
+    return !warp_.launch->lockstep && (reader.bits & Toucher::many_lanes) &&
+           reader.between_syncs() == own_.between_syncs();
   }
   bool same_value() const {
     if (!written_) return false;

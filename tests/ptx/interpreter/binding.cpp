@@ -31,7 +31,7 @@ class File {
   // Instructions that warps executed.
   uint64_t run(const std::string& kernel, uintptr_t params, ptx::Size grid, ptx::Size block,
                uint32_t dynamic_bytes, const std::string& order, unsigned seed,
-               const std::vector<Buffer>& buffers, uint64_t limit) {
+               const std::vector<Buffer>& buffers, uint64_t limit, bool lockstep) {
     static const std::map<std::string, ptx::Order> orders = {{"forward", ptx::Order::forward},
                                                              {"reverse", ptx::Order::reverse},
                                                              {"random", ptx::Order::random},
@@ -42,6 +42,7 @@ class File {
     launch.grid = grid, launch.block = block;
     launch.dynamic_bytes = dynamic_bytes;
     launch.order = orders.at(order), launch.seed = seed, launch.limit = limit;
+    launch.lockstep = lockstep;
     launch.memory.checked = !buffers.empty();
     for (const auto& [name, address, bytes, element] : buffers)
       launch.memory.add(name, address, bytes, element);
@@ -85,12 +86,13 @@ PYBIND11_MODULE(_ptx, m) {
           "run",
           [](File& file, const std::string& kernel, uintptr_t params, Tuple grid, Tuple block,
              uint32_t shared, const std::string& order, unsigned seed, const std::vector<Buffer>& buffers,
-             uint64_t limit) {
-            return file.run(kernel, params, size(grid), size(block), shared, order, seed, buffers, limit);
+             uint64_t limit, bool lockstep) {
+            return file.run(kernel, params, size(grid), size(block), shared, order, seed, buffers, limit,
+                            lockstep);
           },
           py::arg("kernel"), py::arg("params"), py::arg("grid"), py::arg("block"), py::arg("shared") = 0,
           py::arg("order") = "forward", py::arg("seed") = 0, py::arg("buffers") = std::vector<Buffer>{},
-          py::arg("limit") = 0);
+          py::arg("limit") = 0, py::arg("lockstep") = false);
   m.def("known", [] {
     std::map<std::string, std::string> names;
     for (const auto& [name, handler] : ptx::table()) names[name] = handler.operands;

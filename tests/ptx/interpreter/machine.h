@@ -34,6 +34,7 @@ struct Launch {
   uint64_t limit = 0;  // of instructions that warps execute; 0: none
   uint64_t executed = 0;
   uint64_t at_block = 0;
+  bool lockstep = false;  // lanes of a warp, which then race with no lane of their own warp
   Memory memory;
 
   unsigned threads() const { return block.x * block.y * block.z; }
