@@ -35,7 +35,10 @@ def machine(request: pytest.FixtureRequest) -> Iterator[None]:
         before, machine = of_nvcc.executed, of_nvcc
         with driver().on(of_nvcc):
             yield
-    assert machine.executed > before, "the test has run no kernel's PTX: mark it with launches_nothing"
+    launches = request.node.get_closest_marker("launches_nothing") is None
+    assert machine.executed > before or not launches, (
+        "the test has run no kernel's PTX: mark it with launches_nothing"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import subprocess
-import sys
-from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
-from typing import Any
 
 from tests.cuda_emulator import build as emulator
 
@@ -28,16 +23,16 @@ def _processor() -> str:
 
 
 def build() -> Path:
-    """The path of the module, built if there is none for this hash yet."""
+    """The path of the library, built if there is none for this hash yet."""
     version = subprocess.check_output([str(emulator.compiler()), "--version"], text=True)
-    settings = repr((version, sys.version, FLAGS, FAST, NOT_FAST, _processor()))
+    settings = repr((version, FLAGS, FAST, NOT_FAST, _processor()))
     key = emulator._hash(*sorted([*HERE.glob("*.h"), *HERE.glob("*.cpp")]), more=settings)
-    module = BUILD / f"interpreter-{key}" / "_ptx.so"
+    module = BUILD / f"interpreter-{key}" / "ptx.so"
     if not module.exists():
         sources = sorted(HERE.glob("*.cpp"))
         rules = [
             "rule compile",
-            f"  command = {emulator.compiler()} {' '.join([*FLAGS, *emulator._includes()])} $fast -c $in -o $out",
+            f"  command = {emulator.compiler()} {' '.join(FLAGS)} $fast -c $in -o $out",
             "rule link",
             f"  command = {emulator.compiler()} -shared $in -o $out.new && mv $out.new $out",
             *(
@@ -48,14 +43,4 @@ def build() -> Path:
             f"build {module.name}: link {' '.join(f'{source.stem}.o' for source in sources)}",
         ]
         emulator._ninja(module.parent, rules)
-    return module
-
-
-@functools.cache
-def interpreter() -> Any:
-    loader = ExtensionFileLoader("_ptx", str(build()))
-    spec = importlib.util.spec_from_loader("_ptx", loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
     return module

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
 
 from tests.cuda_driver import Buffer
 from tests.cuda_emulator import build as emulator
 
 from . import nvcc
-from .build import interpreter
+from .file import File
 
 ROOT, CSRC = emulator.ROOT, nvcc.CSRC
 
@@ -36,13 +35,13 @@ class Ptx:
 
     def __init__(self, architecture: str = "sm_80") -> None:
         self.architecture = architecture
-        self.files: dict[Path, Any] = {}
+        self.files: dict[Path, File] = {}
         self.executed = 0
 
-    def file(self, source: Path) -> Any:
+    def file(self, source: Path) -> File:
         if source not in self.files:
             text = nvcc.compiled(source, self.architecture).read_text()
-            self.files[source] = interpreter().File(text)
+            self.files[source] = File(text)
         return self.files[source]
 
     def launch(

@@ -10,7 +10,7 @@ import re
 import numpy as np
 import pytest
 
-from .build import interpreter
+from .file import File
 from .machine import emulator
 
 pytestmark = pytest.mark.skipif(emulator.skip_reason() is not None, reason=str(emulator.skip_reason()))
@@ -102,7 +102,7 @@ def run(statements: str, fault: bool, order: str, seed: int = 0) -> np.ndarray:
     x, y = np.arange(128, dtype=np.uint32), np.zeros(128, dtype=np.uint32)
     params = np.array([x.ctypes.data, y.ctypes.data, fault], dtype=np.uint64)
     buffers = [("x", x.ctypes.data, 512, 4), ("y", y.ctypes.data, 512, 4)]
-    file = interpreter().File(HEAD + statements + TAIL)
+    file = File(HEAD + statements + TAIL)
     file.run("k", params.ctypes.data, (2, 1, 1), (64, 1, 1), 0, order, seed, buffers, 100000)
     return y
 
@@ -157,12 +157,13 @@ def test_ways_that_part_meet_again(order: str) -> None:
     assert (out == (lane // 2 + 1) + 10 * ((lane + 1) // 2)).all()
 
 
-def test_the_largest_of_some_lanes() -> None:
+@pytest.mark.parametrize(("which", "found"), [("max", 98), ("min", 91)])
+def test_the_largest_or_smallest_of_some_lanes(which: str, found: int) -> None:
     out = run(
-        """sub.s32 %r7, %r6, 9; setp.gt.u32 %p1, %r6, 7; @%p1 bra L;
-        redux.sync.max.s32 %r20, %r7, 0xff; add.s32 %r20, %r20, 100; L:""",
+        f"""sub.s32 %r7, %r6, 9; setp.gt.u32 %p1, %r6, 7; @%p1 bra L;
+        redux.sync.{which}.s32 %r20, %r7, 0xff; add.s32 %r20, %r20, 100; L:""",
         False,
         "forward",
     )
     number = np.arange(128)
-    assert (out == np.where(number % 32 < 8, 98, number)).all()
+    assert (out == np.where(number % 32 < 8, found, number)).all()

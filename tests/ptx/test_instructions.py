@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from . import numbers
-from .build import interpreter
+from .file import File, known
 from .machine import emulator
 from .numbers import BF16, F16, F32, F64, TF32, Format
 
@@ -303,7 +303,8 @@ def conversions() -> dict[str, Case]:
         "cvt.rn.bf16.f32": case("bf16 f32", lambda a: a),
         "cvt.f32.bf16": case("f32 bf16", lambda a: a),
         "cvt.rna.tf32.f32": case("b32 f32", lambda a: numbers.bits(a, TF32, "away")),
-        "cvt.rn.bf16x2.f32": case("b32 f32 f32", two_bfloats),
+        "cvt.rn.f16x2.f32": case("b32 f32 f32", lambda *a: two(F16, *a)),
+        "cvt.rn.bf16x2.f32": case("b32 f32 f32", lambda *a: two(BF16, *a)),
         "cvt.rmi.ftz.f32.f32": case("f32 f32", lambda a: numbers.whole(flushed(a), "down")),
         "cvt.s64.s32:low": case("s64 s64", lambda a: (a + (1 << 31)) % (1 << 32) - (1 << 31)),
         "cvta.to.global.u64": case("u64 u64", lambda a: a),
@@ -324,8 +325,8 @@ def conversions() -> dict[str, Case]:
     return found
 
 
-def two_bfloats(high: Any, low: Any) -> int | None:
-    parts = numbers.bits(high, BF16), numbers.bits(low, BF16)
+def two(each: Format, high: Any, low: Any) -> int | None:
+    parts = numbers.bits(high, each), numbers.bits(low, each)
     return None if None in parts else parts[0] << 16 | parts[1]  # type: ignore[operator]
 
 
@@ -381,7 +382,7 @@ def kernel(name: str, types: tuple[Type, ...], full: bool) -> str:
 def run(text: str, given: np.ndarray, threads: int) -> np.ndarray:
     out = np.zeros(threads, dtype=np.uint64)
     params = np.array([given.ctypes.data, out.ctypes.data], dtype=np.uint64)
-    interpreter().File(text).run("k", params.ctypes.data, (1, 1, 1), (threads, 1, 1))
+    File(text).run("k", params.ctypes.data, (1, 1, 1), (threads, 1, 1))
     return out
 
 
@@ -431,7 +432,7 @@ def test_a_register_is_taken_apart(name: str, parts: int) -> None:
 
 
 def test_each_instruction_has_a_test() -> None:
-    unknown = {name for name in interpreter().known() if not OTHERS.fullmatch(name)} ^ set(CASES)
+    unknown = {name for name in known() if not OTHERS.fullmatch(name)} ^ set(CASES)
     assert unknown == set()
 
 

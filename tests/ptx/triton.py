@@ -22,7 +22,8 @@ from tests.aot.triton_units import followed
 from tests.cuda_driver.driver import _extent
 from tests.cuda_emulator import build as emulator
 
-from .build import BUILD, interpreter
+from .build import BUILD
+from .file import File
 from .triton_compiler import Compiled, Launch, Worker
 
 worker = functools.cache(Worker)
@@ -57,14 +58,14 @@ class TritonPtx:
     def __init__(self, target: str = "cuda 80") -> None:
         self.target = target
         self.executed = 0
-        self.files: dict[Launch, tuple[Compiled, Any]] = {}
+        self.files: dict[str, tuple[Compiled, File]] = {}
 
     def run(self, launch: Launch, grid: tuple[int, ...], values: dict[str, Any]) -> None:
         key = repr(launch)
         if key not in self.files:
             made = compiled(launch)
-            self.files[key] = made, interpreter().File(made.ptx)  # type: ignore[index]
-        made, file = self.files[key]  # type: ignore[index]
+            self.files[key] = made, File(made.ptx)
+        made, file = self.files[key]
         (name,) = file.kernels
         params = bytearray(max((offset + size for offset, size in file.params(name)), default=0) or 8)
         for argument, (offset, size) in zip(made.passed, file.params(name), strict=False):
@@ -84,7 +85,7 @@ class TritonPtx:
         order = ("random", self.executed % 1000)
         # Lanes that hold the same element load it all, and one stores: Triton counts on their lockstep.
         self.executed += file.run(
-            name, memory.ctypes.data, size, block, made.shared_bytes, *order, buffers, lockstep=True
+            name, memory.ctypes.data, size, block, made.shared_bytes, *order, buffers, of_triton=True
         )
 
 

@@ -31,8 +31,14 @@ def backward(*arguments: Any) -> list[Tensor]:
     return moved(kernels.dplr_discretize_backward(*moved(arguments, DEVICE)), "cpu")
 
 
+def case(copies: int, pairs: int, rank: int, heads: int) -> Any:
+    """Of the test below: fewer heads than elsewhere, and none to launch for is marked."""
+    size = (copies, pairs, rank, heads if heads < 40 else 3)
+    return pytest.param(size, id=str(size), marks=[] if heads else pytest.mark.launches_nothing)
+
+
 @pytest.mark.parametrize(("given", "wide"), [(C64, True), (C128, False), (C128, True)])
-@pytest.mark.parametrize("size", [s if s[3] < 40 else (*s[:3], 3) for s in SIZES], ids=str)
+@pytest.mark.parametrize("size", [case(*s) for s in SIZES])
 def test_results_and_gradients(size: tuple[int, int, int, int], given: torch.dtype, wide: bool) -> None:
     inputs = parameters(*size, given)
     want = implementation("dplr_discretize", "torch")(*inputs, wide)

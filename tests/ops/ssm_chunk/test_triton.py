@@ -55,6 +55,7 @@ def test_matrices_and_gradients(case: tuple[Any, ...], dtype: torch.dtype) -> No
         assert error(one.cpu(), other) < TOLERANCE[dtype]
 
 
+@pytest.mark.launches_nothing
 def test_no_heads() -> None:
     *wide, c = inputs(1, 1, 0, 3, torch.complex64)
     results = kernels.ssm_chunk(*moved((*wide, c), DEVICE), 4, True)

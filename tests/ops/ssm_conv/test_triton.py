@@ -140,6 +140,7 @@ def test_chunks_divided_among_programs(dense: bool, segments: bool) -> None:
     agree(arguments(Model(1, 1, 6, 4 * kernels.COLUMNS, dense), 2, 700, torch.tensor([700, 133])), 1e-12)
 
 
+@pytest.mark.launches_nothing
 def test_a_large_dense_state_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "LARGEST", 16 * 32 + 16 * 16 + 32 * 32)
     monkeypatch.setattr(kernels, "_walk", None)
@@ -197,6 +198,7 @@ def test_empty_dimensions() -> None:
             torch.testing.assert_close(got, want)
 
 
+@pytest.mark.launches_nothing
 def test_the_launch_rule() -> None:
     """Whole sequences where the batch fills the GPU; else as many segments as fill it, of SHORTEST chunks at least."""
     rule, shortest = kernels.segment_steps, kernels.SHORTEST
@@ -212,6 +214,7 @@ def test_the_launch_rule() -> None:
         assert steps == shortest or tiles * columns <= kernels.PROGRAMS
 
 
+@pytest.mark.launches_nothing
 def test_precision_follows_torch_s_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "hip", None)
     full, half, double = (torch.empty(0, dtype=t) for t in (torch.float32, torch.bfloat16, F64))

@@ -69,13 +69,13 @@ class Check {
     if (other.block() != own_.block()) return space_ == Space::global;
     if (other.between_barriers() != own_.between_barriers()) return false;
     if (other.warp() != own_.warp() || (other.bits & Toucher::many_warps)) return true;
-    if (warp_.launch->lockstep || other.between_syncs() != own_.between_syncs()) return false;
+    if (warp_.launch->of_triton || other.between_syncs() != own_.between_syncs()) return false;
     return other.thread() != own_.thread();
   }
   // A thread of a warp that has read the cell along with others, of whom one stands for all.
   bool unordered_reader(Toucher reader) const {
     if (unordered(reader)) return true;
-    return !warp_.launch->lockstep && (reader.bits & Toucher::many_lanes) &&
+    return !warp_.launch->of_triton && (reader.bits & Toucher::many_lanes) &&
            reader.between_syncs() == own_.between_syncs();
   }
   bool same_value() const {
@@ -84,6 +84,10 @@ class Check {
     const void* const there = space_ == Space::shared ? memory.shared_bytes.data() + (address_ - shared_begin)
                                                       : reinterpret_cast<const void*>(address_);
     return memcmp(there, written_, bytes_) == 0;
+  }
+  // Triton lets several threads find the same sum in orders of their own and store it: they differ in the last place.
+  bool copies(const Region& region, const Cell& cell) const {
+    return warp_.launch->of_triton && region.shared && touch_ == Touch::write && cell.written_by == &i_;
   }
   void read(Cell& cell, bool shared) {
     Toucher& reader = cell.reader;
@@ -111,13 +115,13 @@ class Check {
     const bool here = cell.writer.block() == own_.block();
     if (here && (cell.writer.bits & Toucher::in_flight) && touch_ != Touch::copy_lands)
       fail(std::string(verb(touch_)) + " of " + at() + ", to which a cp.async is on its way,");
-    if (unordered(cell.writer) && !same_value()) race("write", cell.writer);
+    if (unordered(cell.writer) && !copies(region, cell) && !same_value()) race("write", cell.writer);
     if (touch_ == Touch::read) {
       if (region.shared && !here) fail("read of unwritten shared memory " + at());
       read(cell, region.shared);
     } else {
       if (unordered_reader(cell.reader)) race("read", cell.reader);
-      cell.writer = own_;
+      cell.writer = own_, cell.written_by = &i_;
       if (touch_ == Touch::copy_begins) cell.writer.bits |= Toucher::in_flight;
     }
   }

@@ -1,101 +1,117 @@
-// The Python side: a file of PTX, its kernels, and launches of them.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+// What tests/ptx/file.py calls by ctypes: a file of PTX, its kernels, and launches of them. A call that can fail
+// returns whether it has; what it has to say, its answer in lines or its error, ptx_answer() returns next.
+#include <cstring>
+#include <sstream>
 
 #include "table.h"
+#include "traffic.h"
 
-namespace py = pybind11;
+struct File {
+  ptx::Module module;
+  std::map<std::string, std::unique_ptr<ptx::Program>> programs;
 
-namespace {
-
-using Buffer = std::tuple<std::string, uintptr_t, size_t, size_t>;  // name, address, bytes, element bytes
-
-class File {
- public:
-  explicit File(const std::string& text) : module_(ptx::parse(text)) {}
-
-  std::vector<std::string> kernels() const {
-    std::vector<std::string> names;
-    for (const ptx::Entry& entry : module_.entries) names.push_back(entry.name);
-    return names;
-  }
   ptx::Program& program(const std::string& kernel) {
-    std::unique_ptr<ptx::Program>& found = programs_[kernel];
+    std::unique_ptr<ptx::Program>& found = programs[kernel];
     if (!found) {
-      for (const ptx::Entry& entry : module_.entries)
-        if (entry.name == kernel) found = ptx::decode(module_, entry);
-      if (!found) throw py::key_error("no kernel named " + kernel);
+      for (const ptx::Entry& entry : module.entries)
+        if (entry.name == kernel) found = ptx::decode(module, entry);
+      if (!found) throw std::runtime_error("no kernel named " + kernel);
     }
     return *found;
   }
-  // Instructions that warps executed.
-  uint64_t run(const std::string& kernel, uintptr_t params, ptx::Size grid, ptx::Size block,
-               uint32_t dynamic_bytes, const std::string& order, unsigned seed,
-               const std::vector<Buffer>& buffers, uint64_t limit, bool lockstep) {
-    static const std::map<std::string, ptx::Order> orders = {{"forward", ptx::Order::forward},
-                                                             {"reverse", ptx::Order::reverse},
-                                                             {"random", ptx::Order::random},
-                                                             {"skewed", ptx::Order::skewed}};
-    ptx::Launch launch;
-    launch.program = &program(kernel);
-    launch.params = reinterpret_cast<const unsigned char*>(params);
-    launch.grid = grid, launch.block = block;
-    launch.dynamic_bytes = dynamic_bytes;
-    launch.order = orders.at(order), launch.seed = seed, launch.limit = limit;
-    launch.lockstep = lockstep;
-    launch.memory.checked = !buffers.empty();
-    for (const auto& [name, address, bytes, element] : buffers)
-      launch.memory.add(name, address, bytes, element);
-    const py::gil_scoped_release release;
-    ptx::run(launch);
-    return launch.executed;
-  }
-
- private:
-  ptx::Module module_;
-  std::map<std::string, std::unique_ptr<ptx::Program>> programs_;
 };
 
-ptx::Size size(const std::tuple<uint32_t, uint32_t, uint32_t>& t) {
-  return {std::get<0>(t), std::get<1>(t), std::get<2>(t)};
+struct Buffer {
+  const char* name;
+  uint64_t address, bytes, element_bytes;
+};
+
+struct Request {
+  const char* kernel;
+  const unsigned char* params;
+  uint32_t grid[3], block[3];
+  uint32_t dynamic_bytes, order, seed, of_triton;
+  const Buffer* buffers;  // none: accesses are not checked
+  uint64_t buffer_count, limit;
+  uint64_t executed;      // the answer: instructions that warps executed
+  ptx::Traffic* traffic;  // and if it is wanted, what they moved
+};
+
+namespace {
+
+thread_local std::string answer;
+
+template <class F>
+int said(F f) {
+  try {
+    std::ostringstream lines;
+    f(lines);
+    answer = lines.str();
+    return 0;
+  } catch (const std::exception& error) {
+    answer = error.what();
+    return 1;
+  }
 }
-using Tuple = std::tuple<uint32_t, uint32_t, uint32_t>;
 
 }  // namespace
 
-PYBIND11_MODULE(_ptx, m) {
-  py::class_<File>(m, "File")
-      .def(py::init<const std::string&>())
-      .def_property_readonly("kernels", &File::kernels)
-      .def("params",
-           [](File& file, const std::string& kernel) {
-             std::vector<std::pair<uint32_t, uint32_t>> found;  // offset, bytes
-             for (const ptx::Variable& v : file.program(kernel).params) found.emplace_back(v.offset, v.bytes);
-             return found;
-           })
-      .def("instructions",
-           [](File& file, const std::string& kernel) {  // opcode, PTX line, source, times executed by a warp
-             std::vector<std::tuple<std::string, int, std::string, uint64_t>> found;
-             const ptx::Program& program = file.program(kernel);
-             for (size_t i = 0; i < program.code.size(); ++i)
-               found.emplace_back(program.text[i].opcode, program.text[i].line,
-                                  program.source(program.code[i]), program.code[i].executed);
-             return found;
-           })
-      .def(
-          "run",
-          [](File& file, const std::string& kernel, uintptr_t params, Tuple grid, Tuple block,
-             uint32_t shared, const std::string& order, unsigned seed, const std::vector<Buffer>& buffers,
-             uint64_t limit, bool lockstep) {
-            return file.run(kernel, params, size(grid), size(block), shared, order, seed, buffers, limit,
-                            lockstep);
-          },
-          py::arg("kernel"), py::arg("params"), py::arg("grid"), py::arg("block"), py::arg("shared") = 0,
-          py::arg("order") = "forward", py::arg("seed") = 0, py::arg("buffers") = std::vector<Buffer>{},
-          py::arg("limit") = 0, py::arg("lockstep") = false);
-  m.def("known", [] {
-    std::map<std::string, std::string> names;
-    for (const auto& [name, handler] : ptx::table()) names[name] = handler.operands;
-    return names;
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+
+EXPORTED const char* ptx_answer() {
+  return answer.c_str();
+}
+EXPORTED int ptx_open(const char* text, File** file) {
+  return said([&](std::ostream&) { *file = new File{ptx::parse(text), {}}; });
+}
+EXPORTED void ptx_close(File* file) {
+  delete file;
+}
+// The kernels' names.
+EXPORTED int ptx_kernels(File* file) {
+  return said([&](std::ostream& lines) {
+    for (const ptx::Entry& entry : file->module.entries) lines << entry.name << '\n';
+  });
+}
+// Offset and bytes of each parameter.
+EXPORTED int ptx_params(File* file, const char* kernel) {
+  return said([&](std::ostream& lines) {
+    for (const ptx::Variable& v : file->program(kernel).params) lines << v.offset << '\t' << v.bytes << '\n';
+  });
+}
+// Of each instruction: opcode, line of the PTX, source, times executed by a warp.
+EXPORTED int ptx_instructions(File* file, const char* kernel) {
+  return said([&](std::ostream& lines) {
+    const ptx::Program& program = file->program(kernel);
+    for (size_t i = 0; i < program.code.size(); ++i)
+      lines << program.text[i].opcode << '\t' << program.text[i].line << '\t'
+            << program.source(program.code[i]) << '\t' << program.code[i].executed << '\n';
+  });
+}
+EXPORTED int ptx_run(File* file, Request* request) {
+  return said([&](std::ostream&) {
+    ptx::Launch launch;
+    launch.program = &file->program(request->kernel);
+    launch.params = request->params;
+    launch.grid = {request->grid[0], request->grid[1], request->grid[2]};
+    launch.block = {request->block[0], request->block[1], request->block[2]};
+    launch.dynamic_bytes = request->dynamic_bytes;
+    launch.order = static_cast<ptx::Order>(request->order), launch.seed = request->seed;
+    launch.limit = request->limit;
+    launch.of_triton = request->of_triton;
+    launch.traffic = request->traffic;
+    launch.memory.checked = request->buffer_count > 0;
+    for (uint64_t k = 0; k < request->buffer_count; ++k) {
+      const Buffer& b = request->buffers[k];
+      launch.memory.add(b.name, b.address, b.bytes, static_cast<uint32_t>(b.element_bytes));
+    }
+    ptx::run(launch);
+    request->executed = launch.executed;
+  });
+}
+// All instructions that the interpreter knows.
+EXPORTED int ptx_known() {
+  return said([](std::ostream& lines) {
+    for (const auto& [name, handler] : ptx::table()) lines << name << '\n';
   });
 }

@@ -43,8 +43,15 @@ void shuffle(Warp& w, const Instruction& i) {
   }
 }
 
-// The largest number of the lanes that a mask names, for each of them.
-void reduce_max(Warp& w, const Instruction& i) {
+const int32_t& larger(const int32_t& a, const int32_t& b) {
+  return std::max(a, b);
+}
+const int32_t& smaller(const int32_t& a, const int32_t& b) {
+  return std::min(a, b);
+}
+// Of the numbers of the lanes that a mask names, for each of them.
+template <const int32_t& (*better)(const int32_t&, const int32_t&)>
+void reduce(Warp& w, const Instruction& i) {
   const int32_t* const given = w.values<int32_t>(i.operands[1]);
   int32_t results[lanes];
   for (Mask rest = w.exec; rest; rest &= rest - 1) {
@@ -56,7 +63,7 @@ void reduce_max(Warp& w, const Instruction& i) {
                 " for lanes that are not there, thread " + w.thread(first_lane(missing)) + " for one");
     results[lane] = given[lane];
     for (Mask others = members; others; others &= others - 1)
-      results[lane] = std::max(results[lane], given[first_lane(others)]);
+      results[lane] = better(results[lane], given[first_lane(others)]);
   }
   for (Mask rest = w.exec; rest; rest &= rest - 1)
     w.values<int32_t>(i.operands[0])[first_lane(rest)] = results[first_lane(rest)];
@@ -65,7 +72,8 @@ void reduce_max(Warp& w, const Instruction& i) {
 }  // namespace
 
 void add_collectives(Table& table) {
-  table["redux.sync.max.s32"] = {reduce_max, "www"};
+  table["redux.sync.max.s32"] = {reduce<larger>, "www"};
+  table["redux.sync.min.s32"] = {reduce<smaller>, "www"};
   table["shfl.sync.idx.b32"] = {shuffle<Shuffle::index>, "wpwwww"};
   table["shfl.sync.up.b32"] = {shuffle<Shuffle::up>, "wpwwww"};
   table["shfl.sync.down.b32"] = {shuffle<Shuffle::down>, "wpwwww"};

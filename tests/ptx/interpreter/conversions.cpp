@@ -79,6 +79,9 @@ uint16_t brain(float a) {
 float from_brain(uint16_t bits) {
   return float_of(uint32_t{bits} << 16);
 }
+uint32_t two_halves(float high, float low) {
+  return uint32_t{half(high)} << 16 | half(low);
+}
 uint32_t two_brains(float high, float low) {
   return uint32_t{brain(high)} << 16 | brain(low);
 }
@@ -129,6 +132,7 @@ void add_conversions(Table& table) {
   table["cvt.f32.f16"] = each<from_half>();
   table["cvt.rn.bf16.f32"] = each<brain>();
   table["cvt.f32.bf16"] = each<from_brain>();
+  table["cvt.rn.f16x2.f32"] = each<two_halves>();
   table["cvt.rn.bf16x2.f32"] = each<two_brains>();
   table["cvt.rna.tf32.f32"] = each<tensor_float>();
   table["cvt.s64.s32"] = each<to<int64_t, int32_t>>();

@@ -1,11 +1,25 @@
 // cp.async: its bytes are read, and written to shared memory, only when the thread waits for them.
 #include "access.h"
 #include "table.h"
+#include "traffic.h"
 
 namespace ptx {
 namespace {
 
+void count_copies(Warp& w, const Instruction& i) {
+  uint64_t from[lanes], to[lanes];
+  Mask present = 0;
+  for (int lane = 0; lane < lanes; ++lane) {
+    from[lane] = w.values<uint64_t>(i.operands[1])[lane];
+    to[lane] = w.values<uint32_t>(i.operands[0])[lane] + static_cast<uint32_t>(i.number);
+    present |= Mask{w.values<uint32_t>(i.operands[3])[lane] > 0} << lane;
+  }
+  const uint32_t bytes = w.values<uint32_t>(i.operands[2])[first_lane(w.exec)];
+  count(*w.launch->traffic, Space::global, Touch::read, from, w.exec & present, bytes);
+  count(*w.launch->traffic, Space::shared, Touch::write, to, w.exec, bytes);
+}
 void begin(Warp& w, const Instruction& i) {
+  if (w.launch->traffic) count_copies(w, i);
   for (Mask rest = w.exec; rest; rest &= rest - 1) {
     const unsigned lane = first_lane(rest);
     Copy copy{};

@@ -1,6 +1,7 @@
 // ld and st.
 #include "access.h"
 #include "table.h"
+#include "traffic.h"
 
 namespace ptx {
 namespace {
@@ -10,8 +11,15 @@ uint64_t address_of(const Warp& w, const Instruction& i, int operand, int lane) 
   return static_cast<uint64_t>(w.values<Address>(i.operands[operand])[lane] + static_cast<Address>(i.number));
 }
 
+template <class Address>
+void count(Warp& w, const Instruction& i, int operand, Space space, Touch touch, uint32_t bytes) {
+  uint64_t addresses[lanes];
+  for (int lane = 0; lane < lanes; ++lane) addresses[lane] = address_of<Address>(w, i, operand, lane);
+  count(*w.launch->traffic, space, touch, addresses, w.exec, bytes);
+}
 template <Space space, class T, int n, class Address>
 void load(Warp& w, const Instruction& i) {
+  if (w.launch->traffic) count<Address>(w, i, n, space, Touch::read, n * sizeof(T));
   for (Mask rest = w.exec; rest; rest &= rest - 1) {
     const unsigned lane = first_lane(rest);
     T found[n];
@@ -22,6 +30,7 @@ void load(Warp& w, const Instruction& i) {
 }
 template <Space space, class T, int n, class Address>
 void store(Warp& w, const Instruction& i) {
+  if (w.launch->traffic) count<Address>(w, i, 0, space, Touch::write, n * sizeof(T));
   for (Mask rest = w.exec; rest; rest &= rest - 1) {
     const unsigned lane = first_lane(rest);
     T given[n];

@@ -24,6 +24,8 @@ inline Size at(uint64_t index, Size in) {
 
 enum class Order { forward, reverse, random, skewed };  // of warps and of blocks
 
+struct Traffic;
+
 struct Launch {
   Program* program = nullptr;
   const unsigned char* params = nullptr;
@@ -34,7 +36,10 @@ struct Launch {
   uint64_t limit = 0;  // of instructions that warps execute; 0: none
   uint64_t executed = 0;
   uint64_t at_block = 0;
-  bool lockstep = false;  // lanes of a warp, which then race with no lane of their own warp
+  // Triton counts on the lockstep of a warp, whose lanes then race with no lane of their own warp, and on tensor cores
+  // that leave out the last bits of tf32 operands.
+  bool of_triton = false;
+  Traffic* traffic = nullptr;  // counted if there is one
   Memory memory;
 
   unsigned threads() const { return block.x * block.y * block.z; }

@@ -26,8 +26,10 @@ struct Toucher {
   unsigned thread() const { return bits & 0x3FF; }
   unsigned warp() const { return thread() / 32; }
 };
+struct Instruction;
 struct Cell {
   Toucher writer, reader;
+  const Instruction* written_by = nullptr;
 };
 
 struct Region {

@@ -3,15 +3,19 @@
 
 #include "access.h"
 #include "table.h"
+#include "traffic.h"
 
 namespace ptx {
 namespace {
 
-// A tensor core does not look at the last 13 bits, which therefore have to be rounded off before.
+// A tensor core does not look at the last 13 bits, which our own kernels therefore round off before.
 float tf32(const Warp& w, const Instruction& i, unsigned lane, uint32_t bits) {
   const bool is_nan = (bits & 0x7FFFFFFF) > 0x7F800000;
-  if ((bits & 0x1FFF) && !is_nan)
-    fault(w, lane, "mma at " + w.launch->program->source(i) + ": a tf32 operand was not rounded");
+  if ((bits & 0x1FFF) && !is_nan) {
+    if (!w.launch->of_triton)
+      fault(w, lane, "mma at " + w.launch->program->source(i) + ": a tf32 operand was not rounded");
+    bits &= ~0x1FFFu;
+  }
   float a;
   memcpy(&a, &bits, 4);
   return a;
@@ -88,11 +92,20 @@ void multiply_f64(Warp& w, const Instruction& i) {
   for (int k = 0; k < 2; ++k) memcpy(w.values<double>(i.operands[k]), d[k], sizeof d[k]);
 }
 
+template <int matrices>
+void count_rows(Warp& w, const Instruction& i, int operand, Touch touch) {
+  uint64_t addresses[lanes];
+  for (int r = 0; r < 8 * matrices; ++r)
+    addresses[r] = word(w, i, operand, r) + static_cast<uint32_t>(i.number);
+  const Mask rows = matrices == 4 ? all_lanes : (1u << (8 * matrices % 32)) - 1;
+  count(*w.launch->traffic, Space::shared, touch, addresses, rows, 16);
+}
 // Matrix k of 8 rows of 16 bytes, whose addresses lanes 8 k to 8 k + 7 hold; a lane gets the 32 bits at row g, column t
 // of each, or where it is transposed elements (2 t, g) and (2 t + 1, g).
 template <int matrices, bool transposed>
 void load_matrices(Warp& w, const Instruction& i) {
   whole_warp(w, i);
+  if (w.launch->traffic) count_rows<matrices>(w, i, matrices, Touch::read);
   uint16_t rows[8 * matrices][8];
   for (int r = 0; r < 8 * matrices; ++r) {
     const uint64_t address = word(w, i, matrices, r) + static_cast<uint32_t>(i.number);
@@ -110,6 +123,7 @@ void load_matrices(Warp& w, const Instruction& i) {
 template <int matrices>
 void store_matrices(Warp& w, const Instruction& i) {
   whole_warp(w, i);
+  if (w.launch->traffic) count_rows<matrices>(w, i, 0, Touch::write);
   for (int k = 0; k < matrices; ++k) {
     uint32_t rows[8][4];
     for (int lane = 0; lane < lanes; ++lane) rows[lane / 4][lane % 4] = word(w, i, 1 + k, lane);
