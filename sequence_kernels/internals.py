@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Dispatch: what runs below an autograd kernel, and which keys torch passes over in this thread.
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -41,6 +43,15 @@ VMAP_MODE: Any = torch._C._parse_dispatch_key("VmapMode")
 is_included = torch._C._dispatch_tls_is_dispatch_key_included
 
 any_requires_grad = torch._C._any_requires_grad
+
+# ``torch.compiler.disable`` without what that does at once: load the compiler, as slow as to load torch.
+not_compiled: Any = torch._compile._disable_dynamo
+
+
+def constant_for_compiler(function: Function) -> Function:
+    """``torch.compiler.assume_constant_result``, which would load the compiler: as slow as to load torch."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def in_forward_mode() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -358,14 +359,19 @@ def test_setup_says_what_is_wrong(tmp_path: Path, version: str, home: str, said:
     assert re.search(said, done.stderr)
 
 
+def test_the_library_needs_no_newer_glibc_than_the_wheel_allows() -> None:
+    versions = re.findall(rb"GLIBC_(\d+)\.(\d+)", build().library.read_bytes())
+    assert max((int(major), int(minor)) for major, minor in versions) <= (2, 28)
+
+
 @pytest.mark.skipif(nvcc.skip_reason() is not None, reason=str(nvcc.skip_reason()))
 def test_nvcc_makes_the_library(tmp_path: Path) -> None:
-    """With the real compiler, for one architecture."""
+    """With the real compiler, for one architecture, of kernels that are compiled fast; tests/aot compiles all."""
     version = nvcc.version().rpartition(".")[0]
     source_tree(tmp_path)
+    for part in (tmp_path / "csrc").iterdir():
+        if part.is_dir() and part.name not in ("common", "dplr_discretize", "runtime", "sample", "ssm_step"):
+            shutil.rmtree(part)
     (tmp_path / "csrc" / "architectures.txt").write_text(f"{version} 90\n")
     library = setup(tmp_path, version, None)
-    contents = library.read_bytes()
-    assert contents.count(b"\x50\xed\x55\xba") >= 4  # a fat binary's first word
-    versions = re.findall(rb"GLIBC_(\d+)\.(\d+)", contents)
-    assert max((int(major), int(minor)) for major, minor in versions) <= (2, 28)
+    assert library.read_bytes().count(b"\x50\xed\x55\xba") == 4  # a fat binary's first word

@@ -12,8 +12,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-import torch
-
+from .. import internals
 from . import inputs
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -102,7 +101,7 @@ def guard(cls: type) -> dict[str, frozenset[str] | None]:
     return {method: taken(getattr(cls, method)) for method in METHODS}
 
 
-@torch.compiler.assume_constant_result
+@internals.constant_for_compiler
 def unknown(where: str, name: str, known: Collection[str], accepted: Collection[str] = ()) -> str:
     """The message that there is no such keyword, with the nearest one known, or accepted without a use for it."""
     nearest = difflib.get_close_matches(name, sorted({*known, *accepted}), n=1)

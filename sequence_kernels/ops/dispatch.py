@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from .. import native, proofs
+from .. import internals, native, proofs
 
 BACKENDS = ("torch", "cpu", "cuda", "triton")
 
@@ -168,7 +168,7 @@ def _missing(op: str, backend: str, device: str, dtype: torch.dtype) -> str | No
     return _implementations[op][backend].unavailable(device, dtype)
 
 
-@torch.compiler.assume_constant_result
+@internals.constant_for_compiler
 def _serving(op: str, device: torch.device, dtype: torch.dtype) -> str:
     on_cpu = device.type == "cpu"
     dtype = dtype if on_cpu else _after_autocast(op, device, dtype)
@@ -278,7 +278,7 @@ def _warn_once(text: str) -> None:
     warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
-@torch.compiler.assume_constant_result
+@internals.constant_for_compiler
 def _require(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
     reason = _unavailable(op, backend, device, dtype)
     if reason is not None:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from .. import internals
+
 _EVERY = 64  # quick looks to a thorough one
 
 _version = attrgetter("_version")
@@ -101,7 +103,7 @@ def _listen() -> None:
     register_optimizer_step_post_hook(_after_step)
 
 
-@torch.compiler.disable
+@internals.not_compiled
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     with _lock:
         watched = list(_alive)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -269,11 +270,13 @@ def together() -> dict[str, Any]:
 
 
 def killed() -> dict[str, Any]:
-    """Where the record is the one of the environment: a kernel that kills its process."""
-    plant(OP, "cuda", kills)
-    plant(OP, "triton", right)
-    plant(f"{OP}_transpose", "triton", dispatch.implementation(f"{OP}_transpose", "torch"))
-    return choose()
+    """A kernel that kills its process, and what the next process does."""
+    with planted(right, "triton"), planted(kills):
+        if (child := os.fork()) == 0:
+            choose()
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        return {"killed by": os.WTERMSIG(status), **choose()}
 
 
 def command() -> dict[str, Any]:
@@ -300,17 +303,21 @@ def child() -> None:
 
 
 def every_kernel() -> dict[str, Any]:
-    """All proofs of the CUDA kernels."""
+    """All proofs of the CUDA kernels, anew."""
     GPU.launches.clear()
     found, elements = {}, 0
+
+    def counted(cases: Callable[[], Iterable[proofs.Case]]) -> Iterator[proofs.Case]:
+        nonlocal elements
+        for case in cases():
+            elements += sum(a.numel() for a in case.args if isinstance(a, torch.Tensor))
+            yield case
+
     for unit, proof in dispatch.units(DEVICE).items():
         if unit.backend == "cuda":
             prove.allow_tf32(unit)
-            verdict = proofs.verdict(unit, proof)
+            verdict = proofs.prove(unit, proof._replace(cases=functools.partial(counted, proof.cases)))
             found[unit.name] = [verdict.passed, verdict.said]
-            elements += sum(
-                a.numel() for case in proof.cases() for a in case.args if isinstance(a, torch.Tensor)
-            )
     return {"verdicts": found, "launches": dict(GPU.launches), "elements": elements}
 
 
@@ -323,6 +330,8 @@ def in_one_process() -> dict[str, Any]:
         "lost": lost(),
         "not_now": not_now(),
         "together": together(),
+        "killed": killed(),
+        "every_kernel": every_kernel(),
     }
 
 

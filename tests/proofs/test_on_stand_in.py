@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -137,11 +138,11 @@ def test_threads_and_processes_that_come_together_prove_once(found: dict[str, An
     assert together["calls of processes"] == together["cases"]
 
 
-def test_a_kernel_that_kills_its_process_is_not_tried_again(tmp_path: Path) -> None:
-    assert scenario("killed", tmp_path).returncode == -9
-    later = outcome("killed", tmp_path)
-    assert later["chosen"] == "triton"
-    assert re.search(NAMED + r"process \d+ ended before the proof did", later["warnings"][0])
+def test_a_kernel_that_kills_its_process_is_not_tried_again(found: dict[str, Any]) -> None:
+    later = found["killed"]
+    assert (later["killed by"], later["chosen"]) == (signal.SIGKILL, "triton")
+    (warning,) = later["warnings"]
+    assert re.search(NAMED + r"process \d+ ended before the proof did", warning)
 
 
 @pytest.mark.thorough
@@ -157,8 +158,8 @@ def test_the_command_outlives_kernels_that_kill_and_hang(tmp_path: Path) -> None
     assert "ended its process: Killed" in ran["after"]["warnings"][0]
 
 
-def test_every_cuda_kernel_is_launched_by_a_proof_and_they_are_small(tmp_path: Path) -> None:
-    ran = outcome("every_kernel", tmp_path)
+def test_every_cuda_kernel_is_launched_by_a_proof_and_they_are_small(found: dict[str, Any]) -> None:
+    ran = found["every_kernel"]
     assert {said for passed, said in ran["verdicts"].values()} == {""}
     ours = {name: count for name, count in ran["launches"].items() if not name.startswith("torch ")}
     sources = (ROOT / "csrc").glob("*/*.cu")

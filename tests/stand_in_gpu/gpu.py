@@ -132,15 +132,16 @@ class StandInGpu(TorchDispatchMode):
 
         GridExecutor.__call__ = counted
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self.run(func, args, kwargs or {})
-
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        given = torch.utils._pytree.arg_tree_leaves(*args, **kwargs)
-        on_gpu = any(isinstance(a, OnGpu) for a in given)
         if func.namespace == "sequence_kernels":
             with self:
                 return kernel_rule(func._opname)(*args, **kwargs)
+        given = [*args, *kwargs.values()]
+        on_gpu = any(
+            isinstance(a, OnGpu) for a in (*given, *(i for a in given if type(a) is list for i in a))
+        )
+        if not on_gpu and "device" not in kwargs:
+            return func(*args, **kwargs)
         if func.namespace == "sequence_kernels_native" and on_gpu:
             self.driver.record()
             out = self.driver.run(func._opname, *_held(args))
@@ -154,6 +155,14 @@ class StandInGpu(TorchDispatchMode):
         if computes(func):
             self.launches[f"torch {func._opname}"] += 1
         return return_and_correct_aliasing(func, args, kwargs, tree_map(_wrapped, out))
+
+
+def _dispatch(mode: StandInGpu, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    return mode.run(func, args, kwargs or {})
+
+
+#: Not in the class, where torch would wrap it in what loads torch.compile: as long a time as to load torch.
+StandInGpu.__torch_dispatch__ = _dispatch  # type: ignore[method-assign]
 
 
 class _Event:
@@ -170,12 +179,14 @@ class _Event:
 
 
 def _held(given: Any) -> Any:
-    def held(a: Any) -> Any:
-        if isinstance(a, OnGpu):
-            return a.held
-        return CPU if isinstance(a, torch.device) and a.type == "cuda" else a
-
-    return tree_map(held, given)
+    """Of an op's arguments, which are no deeper than lists."""
+    if isinstance(given, (list, tuple)):
+        return type(given)([_held(a) for a in given])
+    if isinstance(given, dict):
+        return {name: _held(a) for name, a in given.items()}
+    if isinstance(given, OnGpu):
+        return given.held
+    return CPU if isinstance(given, torch.device) and given.type == "cuda" else given
 
 
 def _wrapped(out: Any) -> Any:
