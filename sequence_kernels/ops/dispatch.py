@@ -10,10 +10,12 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -24,6 +26,9 @@ BACKENDS = ("torch", "cpu", "cuda", "triton")
 
 #: The devices that each backend's kernels run on.
 _DEVICES = {"cpu": ("cpu",), "cuda": ("cuda",), "triton": ("cuda",)}
+
+#: The kernels are tested with it and with the newest (docs/testing.md).
+OLDEST_TRITON = (3, 6)
 
 #: Those that must have proven themselves on a device before they are chosen for it.
 PROVEN_FIRST = ("cuda", "triton")
@@ -113,21 +118,31 @@ def find_implementations(package: str, *ops: str) -> None:
             importlib.import_module(module)
 
 
-def _implement_in_triton(module: str, ops: Sequence[str]) -> None:
-    def missing(device: str, dtype: torch.dtype) -> str | None:
-        if importlib.util.find_spec("triton") is None:
-            return (
-                "triton is not installed; `pip install triton`, or install torch with CUDA, which brings it"
-            )
-        return None
+def _triton_missing(device: str, dtype: torch.dtype) -> str | None:
+    """Without importing Triton, under whatever name it was installed."""
+    spec = importlib.util.find_spec("triton")
+    if spec is None or spec.origin is None:
+        return "triton is not installed; `pip install triton`, or install torch with CUDA, which brings it"
+    version = re.search(
+        r"^__version__ = ['\"]((\d+)\.(\d+).*)['\"]", Path(spec.origin).read_text(), re.MULTILINE
+    )
+    if version is not None and (int(version[2]), int(version[3])) < OLDEST_TRITON:
+        oldest = "{}.{}".format(*OLDEST_TRITON)
+        return (
+            f"triton {version[1]} is too old: the kernels need {oldest}, which torch 2.10 brings, or newer; install "
+            f"such a torch, or `pip install 'triton>={oldest}'`"
+        )
+    return None
 
+
+def _implement_in_triton(module: str, ops: Sequence[str]) -> None:
     for op in ops:
 
         def run(*args: Any, op: str = op) -> Any:
             with torch.cuda.device_of(args[0]):  # Triton launches on the current device
                 return getattr(importlib.import_module(module), op)(*args)
 
-        implement(op, "triton", unavailable=missing)(run)
+        implement(op, "triton", unavailable=_triton_missing)(run)
 
 
 def implementation(op: str, backend: str) -> Callable[..., Any]:

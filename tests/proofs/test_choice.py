@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -19,6 +23,34 @@ def test_a_library_without_a_gpu_is_a_reason_and_no_crash(monkeypatch: pytest.Mo
         assert "cuda: there is no GPU here that torch can use" in ops.explain("vandermonde", "cuda")
     finally:
         dispatch.forget()
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [
+        ("3.5.1", r"triton 3\.5\.1 is too old: the kernels need 3\.6, .*`pip install 'triton>=3\.6'`"),
+        ("2.3.0", "too old"),
+        ("3.6.0", None),
+        ("3.10.0+git1", None),
+        ("4.0", None),
+    ],
+)
+def test_a_triton_that_is_too_old_is_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, reason: str | None
+) -> None:
+    (tmp_path / "triton.py").write_text(f'"""Triton."""\n__version__ = \'{version}\'\n')
+    spec = importlib.util.spec_from_file_location("triton", tmp_path / "triton.py")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    found = dispatch._missing("vandermonde", "triton", "cuda", torch.float32)
+    assert found is None if reason is None else re.search(reason, str(found))
+
+
+def test_the_triton_that_is_here_says_its_version() -> None:
+    if (spec := importlib.util.find_spec("triton")) is None or spec.origin is None:
+        pytest.skip("there is no triton here")
+    assert "\n__version__ = " in Path(spec.origin).read_text()
+    declared = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert '"triton>={}.{};'.format(*dispatch.OLDEST_TRITON) in declared
 
 
 def test_the_dtype_is_the_one_that_autocast_leaves() -> None:
