@@ -2,7 +2,7 @@
 #pragma once
 
 #include "common/elements.h"
-#include "ssm_conv/register_tile.h"
+#include "common/register_tile.h"
 #include "ssm_conv/ssm_conv.h"
 
 namespace sequence_kernels {

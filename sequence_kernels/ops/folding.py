@@ -40,23 +40,24 @@ def vmap_rule(op: Callable[..., Any], of: Signature) -> Callable[..., Any]:
                     tensors[i] = _in_front(t, is_mapped, info.batch_size, rank if fold == "*" else None)
             out = op(*tensors, *args[count:])
             return out, (0 if isinstance(out, Tensor) else (0,) * len(out))
-        size, heads, groups = 0, _heads(of, tensors, in_dims), 0
+        sizes, heads, groups = {}, _heads(of, tensors, in_dims), 0
         sums = any("G" in a.dims for a in of.gives)  # over the heads of a group, for each call apart
         regrouped = sums or any(argument.axis(fold) is None for argument in mapped)
         for i, argument in enumerate(of.tensors):
-            t, axis = tensors[i], argument.axis(fold)
+            t, letter = tensors[i], _folded(argument, fold)
+            axis = None if letter is None else argument.axis(letter)
             if t is not None and regrouped and "G" in argument.dims:
                 axis, groups = argument.axis("G"), t.shape[-2]
                 t = by_head(t, heads)
             if t is not None and axis is not None:
                 t = t if in_dims[i] is not None else t.unsqueeze(0).expand(info.batch_size, *t.shape)
                 axis += t.dim() - 1 if axis < 0 else 0
-                size = t.shape[axis + 1]
+                sizes[letter] = t.shape[axis + 1]
                 tensors[i] = t.movedim(0, axis).flatten(axis, axis + 1)
         out = op(*tensors, *args[count:])
         results = [
-            _unfolded(t, a.axis(fold), (info.batch_size, size))
-            if a.axis(fold) is not None
+            _unfolded(t, a.axis(letter), (info.batch_size, sizes[letter]))
+            if (letter := _folded(a, fold)) is not None
             else _unfolded(t, a.axis("G"), (info.batch_size, heads)).unflatten(-2, (-1, groups)).sum(-3)
             for t, a in zip((out,) if isinstance(out, Tensor) else out, of.gives, strict=True)
         ]
@@ -68,8 +69,16 @@ def vmap_rule(op: Callable[..., Any], of: Signature) -> Callable[..., Any]:
 def _names(argument: Argument) -> tuple[str, ...]:
     """The axes of the argument into which others can be folded."""
     front = [mark for mark in ("*", "...") if argument.dims.startswith(mark)]
-    dims = argument.dims.replace("G", "H")  # groups that differ are made heads
+    dims = argument.dims.replace("G", "H").replace(
+        "K", "H"
+    )  # groups that differ are made heads, or more groups
     return (*front, *(letter for letter in "BH" if letter in dims))
+
+
+def _folded(argument: Argument, fold: str) -> str | None:
+    """The axis of the argument that the calls' one joins: with heads, groups of heads next to each other."""
+    letter = "K" if fold == "H" and "K" in argument.dims else fold
+    return None if argument.axis(letter) is None else letter
 
 
 def _heads(of: Signature, tensors: Sequence[Tensor | None], in_dims: Sequence[int | None]) -> int:

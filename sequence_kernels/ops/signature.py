@@ -3,9 +3,9 @@
     "u: BHL, d?: CH, lengths?: B int, chunk: int"      "y: BCHL, state: BHS"
 
 A tensor has a letter for each dimension, ``...`` for any before the last ones, ``*`` for leading dimensions that
-broadcast with those of the others, ``H...`` for any after the first. G are groups: head h takes entry h mod G. ``?``
-marks a tensor that may be None, ``!`` one that the op writes into, ``int`` one of integers, which has no gradient.
-Tensors come before numbers.
+broadcast with those of the others, ``H...`` for any after the first. G are groups: head h takes entry h mod G. K are
+groups of neighbours: head h takes entry h // (H / K). ``?`` marks a tensor that may be None, ``!`` one that the op
+writes into, ``int`` one of integers, which has no gradient. Tensors come before numbers.
 """
 
 from __future__ import annotations

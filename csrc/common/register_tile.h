@@ -55,6 +55,39 @@ struct RegisterTile {
       for (int j = 0; j < vectors; ++j) sums[i][j] = load(c + i * c_row + j * kLanes<Real>);
   }
 
+  // Row i times by[i], or all times one number; column j times by[j].
+  void scale_rows(const Real* by) {
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 16
+      for (int j = 0; j < vectors; ++j) sums[i][j] *= by[i];
+  }
+  void scale(Real by) {
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 16
+      for (int j = 0; j < vectors; ++j) sums[i][j] *= by;
+  }
+  void scale_columns(const Real* by) {
+#pragma GCC unroll 16
+    for (int j = 0; j < vectors; ++j) {
+      const Vector<Real> factor = load(by + j * kLanes<Real>);
+#pragma GCC unroll 16
+      for (int i = 0; i < rows; ++i) sums[i][j] *= factor;
+    }
+  }
+
+  // to[j] += sum_i of what is here times c.
+  void add_dots(const Real* c, int64_t c_row, Real* to) const {
+#pragma GCC unroll 16
+    for (int j = 0; j < vectors; ++j) {
+      Vector<Real> sum = load(to + j * kLanes<Real>);
+#pragma GCC unroll 16
+      for (int i = 0; i < rows; ++i) sum += sums[i][j] * load(c + i * c_row + j * kLanes<Real>);
+      store<Real>(to + j * kLanes<Real>, sum);
+    }
+  }
+
   void put(Real* c, int64_t c_row) const {
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i)

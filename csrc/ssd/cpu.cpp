@@ -1,0 +1,103 @@
+// The forward pass of state-space duality: see ssd.h. Chunk after chunk, and in each head after head: heads of a group
+// share the products of b and c, and their states stay in the second cache.
+#include "ssd/worker.h"
+
+namespace sequence_kernels {
+namespace {
+
+constexpr int64_t kHeads = 12;
+
+template <typename Real>
+struct Forward : Worker<Real> {
+  using Base = Worker<Real>;
+  using Base::a, Base::P, Base::N, Base::Pp, Base::Np, Base::Q, Base::m, Base::Qm, Base::lanes;
+  using Base::dt, Base::since_start, Base::until_end;
+
+  Real *states, *c, *b_columns, *products;  // (kHeads, N, P), (Q, N), (N, Q), c b' (Q, Q)
+  Real *x, *inputs, *weights, *out, *entering;
+
+  Forward(const SsdArguments<Real>& given, Real* scratch) : Base(given, scratch) {
+    states = this->take(smaller(kHeads, given.heads_of_group()) * Np * Pp);
+    c = this->take(Q * Np), b_columns = this->take(Q * Np), products = this->take(Q * Q);
+    x = this->take(Q * Pp), inputs = this->take(Q * Pp), weights = this->take(Q * Q);
+    out = this->take(Q * (Pp > Np ? Pp : Np)), entering = this->take(Q);
+  }
+
+  void read_group(int64_t b, int64_t group, int64_t first) const {
+    this->read_rows(a.c, b, group, first, N, c, Np);
+    this->read_rows(a.b, b, group, first, N, out, Np);
+    transpose(out, Np, Qm, Np, b_columns, Q);
+    for_tiles<Real>(Qm, Qm, [&](auto& tile, int64_t i, int64_t j) {
+      if (j >= i + kTileRows) return;
+      tile.add(N, c + i * Np, Np, 1, b_columns + j, Q);
+      tile.put(products + i * Q + j, Q);
+    });
+  }
+
+  // W_ts dt_s of the row t, zeros up to the end of its tile.
+  void weigh(int64_t t) const {
+    const int64_t end = round_up(t + 1, kTileRows);
+    const Indices<Real> last = indices<Real>(t) - indices<Real>(0);
+    for (int64_t s = 0; s < end; s += lanes) {
+      const Vector<Real> w = this->decay_between(t, s, 1) * load(dt + s) * load(products + t * Q + s);
+      store<Real>(weights + t * Q + s, indices<Real>(s) <= last ? w : Vector<Real>{});
+    }
+  }
+
+  void head(int64_t b, int64_t h, int64_t first, Real* state) const {
+    this->read_steps(b, h, first);
+    this->read_rows(a.x, b, h, first, P, x, Pp);
+    for (int64_t t = 0; t < Qm; ++t) weigh(t), entering[t] = until_end[t] * dt[t];
+    for_tiles<Real>(Qm, Pp, [&](auto& tile, int64_t i, int64_t j) {
+      tile.add(N, c + i * Np, Np, 1, state + j, Pp);
+      tile.scale_rows(since_start + i);
+      tile.add(i + kTileRows, weights + i * Q, Q, 1, x + j, Pp);
+      tile.put(out + i * Pp + j, Pp);
+    });
+    if (a.d)
+      for (int64_t t = 0; t < m; ++t)
+        for (int64_t p = 0; p < P; ++p) out[t * Pp + p] += a.d[h * P + p] * x[t * Pp + p];
+    this->write_rows(out, Pp, ((b * a.L + first) * a.H + h) * P, a.H * P, P, a.y);
+    this->scaled_rows(x, entering, inputs);
+    this->advance(state, b_columns, inputs, state);
+  }
+
+  // Heads [begin, end) of one group of sequence b.
+  void run(int64_t b, int64_t group, int64_t begin, int64_t end) {
+    for (int64_t h = begin; h < end; ++h) this->read_state(a.initial, b, h, states + (h - begin) * Np * Pp);
+    for (int64_t first = 0; first < a.L; first += Q) {
+      this->begin_chunk(first);
+      read_group(b, group, first);
+      for (int64_t h = begin; h < end; ++h) head(b, h, first, states + (h - begin) * Np * Pp);
+    }
+    for (int64_t h = begin; h < end; ++h)
+      this->write_state(states + (h - begin) * Np * Pp, b, h, a.final_state);
+  }
+};
+
+}  // namespace
+
+template <typename Real, Isa isa>
+int64_t ssd_scratch(const SsdArguments<Real>& a) {
+  return Forward<Real>(a, nullptr).used;
+}
+
+template <typename Real, Isa isa>
+void ssd(const SsdArguments<Real>& a, int64_t begin, int64_t end, Real* scratch) {
+  Forward<Real> forward(a, scratch);
+  const int64_t each = a.heads_of_group();
+  while (begin < end) {
+    const int64_t b = begin / a.H, h = begin % a.H, group = h / each;
+    const int64_t here = smaller(end - begin, (group + 1) * each - h);  // heads of this group
+    const int64_t blocks = (here + kHeads - 1) / kHeads, count = (here + blocks - 1) / blocks;
+    forward.run(b, group, h, h + count);
+    begin += count;
+  }
+}
+
+template int64_t ssd_scratch<float, kIsa>(const SsdArguments<float>&);
+template int64_t ssd_scratch<double, kIsa>(const SsdArguments<double>&);
+template void ssd<float, kIsa>(const SsdArguments<float>&, int64_t, int64_t, float*);
+template void ssd<double, kIsa>(const SsdArguments<double>&, int64_t, int64_t, double*);
+
+}  // namespace sequence_kernels

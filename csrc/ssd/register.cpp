@@ -1,0 +1,119 @@
+// State-space duality as ops of torch: shapes checked, outputs made, work shared out to the threads.
+
+#include "runtime/cpu_isa.h"
+#include "runtime/huge_pages.h"
+#include "runtime/sum_parts.h"
+#include "ssd/checks.h"
+#include "ssd/ssd.h"
+
+namespace sequence_kernels {
+namespace {
+
+// Multiply-adds below which a second thread costs more than it saves.
+constexpr double kWorthAThread = 1 << 18;
+
+SsdSequences sequences(const Tensor& tensor) {
+  const auto strides = tensor.strides();
+  return {tensor.data<void>(), strides[0], strides[1], strides[2]};
+}
+
+Tensor empty_sequences(const std::vector<int64_t>& sizes, Dtype dtype) {
+  Tensor tensor = Tensor::empty(sizes, dtype);
+  int64_t bytes = is_double(dtype) ? 8 : dtype == Dtype::float32 ? 4 : 2;
+  for (int64_t size : sizes) bytes *= size;
+  prefer_huge_pages(tensor.mutable_data<void>(), bytes);
+  return tensor;
+}
+
+template <typename Real>
+SsdArguments<Real> arguments_of(const SsdSizes& sizes, const SsdTensors& given) {
+  SsdArguments<Real> arguments{};
+  arguments.B = sizes.B, arguments.L = sizes.L, arguments.H = sizes.H;
+  arguments.P = sizes.P, arguments.G = sizes.G, arguments.N = sizes.N;
+  arguments.element = element_of(given.x.dtype());
+  arguments.x = sequences(given.x), arguments.b = sequences(given.b), arguments.c = sequences(given.c);
+  arguments.dt = given.dt.data<Real>(), arguments.a = given.a.data<Real>();
+  arguments.d = data_of<Real>(given.d), arguments.initial = data_of<Real>(given.initial_state);
+  return arguments;
+}
+
+// run(isa, begin, end, scratch) for all items; a thread gets several where they are small.
+template <typename Real, typename Function>
+void for_items(const SsdArguments<Real>& arguments, int64_t count, int64_t scratch, const Function& run) {
+  const double work = double(arguments.B * arguments.L * arguments.H) * double(arguments.P * arguments.N);
+  const int64_t grain = work < kWorthAThread && count > 0 ? count : 1;
+  parallel_for<Real>(count, scratch, run, grain);
+}
+
+template <typename Real>
+std::vector<Tensor> run(const SsdSizes& sizes, const SsdTensors& given) {
+  auto arguments = arguments_of<Real>(sizes, given);
+  std::vector<Tensor> results;
+  results.push_back(empty_sequences(sizes.rows(), given.x.dtype()));
+  results.push_back(Tensor::empty(sizes.state(), sizes.real));
+  arguments.y = results[0].mutable_data<void>();
+  arguments.final_state = results[1].mutable_data<Real>();
+  with_instruction_set([&](auto isa) {
+    for_items(
+        arguments, sizes.B * sizes.H, ssd_scratch<Real, isa()>(arguments),
+        [&](int64_t begin, int64_t end, Real* scratch) { ssd<Real, isa()>(arguments, begin, end, scratch); });
+  });
+  return results;
+}
+
+std::vector<Tensor> ssd_op(const SsdTensors& given) {
+  const SsdSizes sizes = check_ssd(given);
+  return sizes.real == Dtype::float64 ? run<double>(sizes, given) : run<float>(sizes, given);
+}
+
+template <typename Real>
+std::vector<Tensor> run_backward(const SsdSizes& sizes, const Tensor& g, const Tensor& g_final,
+                                 const SsdTensors& given) {
+  auto arguments = arguments_of<Real>(sizes, given);
+  const auto [B, L, H, P, G, N, real] = sizes;
+  std::vector<Tensor> results;  // of x, dt, a, b, c, d and the initial state
+  results.push_back(empty_sequences(sizes.rows(), given.x.dtype()));
+  results.push_back(Tensor::empty({B, L, H}, real));
+  results.push_back(Tensor::empty({H}, real));
+  results.push_back(empty_sequences(sizes.inputs(), given.x.dtype()));
+  results.push_back(empty_sequences(sizes.inputs(), given.x.dtype()));
+  results.push_back(Tensor::empty({H, P}, real));
+  results.push_back(Tensor::empty(sizes.state(), real));
+  Tensor da = Tensor::empty({B, H}, real), dd = Tensor::empty({B, H, P}, real);
+  Tensor db = empty_sequences({arguments.items(), L, N}, real);
+  Tensor dc = empty_sequences({arguments.items(), L, N}, real);
+  arguments.g = sequences(g), arguments.g_final = g_final.data<Real>();
+  arguments.dx = results[0].mutable_data<void>(), arguments.d_dt = results[1].mutable_data<Real>();
+  arguments.db = results[3].mutable_data<void>(), arguments.dc = results[4].mutable_data<void>();
+  arguments.d_initial = results[6].mutable_data<Real>();
+  arguments.da_parts = da.mutable_data<Real>(), arguments.dd_parts = dd.mutable_data<Real>();
+  arguments.db_parts = db.mutable_data<Real>(), arguments.dc_parts = dc.mutable_data<Real>();
+  with_instruction_set([&](auto isa) {
+    for_items(arguments, arguments.items(), ssd_backward_scratch<Real, isa()>(arguments),
+              [&](int64_t begin, int64_t end, Real* scratch) {
+                ssd_backward<Real, isa()>(arguments, begin, end, scratch);
+              });
+    for_items(arguments, B * L, N, [&](int64_t begin, int64_t end, Real* scratch) {
+      ssd_sum_parts<Real, isa()>(arguments, begin, end, scratch);
+    });
+  });
+  sum_parts(B, H, arguments.da_parts, results[2].mutable_data<Real>());
+  sum_parts(B, H * P, arguments.dd_parts, results[5].mutable_data<Real>());
+  return results;
+}
+
+std::vector<Tensor> ssd_backward_op(const Tensor& g, const Tensor& g_final, const SsdTensors& given) {
+  const SsdSizes sizes = check_ssd(given);
+  check_ssd_gradients(sizes, given, g, g_final);
+  return sizes.real == Dtype::float64 ? run_backward<double>(sizes, g, g_final, given)
+                                      : run_backward<float>(sizes, g, g_final, given);
+}
+
+const std::string schema = SsdTensors::schema;
+const Op op("ssd(" + schema + ") -> (Tensor, Tensor)", boxed<ssd_op>);
+const Op backward("ssd_backward(Tensor g, Tensor g_final, " + schema +
+                      ") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+                  boxed<ssd_backward_op>);
+
+}  // namespace
+}  // namespace sequence_kernels
