@@ -1,11 +1,11 @@
-"""`python -m sequence_kernels`: the doctor; `... prove` proves the GPU kernels."""
+"""`python -m sequence_kernels`: the doctor; `... prove` proves the GPU kernels, `... tune` times them."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from . import doctor, prove
+from . import doctor, prove, tune
 
 
 def main() -> int:
@@ -14,6 +14,7 @@ def main() -> int:
     doctor.add_arguments(parser)
     commands = parser.add_subparsers(metavar="command")
     prove.add_arguments(commands.add_parser("prove", help=prove.__doc__, description=prove.__doc__))
+    tune.add_arguments(commands.add_parser("tune", help=tune.__doc__, description=tune.__doc__))
     given = parser.parse_args()
     return int(given.command(given))
 

@@ -97,7 +97,7 @@ def as_child(keys: Sequence[str]) -> int:
     known = {_key(unit): (unit, proof) for unit, proof in units().items()}
     for key in keys:
         unit, proof = known[key]
-        allow_tf32(unit)
+        allow_tf32(unit.precision)
         proofs.forget(unit)
         try:
             found = proofs.verdict(unit, proof._replace(kernels=_heard(key, proof.kernels)))
@@ -121,9 +121,9 @@ def _heard(key: str, kernels: Callable[[str], Callable[..., Any]]) -> Callable[[
     return kernel
 
 
-def allow_tf32(unit: proofs.Unit) -> None:
-    """As the user of those kernels has set it."""
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if unit.precision == "tf32" else "ieee"
+def allow_tf32(precision: str) -> None:
+    """As the user of kernels for that precision has set it."""
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
 
 
 def _say(**what: Any) -> None:

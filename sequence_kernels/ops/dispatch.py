@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from .. import internals, native, proofs
+from .. import choices, internals, native, proofs
 
 BACKENDS = ("torch", "cpu", "cuda", "triton")
 
@@ -53,6 +53,7 @@ _implementations: dict[str, dict[str, Implementation]] = {}
 _explanations: dict[str, Callable[..., str]] = {}
 _packages: dict[str, str] = {}
 _cast: set[str] = set()
+_sizes: dict[tuple[str, torch.device, torch.dtype, bool], choices.BySize] = {}
 _thread = threading.local()
 
 
@@ -83,6 +84,8 @@ def forget() -> None:
     """Ask again which implementations can serve: one has been added, or a library has come or gone."""
     _unavailable.cache_clear()
     _first.cache_clear()
+    _sizes.clear()
+    choices.forget()
     able.cache_clear()
 
 
@@ -154,7 +157,8 @@ def nearest(op: str, backend: str, tensor: torch.Tensor) -> str:
     """The backend for an op that works for another one, which has that backend: one of its own choice or, where the
     other one's was asked for by ``use_backend``, the same or plain torch."""
     if getattr(_thread, "backend", None) is None:
-        return _serving(op, tensor.device, tensor.dtype)
+        served = _serving(op, tensor.device, tensor.dtype)
+        return served if torch.compiler.is_compiling() or not _sizes else _of_its_size(served, op, tensor)
     return backend if backend in _implementations[op] else "torch"
 
 
@@ -206,28 +210,58 @@ def _tf32(device: torch.device, dtype: torch.dtype) -> bool:
     )
 
 
+def _of_its_size(served: str, op: str, tensor: torch.Tensor) -> str:
+    """What has been measured to be the fastest for so many elements, where that is known."""
+    device = tensor.device
+    if device.type == "cpu":
+        return served
+    dtype = _after_autocast(op, device, tensor.dtype)
+    found = _sizes.get((op, device, dtype, _tf32(device, dtype)))
+    return found.backend(tensor.numel(), torch.is_grad_enabled()) if found else served
+
+
+def _measured(op: str, device: torch.device, dtype: torch.dtype) -> choices.Measured | None:
+    """What is known of the op's times on the device."""
+    if device.type != "cuda" or _unprovable(op, "cuda") is not None:
+        return None
+    return choices.measured(op, unit(op, "cuda", device, dtype).precision, device)
+
+
 @functools.cache
 def _first(op: str, device: torch.device, dtype: torch.dtype, tf32: bool) -> tuple[str, tuple[str, ...]]:
-    """The first backend of the device's order that can serve, and what is to be said of those before it."""
+    """The first backend of the device's order that can serve, and what is to be said of those before it.
+
+    Where times are known that is the order, and all that are the fastest at some size are asked for.
+    """
     missing: list[str] = []
     failed: list[str] = []
-    for backend in _PREFERENCE.get(device.type, ("torch",)):
+    serving: list[str] = []
+    measured = _measured(op, device, dtype)
+    order = measured.overall if measured else _PREFERENCE.get(device.type, ("torch",))
+    for backend in order:
+        if serving and (measured is None or backend not in measured.ever_fastest()):
+            continue
         reason = _unavailable(op, backend, device.type, dtype) or _unprovable(op, backend)
         if reason is not None:
             if backend in native.LIBRARIES and native.unavailable(backend) == reason:
                 missing.append(f"sequence_kernels computes with plain torch, which is slower: {reason}")
             continue
         if backend not in PROVEN_FIRST:
-            return backend, (*failed, *(missing if backend == "torch" else ()))
+            serving.append(backend)
+            continue
         asked = unit(op, backend, device, dtype)
         found = proofs.verdict(asked, proof(op, backend, asked.precision))
         if found.passed:
-            return backend, tuple(failed)
+            serving.append(backend)
+            continue
         failed.append(
             f"sequence_kernels does not use {asked} on {found.gpu}: "
             f"{found.said}. `python -m sequence_kernels prove` makes a report to send us"
         )
-    return "torch", (*failed, *missing)
+    chosen = serving[0] if serving else "torch"
+    if measured and serving:
+        _sizes[op, device, dtype, tf32] = choices.by_size(measured, serving)
+    return chosen, (*failed, *(missing if chosen == "torch" else ()))
 
 
 def unit(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> proofs.Unit:
@@ -236,7 +270,7 @@ def unit(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> pro
     Where its kernels do not compute in the precision of the tensors, that is float32.
     """
     kind = "tf32" if _tf32(device, dtype) else str(dtype.to_real()).removeprefix("torch.")
-    return proofs.Unit(_family(op), backend, kind if kind in _proofs(op).PRECISIONS else "float32", device)
+    return proofs.Unit(family(op), backend, kind if kind in _proofs(op).PRECISIONS else "float32", device)
 
 
 def units(device: torch.device) -> dict[proofs.Unit, proofs.Proof]:
@@ -248,13 +282,11 @@ def units(device: torch.device) -> dict[proofs.Unit, proofs.Proof]:
                 continue
             if _unprovable(op, backend) is None:
                 for kind in _proofs(op).PRECISIONS:
-                    found.setdefault(
-                        proofs.Unit(_family(op), backend, kind, device), proof(op, backend, kind)
-                    )
+                    found.setdefault(proofs.Unit(family(op), backend, kind, device), proof(op, backend, kind))
     return found
 
 
-def _family(op: str) -> str:
+def family(op: str) -> str:
     """The directory that the op and those of the same kernels stand in; its own name if it has none."""
     return _packages.get(op, op).rpartition(".")[2]
 
@@ -273,8 +305,14 @@ def proof_cases(op: str, kind: str) -> list[proofs.Case]:
     return list(_proofs(op).cases(getattr(torch, "float32" if kind == "tf32" else kind)))
 
 
+def workloads(op: str, kind: str) -> list[proofs.Workload]:
+    """The calls of the op that are timed to choose among its kernels."""
+    found = _proofs(op).workloads(getattr(torch, "float32" if kind == "tf32" else kind))
+    return [workload for workload in found if workload.op == op]
+
+
 def _proofs(op: str) -> Any:
-    """The module ``proof`` of the op's directory: ``PRECISIONS``, and ``cases`` of a dtype."""
+    """The module ``proof`` of the op's directory: ``PRECISIONS``, and ``cases`` and ``workloads`` of a dtype."""
     return importlib.import_module(f"{_packages[op]}.proof")
 
 
@@ -327,7 +365,8 @@ def choose(op: str, backend: str | None, tensor: torch.Tensor) -> str:
     """
     asked = backend if backend is not None else getattr(_thread, "backend", None)
     if asked is None:
-        return _serving(op, tensor.device, tensor.dtype)
+        served = _serving(op, tensor.device, tensor.dtype)
+        return served if torch.compiler.is_compiling() or not _sizes else _of_its_size(served, op, tensor)
     return _require(op, _known(asked), tensor.device.type, tensor.dtype)
 
 
@@ -401,13 +440,23 @@ def reasons(
     if device == torch.device("cuda") and torch.cuda.is_available():
         device = torch.device("cuda", torch.cuda.current_device())
     refused = {b: reason for b in BACKENDS if (reason := _refused(op, b, device, dtype))}
-    order = _PREFERENCE.get(device.type, ("torch",))
+    measured = None if device.index is None else _measured(op, device, dtype)
+    order = measured.overall if measured else _PREFERENCE.get(device.type, ("torch",))
     chosen = next(b for b in order if b not in refused)
     others = {b: refused.get(b, "able, if it is asked for") for b in BACKENDS if b != chosen}
-    if chosen not in PROVEN_FIRST:
-        return chosen, None, others
-    verdict = proofs.on_record(unit(op, chosen, device, dtype))
-    return chosen, _said(verdict), others
+    said = [_said_of_times(measured, chosen)] if measured else []
+    if chosen in PROVEN_FIRST:
+        said.append(_said(proofs.on_record(unit(op, chosen, device, dtype))))
+    return chosen, "; ".join(said) or None, others
+
+
+def _said_of_times(measured: choices.Measured, chosen: str) -> str:
+    sizes = [
+        f"{ranked.forward[0]} at {size} elements"
+        for size, ranked in measured.sizes
+        if ranked.forward[0] != chosen
+    ]
+    return ", ".join((f"chosen by measuring on {measured.gpu}, {measured.date}", *sizes))
 
 
 def _refused(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> str | None:

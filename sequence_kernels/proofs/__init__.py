@@ -4,9 +4,9 @@ A proof runs a few small calls of a family of kernels against plain torch in flo
 for this model of GPU, driver, torch, Triton and build, and holds until one of them changes.
 """
 
-from .case import Case
-from .judge import LostDeviceError, NotNowError, Proof, forget, on_record, prove, record, verdict
-from .ledger import Unit, Verdict
+from .case import Case, Workload
+from .judge import LostDeviceError, NotNowError, Proof, folder, forget, on_record, prove, record, verdict
+from .ledger import Unit, Verdict, write_at_once
 
 __all__ = [
     "Case",
@@ -15,9 +15,12 @@ __all__ = [
     "Proof",
     "Unit",
     "Verdict",
+    "Workload",
+    "folder",
     "forget",
     "on_record",
     "prove",
     "record",
     "verdict",
+    "write_at_once",
 ]

@@ -1,7 +1,8 @@
-"""The calls that prove a family of kernels: each op's directory has some in ``proof.py``."""
+"""The calls that prove a family of kernels, and those that are timed: each op's directory has some in ``proof.py``."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,18 @@ class Case(NamedTuple):
     name: str
     op: str
     args: tuple[Any, ...]
+
+
+class Workload(NamedTuple):
+    """A call of a size that models have, to be timed: ``make`` gives the arguments as those of a ``Case``.
+
+    ``elements``: of the tensor that ``dispatch.choose`` is asked with.
+    """
+
+    shape: str
+    op: str
+    elements: int
+    make: Callable[[], tuple[Any, ...]]
 
 
 class Draw:

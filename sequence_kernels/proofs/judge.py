@@ -81,6 +81,11 @@ def verdict(unit: Unit, proof: Proof) -> Verdict:
     return _at_work().proof_of(unit, proof).result()
 
 
+def folder(device: torch.device) -> Path | None:
+    """Where verdicts for this build on the GPU lie; None where they cannot be kept."""
+    return _ledger(device).folder
+
+
 def record(unit: Unit, said: str) -> Verdict:
     """Put it on record that the kernels failed, as somebody else has found."""
     found = _verdict(unit, said, None, 0.0)

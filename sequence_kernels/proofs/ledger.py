@@ -56,7 +56,7 @@ class Ledger:
     """
 
     def __init__(self, root: Path | None, place: Mapping[str, str | None]) -> None:
-        self._folder: Path | None = None
+        self.folder: Path | None = None
         if root is None:
             return
         text = json.dumps(place, indent=1, sort_keys=True)
@@ -64,28 +64,28 @@ class Ledger:
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / "place.json").exists():
-                _write(folder / "place.json", text)
-            self._folder = folder
+                write_at_once(folder / "place.json", text)
+            self.folder = folder
 
     def read(self, name: str) -> Verdict | None:
-        if self._folder is None:
+        if self.folder is None:
             return None
         try:
-            return Verdict(**json.loads((self._folder / f"{name}.json").read_text()))
+            return Verdict(**json.loads((self.folder / f"{name}.json").read_text()))
         except (OSError, ValueError, TypeError):  # none, or not one of ours
             return None
 
     def write(self, name: str, verdict: Verdict) -> None:
-        if self._folder is not None:
+        if self.folder is not None:
             with contextlib.suppress(OSError):
-                _write(self._folder / f"{name}.json", json.dumps(verdict._asdict(), indent=1))
+                write_at_once(self.folder / f"{name}.json", json.dumps(verdict._asdict(), indent=1))
 
     def forget(self, name: str) -> None:
         """The verdict, and the mark of a process that was killed."""
-        if self._folder is not None:
+        if self.folder is not None:
             with contextlib.suppress(OSError):
-                (self._folder / f"{name}.json").unlink(missing_ok=True)
-                (self._folder / f"{name}.mark").write_text("")
+                (self.folder / f"{name}.json").unlink(missing_ok=True)
+                (self.folder / f"{name}.mark").write_text("")
 
     @contextlib.contextmanager
     def turn(self, name: str) -> Iterator[str]:
@@ -107,10 +107,10 @@ class Ledger:
 
     def _open_mark(self, name: str) -> int | None:
         """Locked; None where marks cannot be, so that each process proves for itself."""
-        if self._folder is None or fcntl is None:
+        if self.folder is None or fcntl is None:
             return None
         try:
-            mark = os.open(self._folder / f"{name}.mark", os.O_RDWR | os.O_CREAT, 0o644)
+            mark = os.open(self.folder / f"{name}.mark", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError:
             return None
         try:
@@ -129,7 +129,7 @@ def _set(mark: int, text: str) -> None:
         os.fsync(mark)
 
 
-def _write(path: Path, text: str) -> None:
+def write_at_once(path: Path, text: str) -> None:
     """All of it or nothing, for whoever reads meanwhile."""
     handle, temporary = tempfile.mkstemp(dir=path.parent)
     try:

@@ -20,7 +20,7 @@ def test_kernels_that_compute_sanitizer_watches(unit: proofs.Unit, monkeypatch: 
     """However long they take under it; nothing is put on record."""
     monkeypatch.setattr(judge, "SLOW", float("inf"))
     before = torch.backends.cuda.matmul.fp32_precision
-    prove.allow_tf32(unit)
+    prove.allow_tf32(unit.precision)
     try:
         verdict = proofs.prove(unit, UNITS[unit])
     finally:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import functools
+import io
 import json
 import os
 import signal
@@ -12,7 +15,6 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from sequence_kernels import S4, S4D, ops, proofs, prove
+from sequence_kernels import S4, S4D, ops, proofs, prove, tune
 from sequence_kernels.ops import dispatch
 from sequence_kernels.proofs import judge
 from tests.stand_in_gpu.gpu import GPU
@@ -59,7 +61,7 @@ def plant(op: str, backend: str, kernel: Callable[..., Any]) -> None:
     dispatch._implementations[op][backend] = dispatch.Implementation(kernel, lambda device, dtype: None)
 
 
-@contextmanager
+@contextlib.contextmanager
 def planted(kernel: Callable[..., Any], backend: str = "cuda") -> Iterator[None]:
     """With other kernels, and nothing on record."""
     transpose = f"{OP}_transpose"
@@ -302,6 +304,58 @@ def child() -> None:
     sys.exit(prove.as_child(sys.argv[2:]))
 
 
+def tuned() -> dict[str, Any]:
+    """`tune`, and what is chosen after it, where CUDA's kernels are slow for few elements, Triton's for many."""
+    exact = dispatch.implementation(OP, "torch")
+    workloads = dispatch.workloads
+
+    def paced(seconds: Callable[[int], float]) -> Callable[..., Any]:
+        def kernel(v: torch.Tensor, *args: Any) -> Any:
+            time.sleep(seconds(v.numel()))
+            return exact(v, *args)
+
+        return kernel
+
+    def small(op: str, kind: str) -> list[proofs.Workload]:
+        def make(pairs: int) -> tuple[Any, ...]:
+            return torch.ones(1, 1, pairs, dtype=torch.complex64), -torch.ones(1, pairs) + 0j, 4, True, 0
+
+        sizes = (4, 64) if kind == "float32" else ()
+        return [proofs.Workload(f"N={n}", OP, n, functools.partial(make, n)) for n in sizes]
+
+    def run() -> list[str]:
+        given = argparse.Namespace(device=0, ops=(OP,), again=False, out=None)
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            assert tune.command(given) == 0
+        return said.getvalue().splitlines()
+
+    def chosen(pairs: int) -> str:
+        return dispatch.choose(OP, None, torch.ones(1, pairs, dtype=torch.complex64, device=DEVICE))
+
+    tune.SAMPLES = 1
+    dispatch.workloads = small
+    found: dict[str, Any] = {}
+    with (
+        planted(paced(lambda elements: 0.1 if elements > 16 else 0), "triton"),
+        planted(paced(lambda elements: 0 if elements > 16 else 0.1)),
+    ):
+        plant(OP, "torch", paced(lambda elements: 0.04))
+        found["before"] = choose()
+        found["said"], found["after"] = run(), choose()
+        found["by size"] = [chosen(pairs) for pairs in (1, 15, 17, 1000)]
+        forget()
+        found["later"] = [chosen(pairs) for pairs in (1, 1000)]
+        timed, tune.timed = tune.timed, None
+        found["again"] = run()
+        tune.timed = timed
+    with planted(right, "triton"), planted(wrong):
+        found["wrong"] = sorted({job.backend for job in tune.jobs(DEVICE, (OP,))})
+        dispatch.choose(OP, None, TENSOR.to(DEVICE))
+        found["without a table"] = len(dispatch._sizes)
+    dispatch.workloads = workloads
+    return found
+
+
 def every_kernel() -> dict[str, Any]:
     """All proofs of the CUDA kernels, anew."""
     GPU.launches.clear()
@@ -315,7 +369,7 @@ def every_kernel() -> dict[str, Any]:
 
     for unit, proof in dispatch.units(DEVICE).items():
         if unit.backend == "cuda":
-            prove.allow_tf32(unit)
+            prove.allow_tf32(unit.precision)
             verdict = proofs.prove(unit, proof._replace(cases=functools.partial(counted, proof.cases)))
             found[unit.name] = [verdict.passed, verdict.said]
     return {"verdicts": found, "launches": dict(GPU.launches), "elements": elements}
@@ -331,6 +385,7 @@ def in_one_process() -> dict[str, Any]:
         "not_now": not_now(),
         "together": together(),
         "killed": killed(),
+        "tuned": tuned(),
         "every_kernel": every_kernel(),
     }
 

@@ -145,6 +145,29 @@ def test_a_kernel_that_kills_its_process_is_not_tried_again(found: dict[str, Any
     assert re.search(NAMED + r"process \d+ ended before the proof did", warning)
 
 
+def test_what_is_measured_to_be_the_fastest_serves(found: dict[str, Any]) -> None:
+    """By rule CUDA's kernels; here they are slow for few elements, Triton's for many, and torch is between."""
+    tuned = found["tuned"]
+    assert tuned["before"]["chosen"] == "cuda"
+    assert (tuned["after"]["chosen"], tuned["after"]["warnings"]) == ("triton", [])
+    assert re.search(
+        r": (cuda|triton) \(chosen by measuring on stand-in GPU, 20\d\d-\d\d-\d\d, "
+        r"(triton at 4|cuda at 64) elements; proven on stand-in GPU, 20\d\d-\d\d-\d\d\)$",
+        tuned["after"]["explained"],
+    )
+    assert tuned["by size"] == ["triton", "triton", "cuda", "cuda"]
+    assert tuned["later"] == ["triton", "cuda"]
+    rows = [line for line in tuned["said"] if " ms" in line]
+    assert len(rows) == 6
+    assert re.match(r"vandermonde float32 N=4, cuda: \d+\.\d+ ms, with gradients \d+\.\d+ ms$", rows[0])
+    assert [line for line in tuned["again"] if " ms" in line] == rows  # nothing is measured twice
+
+
+def test_only_what_is_proven_is_measured(found: dict[str, Any]) -> None:
+    assert found["tuned"]["wrong"] == ["torch", "triton"]
+    assert found["tuned"]["without a table"] == 0
+
+
 @pytest.mark.thorough
 def test_the_command_outlives_kernels_that_kill_and_hang(tmp_path: Path) -> None:
     ran = outcome("command", tmp_path)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
-from ...proofs.case import Case, Draw
+from ...proofs.case import Case, Draw, Workload
 
 PRECISIONS = ("float32", "float64")
 
@@ -22,3 +23,14 @@ def cases(dtype: torch.dtype) -> Iterator[Case]:
         name = f"{channels} channels, rank {rank}, N={pairs}, L={length}"
         yield Case(name, "dplr_generating", system)
         yield Case(f"backward, {name}", "dplr_generating_backward", (g, *system))
+
+
+def workloads(dtype: torch.dtype) -> Iterator[Workload]:
+    for heads, pairs, length in ((64, 32, 513), (256, 32, 2049), (512, 32, 8193)):
+
+        def make(heads: int = heads, pairs: int = pairs, length: int = length) -> tuple[Any, ...]:
+            draw = Draw(dtype)
+            c, p, q = (0.3 * draw.complex(1, heads, pairs) for _ in "cpq")
+            return c, p, q, draw.complex(heads, pairs), draw.inside(heads, pairs) - 0.5, draw.real(length)
+
+        yield Workload(f"H={heads}, N={pairs}, L={length}", "dplr_generating", heads * pairs, make)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
-from ...proofs.case import Case, Draw
+from ...proofs.case import Case, Draw, Workload
 from .reference import ssm_chunk
 
 PRECISIONS = ("float32", "float64")
@@ -24,3 +25,16 @@ def cases(dtype: torch.dtype) -> Iterator[Case]:
         )
         yield Case(name, "ssm_chunk", call)
         yield Case(f"backward, {name}", "ssm_chunk_backward", (*ssm_chunk(*call), *call))
+
+
+def workloads(dtype: torch.dtype) -> Iterator[Workload]:
+    """Of S4D and of S4."""
+    for heads, pairs, rank in ((64, 32, 0), (64, 32, 1), (512, 32, 0), (512, 32, 1)):
+
+        def make(heads: int = heads, pairs: int = pairs, rank: int = rank) -> tuple[Any, ...]:
+            wide = Draw(torch.float64)
+            p, q = (0.3 * pairs**-0.5 * wide.complex(rank, heads, pairs) for _ in "pq")
+            a, b = 0.9 * torch.exp(wide.inside(heads, pairs)), wide.complex(heads, pairs)
+            return a, p, q, b, Draw(dtype).complex(1, heads, pairs), 32, False
+
+        yield Workload(f"H={heads}, N={pairs}, rank {rank}, T=32", "ssm_chunk", heads * pairs, make)

@@ -7,12 +7,13 @@ that fill shared memory.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...proofs.case import Case, Draw
+from ...proofs.case import Case, Draw, Workload
 
 PRECISIONS = ("float32", "float64", "bfloat16", "float16", "tf32")
 
@@ -87,3 +88,18 @@ def gradients(sizes: Sizes, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     draw = Draw(torch.float64 if dtype == torch.float64 else torch.float32, seed=7)
     g = draw.real(sizes.batch, sizes.channels, sizes.heads, sizes.length, dtype=dtype)
     return g, draw.real(sizes.batch, sizes.heads, sizes.size)
+
+
+def workloads(dtype: torch.dtype) -> Iterator[Workload]:
+    """Of S4D and of S4."""
+    for batch, heads, length in ((1, 64, 256), (4, 256, 1024), (8, 512, 4096)):
+        for dense in (False, True):
+            sizes = Sizes(batch, 1, heads, length, 32, 64, dense, False)
+            shape = f"B={batch}, H={heads}, L={length}, S=64, T=32, {'dense' if dense else 'diagonal'}"
+            yield Workload(shape, "ssm_conv", batch * heads * length, partial(_whole, sizes, dtype))
+
+
+def _whole(sizes: Sizes, dtype: torch.dtype) -> tuple[Any, ...]:
+    """As a layer in training calls it: no states, and the power that whole chunks need alone."""
+    u, taps, e_out, e_in, powers, d, *_ = system(sizes, dtype)
+    return u, taps, e_out, e_in, powers[:, -1:], d, None, None

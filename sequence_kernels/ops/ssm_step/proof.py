@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
-from ...proofs.case import Case, Draw
+from ...proofs.case import Case, Draw, Workload
 
 PRECISIONS = ("float32", "float64")
 
@@ -25,3 +26,25 @@ def cases(dtype: torch.dtype) -> Iterator[Case]:
         indices = torch.arange(rows).flip(0) + 1
         indices[rows // 2] = -1 if rows > 1 else 2  # an idle row
         yield Case(f"slots, {name}", "ssm_step_", (slots, u, *step, indices))
+
+
+def workloads(dtype: torch.dtype) -> Iterator[Workload]:
+    """Of S4D and of S4, from one stream to many."""
+    for rows, heads, pairs in ((1, 256, 32), (32, 256, 32), (512, 256, 32)):
+        for rank in (0, 1):
+
+            def make(
+                rows: int = rows, heads: int = heads, pairs: int = pairs, rank: int = rank
+            ) -> tuple[Any, ...]:
+                draw = Draw(dtype)
+                state, u = draw.complex(rows, heads, pairs), draw.real(rows, heads)
+                parameters = 0.5 * draw.inside(heads, pairs), draw.complex(heads, pairs)
+                low_rank = [0.1 * draw.complex(rank, heads, pairs) if rank else None for _ in "pq"]
+                return state, u, *parameters, draw.complex(1, heads, pairs), draw.real(1, heads), *low_rank
+
+            def in_place(make: Callable[[], tuple[Any, ...]] = make) -> tuple[Any, ...]:
+                return *make(), None
+
+            shape, elements = f"B={rows}, H={heads}, N={pairs}, rank {rank}", rows * heads * pairs
+            yield Workload(shape, "ssm_step", elements, make)
+            yield Workload(shape, "ssm_step_", elements, in_place)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
-from ...proofs.case import Case, Draw
+from ...proofs.case import Case, Draw, Workload
 
 PRECISIONS = ("float32", "float64")
 
@@ -24,3 +25,19 @@ def cases(dtype: torch.dtype) -> Iterator[Case]:
         yield Case(f"{name}, complex", "vandermonde_transpose", (draw.complex(2, 3, length), x, power))
     long = draw.real(1, 1, 16385), draw.inside(1, 2)
     yield Case("transpose in segments", "vandermonde_transpose", (*long, 0))
+
+
+def workloads(dtype: torch.dtype) -> Iterator[Workload]:
+    for heads, pairs, length in ((64, 32, 1024), (256, 32, 4096), (512, 32, 16384)):
+
+        def forward(heads: int = heads, pairs: int = pairs, length: int = length) -> tuple[Any, ...]:
+            draw = Draw(dtype)
+            return draw.complex(1, heads, pairs), draw.inside(heads, pairs) / 64, length, True, 0
+
+        def transpose(heads: int = heads, pairs: int = pairs, length: int = length) -> tuple[Any, ...]:
+            draw = Draw(dtype)
+            return draw.real(1, heads, length), draw.inside(heads, pairs) / 64, 0
+
+        shape = f"H={heads}, N={pairs}, L={length}"
+        yield Workload(shape, "vandermonde", heads * pairs, forward)
+        yield Workload(shape, "vandermonde_transpose", heads * length, transpose)
