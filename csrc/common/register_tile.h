@@ -77,6 +77,16 @@ struct RegisterTile {
     }
   }
 
+  // += c, its column j times by[j].
+  void add_scaled(const Real* c, int64_t c_row, const Real* by) {
+#pragma GCC unroll 16
+    for (int j = 0; j < vectors; ++j) {
+      const Vector<Real> factor = load(by + j * kLanes<Real>);
+#pragma GCC unroll 16
+      for (int i = 0; i < rows; ++i) sums[i][j] += load(c + i * c_row + j * kLanes<Real>) * factor;
+    }
+  }
+
   // to[j] += sum_i of what is here times c.
   void add_dots(const Real* c, int64_t c_row, Real* to) const {
 #pragma GCC unroll 16

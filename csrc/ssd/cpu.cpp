@@ -11,16 +11,19 @@ template <typename Real>
 struct Forward : Worker<Real> {
   using Base = Worker<Real>;
   using Base::a, Base::P, Base::N, Base::Pp, Base::Np, Base::Q, Base::m, Base::Qm, Base::lanes;
-  using Base::dt, Base::since_start, Base::until_end;
+  using Base::dt, Base::since_start, Base::until_end, Base::ahead, Base::behind;
+
+  static constexpr Element kOwn = sizeof(Real) == 8 ? Element::float64 : Element::float32;
 
   Real *states, *c, *b_columns, *products;  // (kHeads, N, P), (Q, N), (N, Q), c b' (Q, Q)
-  Real *x, *inputs, *weights, *out, *entering;
+  Real *x, *inputs, *weights, *out, *entering, *skips;
 
   Forward(const SsdArguments<Real>& given, Real* scratch) : Base(given, scratch) {
     states = this->take(smaller(kHeads, given.heads_of_group()) * Np * Pp);
     c = this->take(Q * Np), b_columns = this->take(Q * Np), products = this->take(Q * Q);
     x = this->take(Q * Pp), inputs = this->take(Q * Pp), weights = this->take(Q * Q);
     out = this->take(Q * (Pp > Np ? Pp : Np)), entering = this->take(Q);
+    skips = this->take(kHeads * Pp);
   }
 
   void read_group(int64_t b, int64_t group, int64_t first) const {
@@ -36,39 +39,52 @@ struct Forward : Worker<Real> {
 
   // W_ts dt_s of the row t, zeros up to the end of its tile.
   void weigh(int64_t t) const {
-    const int64_t end = round_up(t + 1, kTileRows);
+    const int64_t own = t / lanes * lanes, end = round_up(t + 1, kTileRows);
+    const Real* row = products + t * Q;
+    for (int64_t s = 0; s < own; s += lanes)
+      store<Real>(weights + t * Q + s, load(behind + s) * ahead[s / lanes * Q + t] * load(row + s));
     const Indices<Real> last = indices<Real>(t) - indices<Real>(0);
-    for (int64_t s = 0; s < end; s += lanes) {
-      const Vector<Real> w = this->decay_between(t, s, 1) * load(dt + s) * load(products + t * Q + s);
+    for (int64_t s = own; s < end; s += lanes) {
+      const Vector<Real> w = this->decay_between(t, s, 1) * load(dt + s) * load(row + s);
       store<Real>(weights + t * Q + s, indices<Real>(s) <= last ? w : Vector<Real>{});
     }
   }
 
-  void head(int64_t b, int64_t h, int64_t first, Real* state) const {
+  void head(int64_t b, int64_t h, int64_t first, Real* state, const Real* skip) const {
     this->read_steps(b, h, first);
     this->read_rows(a.x, b, h, first, P, x, Pp);
-    for (int64_t t = 0; t < Qm; ++t) weigh(t), entering[t] = until_end[t] * dt[t];
+    this->split_decays();
+    for (int64_t t = 0; t < Qm; ++t) behind[t] *= dt[t], entering[t] = until_end[t] * dt[t];
+    for (int64_t t = 0; t < Qm; ++t) weigh(t);
+    if (h + 1 < a.H) this->prefetch_rows(a.x, b, h + 1, first, P);
+    const int64_t place = ((b * a.L + first) * a.H + h) * P;
+    const bool in_place = a.element == kOwn && P == Pp && m == Qm;
+    Real* to = in_place ? static_cast<Real*>(a.y) + place : out;
+    const int64_t row = in_place ? a.H * P : Pp;
     for_tiles<Real>(Qm, Pp, [&](auto& tile, int64_t i, int64_t j) {
       tile.add(N, c + i * Np, Np, 1, state + j, Pp);
       tile.scale_rows(since_start + i);
       tile.add(i + kTileRows, weights + i * Q, Q, 1, x + j, Pp);
-      tile.put(out + i * Pp + j, Pp);
+      tile.add_scaled(x + i * Pp + j, Pp, skip + j);
+      tile.put(to + i * row + j, row);
     });
-    if (a.d)
-      for (int64_t t = 0; t < m; ++t)
-        for (int64_t p = 0; p < P; ++p) out[t * Pp + p] += a.d[h * P + p] * x[t * Pp + p];
-    this->write_rows(out, Pp, ((b * a.L + first) * a.H + h) * P, a.H * P, P, a.y);
+    if (!in_place) this->write_rows(out, Pp, place, a.H * P, P, a.y);
     this->scaled_rows(x, entering, inputs);
     this->advance(state, b_columns, inputs, state);
   }
 
   // Heads [begin, end) of one group of sequence b.
   void run(int64_t b, int64_t group, int64_t begin, int64_t end) {
-    for (int64_t h = begin; h < end; ++h) this->read_state(a.initial, b, h, states + (h - begin) * Np * Pp);
+    fill(skips, kHeads * Pp);
+    for (int64_t h = begin; h < end; ++h) {
+      this->read_state(a.initial, b, h, states + (h - begin) * Np * Pp);
+      if (a.d) read(a.d + h * P, 1, P, skips + (h - begin) * Pp);
+    }
     for (int64_t first = 0; first < a.L; first += Q) {
       this->begin_chunk(first);
       read_group(b, group, first);
-      for (int64_t h = begin; h < end; ++h) head(b, h, first, states + (h - begin) * Np * Pp);
+      for (int64_t h = begin; h < end; ++h)
+        head(b, h, first, states + (h - begin) * Np * Pp, skips + (h - begin) * Pp);
     }
     for (int64_t h = begin; h < end; ++h)
       this->write_state(states + (h - begin) * Np * Pp, b, h, a.final_state);

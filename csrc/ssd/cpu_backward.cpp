@@ -9,7 +9,7 @@ template <typename Real>
 struct Backward : Worker<Real> {
   using Base = Worker<Real>;
   using Base::a, Base::P, Base::N, Base::Pp, Base::Np, Base::Q, Base::m, Base::Qm, Base::lanes;
-  using Base::dt, Base::since_start, Base::until_end;
+  using Base::dt, Base::since_start, Base::until_end, Base::ahead, Base::behind;
 
   const int64_t most = smaller(a.heads_of_group(), a.heads_together);
   Real *states, *slopes;                   // S before every chunk (heads, chunks, N, P); G' (heads, N, P)
@@ -66,20 +66,27 @@ struct Backward : Worker<Real> {
 
   // Row s of W, and what h adds to the sums over heads and to the gradients of the time steps.
   void weigh(int64_t s) const {
-    const Indices<Real> row = indices<Real>(s) - indices<Real>(0);
     constexpr int64_t step =
         lanes > kTileRows ? lanes : kTileRows;  // zeros from the beginning of the row's tile
+    const int64_t own = s / lanes * lanes;
+    const Indices<Real> row = indices<Real>(s) - indices<Real>(0);
+    const Vector<Real> none = {};
     Vector<Real> crossed = {};
-    for (int64_t t = s / step * step; t < Qm; t += lanes) {
-      const Indices<Real> column = indices<Real>(t);
-      const Vector<Real> none = {}, product = load(products + s * Q + t);
-      const Vector<Real> between = column >= row ? this->decay_between(s, t, -1) : none;
-      const Vector<Real> pair = column >= row ? between * load(crossing + s * Q + t) : none;
-      store<Real>(weights + s * Q + t, column >= row ? between * product : none);
+    for (int64_t t = s / step * step; t < own; t += lanes) store<Real>(weights + s * Q + t, none);
+    const auto add = [&](int64_t t, Vector<Real> between, Vector<Real> pair, Vector<Real> held) {
+      store<Real>(weights + s * Q + t, between * load(products + s * Q + t));
       store<Real>(paired + s * Q + t, load(paired + s * Q + t) + pair);
-      const Vector<Real> held = column > row ? product * pair : none;
       store<Real>(from_here + t, load(from_here + t) + held);
       crossed += held;
+    };
+    const Indices<Real> column = indices<Real>(own);
+    const Vector<Real> near = column >= row ? this->decay_between(s, own, -1) : none;
+    const Vector<Real> pair = column >= row ? near * load(crossing + s * Q + own) : none;
+    add(own, near, pair, column > row ? pair * load(products + s * Q + own) : none);
+    for (int64_t t = own + lanes; t < Qm; t += lanes) {
+      const Vector<Real> between = load(ahead + s / lanes * Q + t) * behind[s];
+      const Vector<Real> pair = between * load(crossing + s * Q + t);
+      add(t, between, pair, pair * load(products + s * Q + t));
     }
     from_here[s] -= sum<Real>(crossed);
   }
@@ -112,6 +119,7 @@ struct Backward : Worker<Real> {
       tile.put(crossing + i * Q + j, Q);
     });
     fill(from_here, Q);
+    this->split_decays();
     for (int64_t s = 0; s < Qm; ++s) weigh(s);
     add_columns(before, g_columns, since_start, c_columns, from_here, dc_columns);
     add_columns(after, x_columns, until_end, nullptr, nullptr, db_columns);

@@ -84,11 +84,15 @@ struct Worker {
   // Of a head in a chunk of m elements, rows of zeros behind them up to Qm.
   Real *dt, *high, *low;          // time steps; the sums l and what they lack in digits
   Real *since_start, *until_end;  // exp(l_t), exp(l_e - l_t)
+  // exp(l_t - l_s) where t is in a later vector than s: exp(l_t - l_r) exp(l_r - l_s), r being the last of s's
+  // vector. Of these two, one for each vector and t, and one for each s.
+  Real *ahead, *behind;
   int64_t m = 0, Qm = 0;
 
   Worker(const SsdArguments<Real>& given, Real* scratch)
       : a(given), P(given.P), N(given.N), Pp(padded(given.P)), Np(padded(given.N)), next(scratch) {
     dt = take(Q), high = take(Q), low = take(Q), since_start = take(Q), until_end = take(Q);
+    ahead = take(Q / lanes * Q), behind = take(Q);
   }
 
   static int64_t padded(int64_t size) { return round_up(size > 0 ? size : 1, 64 / sizeof(Real)); }
@@ -119,6 +123,15 @@ struct Worker {
     fill(to + m * width, (Qm - m) * width);
   }
 
+  // Asks for rows that will be read soon: rows of heads lie apart.
+  void prefetch_rows(const SsdSequences& from, int64_t b, int64_t h, int64_t first, int64_t count) const {
+    with_element<Real>(a.element, from.data, [&](auto* data) {
+      const auto* row = data + b * from.batch + first * from.length + h * from.head;
+      for (int64_t t = 0; t < m; ++t, row += from.length)
+        for (int64_t p = 0; p < count; p += 64 / sizeof(*row)) __builtin_prefetch(row + p, 0, 2);
+    });
+  }
+
   void write_rows(const Real* from, int64_t width, int64_t place, int64_t row, int64_t count,
                   void* to) const {
     with_element<Real>(a.element, to, [&](auto* data) {
@@ -147,11 +160,20 @@ struct Worker {
     }
   }
 
-  // exp(l_t - l_s) of one row, or of one column with the signs exchanged: the difference of the high parts is
-  // rounded to its own size, that of the low parts is what it lacks.
-  Vector<Real> decay_between(int64_t row, int64_t columns, Real sign) const {
-    const Vector<Real> coarse = high[row] - load(high + columns), fine = low[row] - load(low + columns);
+  // exp(l_t - l_s) for one t or, with the sign -1, for one s: the difference of the high parts is rounded to
+  // its own size, that of the low parts is what it lacks.
+  Vector<Real> decay_between(int64_t one, int64_t others, Real sign) const {
+    const Vector<Real> coarse = high[one] - load(high + others), fine = low[one] - load(low + others);
     return decay<Real>((coarse + fine) * sign);
+  }
+
+  void split_decays() const {
+    for (int64_t s = 0; s < Qm; s += lanes) {
+      const int64_t r = s + lanes - 1;
+      store<Real>(behind + s, decay_between(r, s, 1));
+      for (int64_t t = s + lanes; t < Qm; t += lanes)
+        store<Real>(ahead + s / lanes * Q + t, decay_between(r, t, -1));
+    }
   }
 
   // state' = exp(l_e) state + sum_t of columns[.., t] rows[t, ..], (N, P); the two may be one.

@@ -88,7 +88,7 @@ def test_against_the_sum_as_written(
     """Results and all gradients, those of the final state among them."""
     tensors = [t.requires_grad_() for t in drawn(*sizes, last)]
     want = oracle(*tensors, silu)
-    weights = [torch.randn_like(r) for r in want]
+    weights = [real(*r.shape, seed=10) for r in want]
     slopes = torch.autograd.grad(want, tensors, weights)
     device = device_of(backend)
     moved = [t.detach().to(device).requires_grad_() for t in tensors]

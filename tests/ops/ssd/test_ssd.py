@@ -96,7 +96,7 @@ def test_against_the_recurrence_as_written(backend: str, sizes: tuple[int, ...])
     """Results and all gradients, those of the final state among them."""
     tensors = {name: t.requires_grad_() for name, t in drawn(*sizes).items()}
     want = oracle(**tensors, dt_softplus=True, dt_limit=(0.1, 1.5))
-    weights = [torch.randn_like(r) for r in want]
+    weights = [real(*r.shape, seed=10) for r in want]
     slopes = torch.autograd.grad(want, list(tensors.values()), weights)
     device = device_of(backend)
     moved = {name: t.detach().to(device).requires_grad_() for name, t in tensors.items()}
@@ -141,14 +141,16 @@ def test_extreme_steps_and_decays(backend: str, step: float, decay: float) -> No
     narrow = {name: t.to(device_of(backend)).requires_grad_() for name, t in given.items()}
     wide = {name: t.double().requires_grad_() for name, t in given.items()}
     got, want = ops.ssd(**narrow, backend=backend), oracle(**wide)
-    weights = [torch.randn_like(r) for r in want]
+    weights = [real(*r.shape, seed=10) for r in want]
     slopes = torch.autograd.grad(want, list(wide.values()), weights)
     found = torch.autograd.grad(
         got, list(narrow.values()), [w.to(r) for w, r in zip(weights, got, strict=True)]
     )
     for name, a, b in zip((*"ys", *given), (*got, *found), (*want, *slopes), strict=True):
-        scale = float(b.detach().norm()) + (1e-4 * float(slopes[1].norm()) if name == "a" else 1e-30)
-        assert float((a.detach().cpu().double() - b.detach()).norm()) <= 3e-6 * scale, name
+        # the gradients of dt and a are differences of sums over a chunk: more roundings than the others'
+        tolerance = 1e-5 if name in ("dt", "a") else 3e-6
+        error = (a.detach().cpu().double() - b.detach()).norm()
+        assert float(error) <= tolerance * float(b.detach().norm()), name
 
 
 @every_backend
