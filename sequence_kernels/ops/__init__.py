@@ -6,6 +6,7 @@ from .dispatch import BACKENDS, BackendUnavailableError, explain, operations, us
 from .dplr_discretize import dplr_discretize
 from .dplr_generating import dplr_generating
 from .fft_conv import fft_conv
+from .selective_scan import selective_scan
 from .ssd import ssd
 from .ssm_chunk import ssm_chunk
 from .ssm_conv import ssm_conv
@@ -23,6 +24,7 @@ __all__ = [
     "explain",
     "fft_conv",
     "operations",
+    "selective_scan",
     "ssd",
     "ssm_chunk",
     "ssm_conv",

@@ -95,9 +95,11 @@ def _views_resolved() -> Iterator[None]:
 
 
 def autograd_rule(
-    op: Any, tensors: int, composite: Callable[..., Any], backward: Backward | None
+    op: Any, tensors: int, given: int, composite: Callable[..., Any], backward: Backward | None
 ) -> Callable[..., Any]:
     """What runs at the Autograd key of an op whose first ``tensors`` arguments are tensors.
+
+    Results behind the first ``given`` have no gradients and are handed to ``backward`` behind those tensors.
 
     ``composite`` computes the same of plain torch, or of other registered ops: what forward mode differentiates, and
     reverse mode too where there is no ``backward``.
@@ -109,21 +111,26 @@ def autograd_rule(
 
         @staticmethod
         def forward(ctx: Any, keyset: Any, *args: Any) -> Any:
-            ctx.save_for_backward(*args[:tensors])
-            ctx.rest = args[tensors:]
             if internals.transform() is None:
-                return below(op, keyset, args)
-            with (
-                torch.enable_grad(),
-                internals.forward_mode_enabled(True),
-            ):  # off in here; the next level needs them
-                return below(op, keyset, args)
+                out = below(op, keyset, args)
+            else:
+                with (
+                    torch.enable_grad(),
+                    internals.forward_mode_enabled(True),
+                ):  # off in here; the next level needs them
+                    out = below(op, keyset, args)
+            kept = out[given:] if isinstance(out, tuple) else ()
+            if kept:
+                ctx.mark_non_differentiable(*kept)
+            ctx.save_for_backward(*args[:tensors], *kept)
+            ctx.rest = args[tensors:]
+            return out
 
         @staticmethod
         def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
             inputs = (*ctx.saved_tensors, *ctx.rest)
             needed = ctx.needs_input_grad[1 : tensors + 1]
-            return (None, *pull_back(needed, inputs, *gradients), *(None,) * len(ctx.rest))
+            return (None, *pull_back(needed, inputs, *gradients[:given]), *(None,) * len(ctx.rest))
 
     def rule(keyset: Any, *args: Any) -> Any:
         transform = internals.transform()

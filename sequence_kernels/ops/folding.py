@@ -19,7 +19,7 @@ def vmap_rule(op: Callable[..., Any], of: Signature) -> Callable[..., Any]:
     shared. Else into the heads. Where neither will do, as for the lengths of systems that differ, the op is called once
     for each.
     """
-    letters = [name for name in ("*", "...", "B", "H") if all(name in _names(a) for a in of.gives)]
+    letters = [name for name in ("*", "...", "B", "H") if all(name in _names(a) for a in of.results)]
 
     def rule(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Any, Any]:
         count = len(of.tensors)
@@ -28,7 +28,7 @@ def vmap_rule(op: Callable[..., Any], of: Signature) -> Callable[..., Any]:
         tensors = [
             None if t is None else _first(t, dim) for t, dim in zip(args[:count], in_dims, strict=False)
         ]
-        if fold is None:
+        if fold is None or info.batch_size == 0:
             return _one_by_one(op, info.batch_size, tensors, in_dims, args[count:])
         if fold in ("*", "..."):
             rank = max(
@@ -40,8 +40,8 @@ def vmap_rule(op: Callable[..., Any], of: Signature) -> Callable[..., Any]:
                     tensors[i] = _in_front(t, is_mapped, info.batch_size, rank if fold == "*" else None)
             out = op(*tensors, *args[count:])
             return out, (0 if isinstance(out, Tensor) else (0,) * len(out))
-        sizes, heads, groups = {}, _heads(of, tensors, in_dims), 0
-        sums = any("G" in a.dims for a in of.gives)  # over the heads of a group, for each call apart
+        heads, groups = _heads(of, tensors, in_dims), 0
+        sums = any("G" in a.dims for a in of.results)  # over the heads of a group, for each call apart
         regrouped = sums or any(argument.axis(fold) is None for argument in mapped)
         for i, argument in enumerate(of.tensors):
             t, letter = tensors[i], _folded(argument, fold)
@@ -52,14 +52,13 @@ def vmap_rule(op: Callable[..., Any], of: Signature) -> Callable[..., Any]:
             if t is not None and axis is not None:
                 t = t if in_dims[i] is not None else t.unsqueeze(0).expand(info.batch_size, *t.shape)
                 axis += t.dim() - 1 if axis < 0 else 0
-                sizes[letter] = t.shape[axis + 1]
                 tensors[i] = t.movedim(0, axis).flatten(axis, axis + 1)
         out = op(*tensors, *args[count:])
         results = [
-            _unfolded(t, a.axis(letter), (info.batch_size, sizes[letter]))
+            _unfolded(t, a.axis(letter), info.batch_size)
             if (letter := _folded(a, fold)) is not None
-            else _unfolded(t, a.axis("G"), (info.batch_size, heads)).unflatten(-2, (-1, groups)).sum(-3)
-            for t, a in zip((out,) if isinstance(out, Tensor) else out, of.gives, strict=True)
+            else _unfolded(t, a.axis("G"), info.batch_size).unflatten(-2, (-1, groups)).sum(-3)
+            for t, a in zip((out,) if isinstance(out, Tensor) else out, of.results, strict=True)
         ]
         return (results[0], 0) if isinstance(out, Tensor) else (tuple(results), (0,) * len(results))
 
@@ -100,9 +99,9 @@ def _in_front(t: Tensor, mapped: bool, count: int, rank: int | None) -> Tensor:
     return t.reshape(count, *(1,) * (rank + 1 - t.dim()), *t.shape[1:]) if mapped else t
 
 
-def _unfolded(t: Tensor, axis: int | None, sizes: tuple[int, int]) -> Tensor:
+def _unfolded(t: Tensor, axis: int | None, count: int) -> Tensor:
     assert axis is not None
-    return t.unflatten(axis, sizes).movedim(axis - (axis < 0), 0)
+    return t.unflatten(axis, (count, t.shape[axis] // count)).movedim(axis - (axis < 0), 0)
 
 
 def _one_by_one(

@@ -53,6 +53,7 @@ def register_with_adjoint(
     *,
     fake: Callable[..., Any],
     missing: str,
+    keeps: str = "",
     follows_autocast: Sequence[int] = (),
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Define an op and ``name_backward``, all its gradients at once, and return both.
@@ -60,8 +61,12 @@ def register_with_adjoint(
     The latter takes the gradients of the results, then what the op takes, and gives a gradient of every tensor but
     those of integers, also of one that is None: it then has the dtype of the argument ``missing``. Its own derivatives
     are those of its plain torch.
+
+    Args:
+        keeps: results behind the others that spare the backward op work. They have no gradients, and it takes them
+            behind the tensors that the op takes; its plain torch does without them.
     """
-    forward = signature(takes, gives)
+    forward = signature(takes, gives, keeps)
     reverse = adjoint(forward)
     places = [i for i, a in enumerate(forward.tensors) if not a.integers]
     like = [a.name for a in forward.takes].index(missing)
@@ -112,7 +117,7 @@ def _register(
             name, torch.library.fallthrough_kernel, "Conjugate"
         )  # its own rule is for returned tensors
     else:
-        rule = autograd_rule(op, len(of.tensors), composite or plain_torch, backward)
+        rule = autograd_rule(op, len(of.tensors), len(of.gives), composite or plain_torch, backward)
         _library.impl(name, rule, "Autograd", with_keyset=True)
         torch.library.register_vmap(f"{NAMESPACE}::{name}", vmap_rule(op, of), lib=_library)
     for device in ("cpu", "cuda"):

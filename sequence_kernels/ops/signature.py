@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-_NUMBERS = ("int", "SymInt", "bool")
+_NUMBERS = ("int", "SymInt", "bool", "float")
 
 
 class Argument(NamedTuple):
@@ -46,6 +46,11 @@ class Argument(NamedTuple):
 class Signature(NamedTuple):
     takes: tuple[Argument, ...]
     gives: tuple[Argument, ...]
+    keeps: tuple[Argument, ...] = ()  # results behind the others, for the adjoint alone
+
+    @property
+    def results(self) -> tuple[Argument, ...]:
+        return (*self.gives, *self.keeps)
 
     @property
     def tensors(self) -> tuple[Argument, ...]:
@@ -54,16 +59,16 @@ class Signature(NamedTuple):
     @property
     def schema(self) -> str:
         """With the backend behind all the others."""
-        results = ", ".join(["Tensor"] * len(self.gives))
-        results = f"({results})" if len(self.gives) > 1 else results
+        results = ", ".join(["Tensor"] * len(self.results))
+        results = f"({results})" if len(self.results) > 1 else results
         return f"({', '.join(a.schema for a in self.takes)}, str backend) -> {results}"
 
     def sizes(self, tensors: tuple[Tensor | None, ...]) -> dict[str, int]:
-        """The size of each dimension that a tensor names from the left."""
+        """The size of each dimension that a tensor names from the left; of tensors that disagree, the first's."""
         found: dict[str, int] = {}
         for argument, tensor in zip(self.tensors, tensors, strict=True):
             if tensor is not None and argument.dims.isalpha():
-                found.update(zip(argument.dims, tensor.shape, strict=True))
+                found = dict(zip(argument.dims, tensor.shape, strict=True)) | found
         return found
 
 
@@ -73,9 +78,11 @@ def _argument(text: str) -> Argument:
     return Argument(name.rstrip("?!"), dims, "?" in name, "!" in name, kind == "int")
 
 
-def signature(takes: str, gives: str) -> Signature:
+def signature(takes: str, gives: str, keeps: str = "") -> Signature:
     """Parse both sides; ValueError where a tensor comes after a number."""
-    found = Signature(*(tuple(_argument(part) for part in side.split(", ")) for side in (takes, gives)))
+    found = Signature(
+        *(tuple(_argument(part) for part in side.split(", ") if part) for side in (takes, gives, keeps))
+    )
     late = [a.name for a in found.takes[len(found.tensors) :] if a.is_tensor]
     if late:
         raise ValueError(
@@ -85,8 +92,11 @@ def signature(takes: str, gives: str) -> Signature:
 
 
 def adjoint(of: Signature) -> Signature:
-    """What computes the gradients: it takes those of the results, then what the op takes."""
+    """What computes the gradients: it takes those of the results, then what the op takes and, behind its tensors, what
+    it keeps."""
     given = tuple(a._replace(name=f"g_{a.name}") for a in of.gives)
+    numbers = of.takes[len(of.tensors) :]
     return Signature(
-        (*given, *of.takes), tuple(a._replace(optional=False) for a in of.tensors if not a.integers)
+        (*given, *of.tensors, *of.keeps, *numbers),
+        tuple(a._replace(optional=False) for a in of.tensors if not a.integers),
     )

@@ -1,0 +1,80 @@
+// The arguments of the selective scan's ops, and what these require of them on every device.
+#pragma once
+
+#include "runtime/library.h"
+#include "selective_scan/selective_scan.h"
+
+namespace sequence_kernels {
+
+using Sizes = std::vector<int64_t>;
+
+struct ScanTensors {
+  Tensor u, delta, a, b, c;
+  std::optional<Tensor> d, z, bias, initial_state;
+  bool softplus;
+  double least, most;
+
+  static constexpr const char* schema =
+      "Tensor u, Tensor delta, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? z, Tensor? delta_bias, "
+      "Tensor? initial_state, bool softplus, float least, float most";
+  static ScanTensors take(Stack& stack) {
+    using Optional = std::optional<Tensor>;
+    return {stack.take<Tensor>(),   stack.take<Tensor>(),   stack.take<Tensor>(),   stack.take<Tensor>(),
+            stack.take<Tensor>(),   stack.take<Optional>(), stack.take<Optional>(), stack.take<Optional>(),
+            stack.take<Optional>(), stack.take<bool>(),     stack.take<double>(),   stack.take<double>()};
+  }
+};
+
+struct ScanSizes {
+  int64_t B, D, L, N, chunks;
+  bool complex;
+  Dtype real;       // of the computation
+  Dtype parameter;  // of a and the states
+
+  Sizes state() const { return {B, D, N}; }
+  Sizes kept() const { return {B, chunks, N * (complex ? 2 : 1), D}; }
+};
+
+inline ScanSizes check_scan(const ScanTensors& given) {
+  const Sizes sequence = given.u.sizes(), rates = given.a.sizes();
+  check(sequence.size() == 3 && rates.size() == 2 && given.delta.sizes() == sequence &&
+            (!given.z || given.z->sizes() == sequence),
+        "selective_scan expects u, delta and z of one shape (B, L, D), and a (D, N)");
+  ScanSizes sizes{sequence[0],
+                  rates[0],
+                  sequence[1],
+                  rates[1],
+                  (sequence[1] + kScanChunk - 1) / kScanChunk,
+                  is_complex(given.a.dtype()),
+                  real_of(given.a.dtype()),
+                  given.a.dtype()};
+  check(sequence[2] == sizes.D, "selective_scan expects as many channels of u as rows of a");
+  check(double(sizes.D) * double(sizes.N) < 0x1p40 && sizes.N < (1 << 20),
+        "selective_scan: the states have too many elements");
+  const auto fits = [&](const Tensor& tensor, Dtype dtype, const Sizes& shape) {
+    return tensor.dtype() == dtype && tensor.device() == given.u.device() && tensor.is_contiguous() &&
+           tensor.sizes() == shape;
+  };
+  check(
+      fits(given.a, sizes.parameter, rates) && (!given.d || fits(*given.d, sizes.real, {sizes.D})) &&
+          (!given.bias || fits(*given.bias, sizes.real, {sizes.D})) &&
+          (!given.initial_state || fits(*given.initial_state, sizes.parameter, sizes.state())),
+      "selective_scan expects contiguous a (D, N), d (D), delta_bias (D) and initial_state (B, D, N), of one "
+      "precision on one device");
+  for (const Tensor* matrix : {&given.b, &given.c}) {
+    const Sizes shape = matrix->sizes();
+    check(shape.size() == 4 && shape[0] == sizes.B && (shape[1] == sizes.L || shape[1] == 1) &&
+              (shape[2] > 0 ? sizes.D % shape[2] == 0 : sizes.D == 0) && shape[3] == sizes.N &&
+              matrix->device() == given.u.device(),
+          "selective_scan expects b and c (B, L or 1, groups, N), the groups a divisor of D");
+    check(sizes.complex ? matrix->dtype() == sizes.parameter
+                        : is_double(matrix->dtype()) == is_double(sizes.real),
+          "selective_scan expects b and c in the precision of a");
+  }
+  for (const Tensor* each : {&given.u, &given.delta, given.z ? &*given.z : &given.u})
+    check(is_double(each->dtype()) == is_double(sizes.real) && each->device() == given.u.device(),
+          "selective_scan expects sequences in the precision of a, on its device");
+  return sizes;
+}
+
+}  // namespace sequence_kernels

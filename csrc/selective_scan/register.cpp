@@ -1,0 +1,171 @@
+// The selective scan as ops of torch: shapes checked, outputs made, work shared out to the threads.
+
+#include "runtime/cpu_isa.h"
+#include "runtime/huge_pages.h"
+#include "runtime/sum_parts.h"
+#include "selective_scan/checks.h"
+
+namespace sequence_kernels {
+namespace {
+
+ScanSequence sequence(const Tensor& tensor) {
+  const Sizes strides = tensor.strides();
+  return {tensor.data<void>(), element_of(tensor.dtype()), strides[0], strides[2], strides[1]};
+}
+
+ScanMatrix matrix(const Tensor& tensor, const ScanSizes& sizes) {
+  const Sizes strides = tensor.strides(), shape = tensor.sizes();
+  const int64_t parts = sizes.complex ? 2 : 1;
+  return {tensor.data<void>(),
+          element_of(sizes.complex ? sizes.real : tensor.dtype()),
+          shape[2],
+          strides[0] * parts,
+          strides[2] * parts,
+          strides[3] * parts,
+          strides[1] * parts,
+          shape[1] == 1 && sizes.L != 1};
+}
+
+// A new tensor like the given one, as large as sequences are.
+Tensor empty_like(const Tensor& tensor) {
+  Tensor made = Tensor::empty(tensor.sizes(), tensor.dtype());
+  int64_t bytes = is_double(tensor.dtype()) ? 8 : tensor.dtype() == Dtype::float32 ? 4 : 2;
+  for (int64_t size : tensor.sizes()) bytes *= size;
+  prefer_huge_pages(made.mutable_data<void>(), bytes);
+  return made;
+}
+
+template <typename Real>
+ScanArguments<Real> arguments_of(const ScanSizes& sizes, const ScanTensors& given) {
+  ScanArguments<Real> arguments{};
+  arguments.B = sizes.B, arguments.D = sizes.D, arguments.L = sizes.L, arguments.N = sizes.N;
+  arguments.complex = sizes.complex, arguments.softplus = given.softplus;
+  arguments.least = given.least, arguments.most = given.most;
+  arguments.u = sequence(given.u);
+  arguments.delta = sequence(given.delta);
+  if (given.z) arguments.z = sequence(*given.z);
+  arguments.b = matrix(given.b, sizes);
+  arguments.c = matrix(given.c, sizes);
+  arguments.a = given.a.data<Real>();
+  arguments.d = data_of<Real>(given.d);
+  arguments.bias = data_of<Real>(given.bias);
+  arguments.initial = data_of<Real>(given.initial_state);
+  return arguments;
+}
+
+template <typename Real>
+std::vector<Tensor> run(const ScanSizes& sizes, const ScanTensors& given) {
+  auto arguments = arguments_of<Real>(sizes, given);
+  std::vector<Tensor> results;
+  results.push_back(empty_like(given.u));
+  results.push_back(Tensor::empty(sizes.state(), sizes.parameter));
+  results.push_back(Tensor::empty(sizes.kept(), sizes.real));
+  arguments.y = sequence(results[0]);
+  arguments.final_state = results[1].mutable_data<Real>();
+  arguments.states = results[2].mutable_data<Real>();
+  with_instruction_set([&](auto isa) {
+    const int64_t items = sizes.B * arguments.blocks(scan_lanes<Real, isa()>());
+    parallel_for<Real>(items, scan_scratch<Real, isa()>(arguments),
+                       [&](int64_t begin, int64_t end, Real* scratch) {
+                         selective_scan<Real, isa()>(arguments, begin, end, scratch);
+                       });
+  });
+  return results;
+}
+
+std::vector<Tensor> scan(const ScanTensors& given) {
+  const ScanSizes sizes = check_scan(given);
+  return is_double(sizes.real) ? run<double>(sizes, given) : run<float>(sizes, given);
+}
+
+// Sums over the batch, in its order; the results' first dimension is that of the arrays summed.
+template <typename Real>
+void sum_batch(int64_t batch, const Tensor& parts, Tensor& sum) {
+  int64_t elements = is_complex(sum.dtype()) ? 2 : 1;
+  for (int64_t size : sum.sizes()) elements *= size;
+  sum_parts<Real>(batch, elements, parts.data<Real>(), sum.mutable_data<Real>());
+}
+
+template <typename Real>
+std::vector<Tensor> run_backward(const ScanSizes& sizes, const Tensor& g, const Tensor& g_final,
+                                 const Tensor& states, const ScanTensors& given) {
+  auto arguments = arguments_of<Real>(sizes, given);
+  Tensor du = empty_like(given.u), d_delta = empty_like(given.delta);
+  Tensor dz = given.z ? empty_like(*given.z) : Tensor::empty({0, 0, 0}, given.u.dtype());
+  Tensor d_initial = Tensor::empty(sizes.state(), sizes.parameter);
+  Tensor a_parts = Tensor::empty(sizes.state(), sizes.parameter);
+  Tensor d_parts = Tensor::empty({sizes.B, sizes.D}, sizes.real);
+  Tensor bias_parts = Tensor::empty({sizes.B, sizes.D}, sizes.real);
+  arguments.g = sequence(g);
+  arguments.g_final = g_final.data<Real>();
+  arguments.states = const_cast<Real*>(states.data<Real>());
+  arguments.du = sequence(du), arguments.d_delta = sequence(d_delta);
+  arguments.dz = sequence(dz);
+  arguments.d_a = a_parts.mutable_data<Real>();
+  arguments.d_d = d_parts.mutable_data<Real>(), arguments.d_bias = bias_parts.mutable_data<Real>();
+  arguments.d_initial = d_initial.mutable_data<Real>();
+
+  Tensor db = Tensor::empty(given.b.sizes(), given.b.dtype()),
+         dc = Tensor::empty(given.c.sizes(), given.c.dtype());
+  with_instruction_set([&](auto isa) {
+    const int64_t lanes = scan_lanes<Real, isa()>();
+    const auto contributions = [&](const ScanMatrix& m) {
+      const int64_t times = m.constant ? 1 : sizes.L;
+      return Tensor::empty({sizes.B, arguments.contributions(lanes), times, sizes.N * arguments.parts()},
+                           sizes.real);
+    };
+    Tensor b_parts = contributions(arguments.b), c_parts = contributions(arguments.c);
+    arguments.d_b = b_parts.mutable_data<Real>(), arguments.d_c = c_parts.mutable_data<Real>();
+    parallel_for<Real>(sizes.B * arguments.blocks(lanes), scan_backward_scratch<Real, isa()>(arguments),
+                       [&](int64_t begin, int64_t end, Real* scratch) {
+                         selective_scan_backward<Real, isa()>(arguments, begin, end, scratch);
+                       });
+    const auto add_up = [&](Tensor& sum, const Tensor& parts) {
+      ScanSums<Real> sums{};
+      sums.to = matrix(sum, sizes);
+      sums.contributions = parts.data<Real>();
+      sums.count = sums.to.groups > 0 ? arguments.contributions(lanes) / sums.to.groups : 0;
+      sums.times = parts.sizes()[2], sums.numbers = parts.sizes()[3], sums.parts = arguments.parts();
+      parallel_for<double>(sums.items(sizes.B), sums.numbers,
+                           [&](int64_t begin, int64_t end, double* scratch) {
+                             sum_contributions<Real, isa()>(sums, begin, end, scratch);
+                           });
+    };
+    add_up(db, b_parts);
+    add_up(dc, c_parts);
+  });
+
+  Tensor da = Tensor::empty(given.a.sizes(), sizes.parameter), dd = Tensor::empty({sizes.D}, sizes.real);
+  Tensor d_bias = Tensor::empty({sizes.D}, sizes.real);
+  sum_batch<Real>(sizes.B, a_parts, da);
+  sum_batch<Real>(sizes.B, d_parts, dd);
+  sum_batch<Real>(sizes.B, bias_parts, d_bias);
+  std::vector<Tensor> results;
+  for (Tensor* each : {&du, &d_delta, &da, &db, &dc, &dd, &dz, &d_bias, &d_initial})
+    results.push_back(std::move(*each));
+  return results;
+}
+
+std::vector<Tensor> scan_backward(const Tensor& g, const Tensor& g_final, const ScanTensors& given,
+                                  const Tensor& states) {
+  const ScanSizes sizes = check_scan(given);
+  check(g.sizes() == given.u.sizes() && is_double(g.dtype()) == is_double(sizes.real) &&
+            g.device() == given.u.device(),
+        "selective_scan_backward expects the gradient of y like u");
+  check(
+      g_final.sizes() == sizes.state() && g_final.dtype() == sizes.parameter && g_final.is_contiguous() &&
+          states.sizes() == sizes.kept() && states.dtype() == sizes.real && states.is_contiguous(),
+      "selective_scan_backward expects contiguous g_final (B, D, N) and the states that selective_scan kept");
+  return is_double(sizes.real) ? run_backward<double>(sizes, g, g_final, states, given)
+                               : run_backward<float>(sizes, g, g_final, states, given);
+}
+
+const std::string schema = ScanTensors::schema;
+const Op op("selective_scan(" + schema + ") -> (Tensor, Tensor, Tensor)", boxed<scan>);
+const Op backward(
+    "selective_scan_backward(Tensor g, Tensor g_final, " + schema +
+        ", Tensor states) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    boxed<scan_backward>);
+
+}  // namespace
+}  // namespace sequence_kernels

@@ -1,0 +1,35 @@
+"""The selective scan and its adjoint by the C++ kernels (csrc/selective_scan)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..dispatch import implement
+from .reference import absent
+
+
+def _arguments(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, *rest: Any) -> tuple[Any, ...]:
+    """As the kernels take them; sequences, b and c they read at any strides."""
+    d, z, bias, initial, *numbers = rest
+    d, bias, initial = (None if t is None else t.contiguous() for t in (d, bias, initial))
+    return u, delta, a.contiguous(), b, c, d, z, bias, initial, *numbers
+
+
+@implement("selective_scan", "cpu")
+def selective_scan(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.ops.sequence_kernels_native.selective_scan.default(*_arguments(*arguments))
+
+
+@implement("selective_scan_backward", "cpu")
+def selective_scan_backward(g: Tensor, g_final: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    tensors, states, numbers = arguments[:9], arguments[9], arguments[10:]
+    found = torch.ops.sequence_kernels_native.selective_scan_backward.default(
+        g, g_final.contiguous(), *_arguments(*tensors, *numbers), states.contiguous()
+    )
+    return tuple(
+        absent(i, tensors[0], tensors[2]) if given is None else gradient
+        for i, (given, gradient) in enumerate(zip(tensors, found, strict=True))
+    )
