@@ -51,7 +51,7 @@ def _fake(u: Tensor, k: Tensor, d: Tensor | None, bidirectional: bool, backend: 
 
 _fft_conv, _ = register_with_adjoint(
     "fft_conv",
-    "u: BHL, k: KHT, d?: CH, bidirectional: bool",
+    "u: BHL, k: WHT, d?: CH, bidirectional: bool",
     "y: BCHL",
     fake=_fake,
     missing="k",
