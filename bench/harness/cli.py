@@ -1,4 +1,4 @@
-"""The command line: list, run, compare, report, targets, gpu."""
+"""The command line: list, run, compare, report, targets, ptx, gpu."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from bench.harness import compare, gpu, readme, tables, targets
+from bench.harness import compare, gpu, ptx, readme, tables, targets
 from bench.harness.declare import DEFAULT, KEEPS, label
 from bench.harness.machine import ROOT, header
 from bench.harness.plan import ALLOCATORS, UsageError, benches, plan
@@ -175,6 +175,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     five.add_argument("--minutes", type=float, default=9.0, help="time for all stages together")
     five.add_argument("--stage", action="append", default=[], help="only this stage (repeatable)")
+    six = command("ptx", ptx.command, "What the CUDA kernels' PTX executes and moves, counted on a CPU.")
+    six.add_argument("--op", action="append", default=[], help="only this operation (repeatable)")
+    six.add_argument("--record", action="store_true", help="write the counts as those to compare with")
     return parser
 
 

@@ -9,7 +9,7 @@ from tests.cuda_driver import Buffer
 from tests.cuda_emulator import build as emulator
 
 from . import nvcc
-from .file import File
+from .file import File, Traffic
 
 ROOT, CSRC = emulator.ROOT, nvcc.CSRC
 
@@ -37,6 +37,8 @@ class Ptx:
         self.architecture = architecture
         self.files: dict[Path, File] = {}
         self.executed = 0
+        self.limit = 0  # of instructions a launch; 0: none
+        self.traffic: Traffic | None = None  # counted if there is one
 
     def file(self, source: Path) -> File:
         if source not in self.files:
@@ -58,7 +60,16 @@ class Ptx:
     ) -> None:
         """As ``cuda_driver.Machine``."""
         self.executed += self.file(source_of(kernel)).run(
-            kernel, params, (blocks, 1, 1), (threads, 1, 1), shared_bytes, order, seed, list(buffers)
+            kernel,
+            params,
+            (blocks, 1, 1),
+            (threads, 1, 1),
+            shared_bytes,
+            order,
+            seed,
+            list(buffers),
+            self.limit,
+            traffic=self.traffic,
         )
 
 

@@ -27,21 +27,41 @@ def kernels_of(source: Path) -> list[str]:
     return re.findall(r"^KERNEL\((\w+),", source.read_text(), re.MULTILINE)
 
 
-def compiled(source: Path, architecture: str) -> Path:
-    """A .cu file as PTX; pytest's workers take turns."""
+def _path(source: Path, architecture: str) -> Path:
     key = digest([_version(), *FLAGS, architecture], nvcc.included(source, set()))
-    found = BUILD / f"{source.parent.name}-{source.stem}-{architecture}-{key}.ptx"
-    if found.exists():
-        return found
+    return BUILD / f"{source.parent.name}-{source.stem}-{architecture}-{key}.ptx"
+
+
+def _compile(source: Path, architecture: str, path: Path) -> None:
+    made = path.with_suffix(".new")
+    target = f"-arch={architecture.replace('sm', 'compute')}"
+    command = ["nvcc", *FLAGS, f"-I{CSRC}", target, "-o", str(made), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"nvcc refused {source.name} for {architecture}:\n{done.stderr}")
+    made.rename(path)
+
+
+def _compiled(source: Path, architecture: str, wait: int) -> bool:
+    """Is it there, unless ``wait`` is LOCK_NB and another process is at it?"""
+    path = _path(source, architecture)
+    if path.exists():
+        return True
     BUILD.mkdir(parents=True, exist_ok=True)
-    with found.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not found.exists():
-            target = f"-arch={architecture.replace('sm', 'compute')}"
-            made = found.with_suffix(".new")
-            command = ["nvcc", *FLAGS, f"-I{CSRC}", target, "-o", str(made), str(source)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise RuntimeError(f"nvcc refused {source.name} for {architecture}:\n{done.stderr}")
-            made.rename(found)
-    return found
+    with path.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | wait)
+        except BlockingIOError:
+            return False
+        if not path.exists():
+            _compile(source, architecture, path)
+    return True
+
+
+def compiled(source: Path, architecture: str) -> Path:
+    """A .cu file as PTX; where another of pytest's workers compiles it, those beside it are compiled meanwhile."""
+    if not _compiled(source, architecture, fcntl.LOCK_NB):
+        for other in sorted(source.parent.glob("*.cu")):
+            _compiled(other, architecture, fcntl.LOCK_NB)
+        _compiled(source, architecture, 0)
+    return _path(source, architecture)

@@ -42,7 +42,7 @@ def check(inputs: tuple[Tensor, ...], wide: bool, **options: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("size", [*SIZES, (1, 3, 5, 2), (1, 2, 7, 2)], ids=str)
 def test_results_and_gradients(size: tuple[int, int, int, int]) -> None:
     for given, wide in KINDS:
         check(parameters(*size, given), wide)

@@ -156,6 +156,36 @@ def test_sizes_beyond_unrolled_loops(
     check(Device(precision), case, dtype, rounded, others)
 
 
+#: As MATHS, and every other type that a product's sequences may have.
+EVERY_TYPE = [*MATHS, ("f32", torch.float16, 0, 3e-3, 1e-5), ("tf32", torch.bfloat16, 2, 5e-3, 5e-3)]
+#: Tiles of more than four elements a thread: as many more as a multiple of four, one more, two and three more.
+LOOPS = [
+    (1, 2, 1, 200, 64, 64, True, True),
+    (1, 1, 1, 300, 128, 4, False, True),
+    (17, 5, 1, 40, 16, 20, True, False),
+    (1, 3, 1, 70, 32, 48, False, True),
+    (1, 7, 1, 40, 16, 48, True, False),
+]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("case", LOOPS, ids=str)
+@pytest.mark.parametrize(("math", "dtype", "precision", "rounded", "others"), EVERY_TYPE)
+def test_every_way_through_unrolled_loops(
+    math: str, dtype: torch.dtype, precision: int, rounded: float, others: float, case: tuple[Any, ...]
+) -> None:
+    """On devices of less and less shared memory, where matrices stay in global memory, until one is too small."""
+    errors = 3 * rounded, 3 * others  # sums are longer than elsewhere
+    check(Device(precision, 227 << 10), case, dtype, *errors)
+    with pytest.raises(RuntimeError, match="more shared memory than this GPU has"):
+        check_smaller_and_smaller(precision, case, dtype, *errors)
+
+
+def check_smaller_and_smaller(precision: int, *arguments: Any) -> None:
+    for kilobytes in range(60, 0, -6):
+        check(Device(precision, kilobytes << 10), *arguments)
+
+
 def with_matrices_in_global_memory(case: tuple[Any, ...], dtype: torch.dtype, precision: int) -> Device:
     """The device with the least shared memory that the kernels can do with."""
     a = arguments(case, dtype)
