@@ -14,7 +14,7 @@ from tests.cuda_driver import driver
 #: By the check that a test makes: what it runs on otherwise, the machines for PTX with when they run, and why not.
 MACHINES: dict[str, Any] = {
     "emulator": ("emulator", {"sm_80": [], "sm_90": [pytest.mark.thorough]}, ptx.skip_reason),
-    "interpreter": ("interpreter", {"cuda 80": [pytest.mark.thorough]}, ptx.triton_skip_reason),
+    "interpreter": ("interpreter", {"cuda 80": []}, ptx.triton_skip_reason),
 }
 
 
@@ -53,3 +53,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         checks.append(pytest.mark.skipif(skip_reason() is not None, reason=str(skip_reason())))
         other = [pytest.param(m, id=m, marks=[*when, *checks]) for m, when in machines.items()]
         metafunc.parametrize("machine", [pytest.param(None, id=name), *other], indirect=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Compiling a Triton kernel takes seconds: `make test` runs the first case of a test marked ``on_ptx`` as PTX."""
+    seen = set()
+    for item in items:
+        machine = getattr(getattr(item, "callspec", None), "params", {}).get("machine")
+        if machine is None or not machine.startswith("cuda "):
+            continue
+        test = (item.path, item.originalname)  # type: ignore[attr-defined]
+        if test in seen or item.get_closest_marker("on_ptx") is None:
+            item.add_marker(pytest.mark.thorough)
+        seen.add(test)

@@ -38,6 +38,7 @@ def data(sets: int, channels: int, N: int, L: int, dtype: torch.dtype, imaginary
     return tuple(t.to(dtype) for t in (v, z[None], w, g))
 
 
+@pytest.mark.on_ptx
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("pairs", [True, False], ids=["pairs", "plain"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -51,6 +52,7 @@ def test_product(shape: tuple[int, ...], pairs: bool, dtype: torch.dtype) -> Non
             assert (actual[..., -1] == 0).all()
 
 
+@pytest.mark.on_ptx
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("shape", [*SHAPES, (2, 1, 3, kernels.SEGMENT + 100)], ids=str)
 def test_transpose(shape: tuple[int, ...], dtype: torch.dtype) -> None:

@@ -37,6 +37,7 @@ def case(copies: int, pairs: int, rank: int, heads: int) -> Any:
     return pytest.param(size, id=str(size), marks=[] if heads else pytest.mark.launches_nothing)
 
 
+@pytest.mark.on_ptx
 @pytest.mark.parametrize(("given", "wide"), [(C64, True), (C128, False), (C128, True)])
 @pytest.mark.parametrize("size", [case(*s) for s in SIZES])
 def test_results_and_gradients(size: tuple[int, int, int, int], given: torch.dtype, wide: bool) -> None:

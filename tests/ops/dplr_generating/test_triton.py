@@ -64,6 +64,7 @@ def assert_gradients(tensors: list[Tensor], tolerance: float) -> None:
         assert want.numel() == 0 or error(got.cpu(), want) < tolerance
 
 
+@pytest.mark.on_ptx
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_values_and_gradients(shape: tuple[int, ...], dtype: torch.dtype) -> None:

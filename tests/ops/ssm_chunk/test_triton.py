@@ -41,6 +41,7 @@ def moved(tensors: Any, to: str) -> list[Tensor]:
     return [t.to(to) for t in tensors]
 
 
+@pytest.mark.on_ptx
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_matrices_and_gradients(case: tuple[Any, ...], dtype: torch.dtype) -> None:

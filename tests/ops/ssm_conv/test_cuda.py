@@ -156,6 +156,18 @@ def test_sizes_beyond_unrolled_loops(
     check(Device(precision), case, dtype, rounded, others)
 
 
+@pytest.mark.parametrize("dense", [True, False], ids=["dense", "diagonal"])
+def test_powers_in_float32(dense: bool) -> None:
+    """Where long sequences are cut in segments and end inside of chunks."""
+    case = (3, 2, 1, 150, 8, 20, dense, True)
+    a = arguments(case, torch.float32)
+    a = a._replace(a_powers=a.a_powers.to(torch.float32 if dense else torch.cfloat))
+    compare(Device(0).forward(a), reference.ssm_conv(*exact(*a)), 1e-6, 1e-6)
+    g, g_final = proof.gradients(proof.Sizes(*case), a.u.dtype)
+    want = reference.ssm_conv_backward(*exact(g, g_final, *a))
+    compare(Device(0).backward(g, g_final, a), want, 1e-6, 1e-6)
+
+
 #: As MATHS, and every other type that a product's sequences may have.
 EVERY_TYPE = [*MATHS, ("f32", torch.float16, 0, 3e-3, 1e-5), ("tf32", torch.bfloat16, 2, 5e-3, 5e-3)]
 #: Tiles of more than four elements a thread: as many more as a multiple of four, one more, two and three more.

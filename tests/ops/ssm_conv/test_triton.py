@@ -77,6 +77,7 @@ def agree(given: list[Any], tolerance: float) -> None:
         assert relative(got, want) < tolerance
 
 
+@pytest.mark.on_ptx
 @DENSE
 @pytest.mark.parametrize(
     ("size", "chunk", "batch", "channels", "length"),
@@ -251,6 +252,7 @@ def test_first_and_second_derivatives(dense: bool) -> None:
     second_derivatives.assert_those_of_torch(convolution, leaves, "triton")
 
 
+@pytest.mark.on_ptx
 @pytest.mark.usefixtures("registered", "short_segments")
 @DENSE
 def test_registration(dense: bool) -> None:

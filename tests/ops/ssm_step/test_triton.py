@@ -37,6 +37,7 @@ def run(x: exact.Step, in_place: bool) -> None:
     exact.check(x, y.cpu(), after.cpu())
 
 
+@pytest.mark.on_ptx
 @pytest.mark.parametrize("dtype", exact.TOLERANCE, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_step(shape: Any, dtype: torch.dtype) -> None:

@@ -80,7 +80,7 @@ def test_product(plain: Device, shape: tuple[int, ...], conjugate: bool, kind: s
 
 @pytest.mark.parametrize("kind", REAL)
 @pytest.mark.parametrize("part", ["real", "complex"])
-@pytest.mark.parametrize("shape", [*SHAPES, (1, 1, 2, SEGMENT + 100)], ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 1, 2, 6 * SEGMENT + 100)], ids=str)
 def test_transpose(plain: Device, shape: tuple[int, ...], part: str, kind: str) -> None:
     _, x, g = data(*shape, kind)
     g = g.real.contiguous() if part == "real" else g

@@ -35,6 +35,7 @@ def data(sets: int, channels: int, N: int, L: int, real: torch.dtype) -> tuple[T
     return tuple(t.to(real.to_complex()) for t in (v, x, g))
 
 
+@pytest.mark.on_ptx
 @pytest.mark.parametrize("real", TOLERANCE, ids=str)
 @pytest.mark.parametrize("conjugate", [True, False], ids=["pairs", "plain"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -48,6 +49,7 @@ def test_product(shape: tuple[int, ...], conjugate: bool, real: torch.dtype) -> 
         )
 
 
+@pytest.mark.on_ptx
 @pytest.mark.parametrize("real", TOLERANCE, ids=str)
 @pytest.mark.parametrize("part", ["real", "complex"])
 @pytest.mark.parametrize("shape", [*SHAPES, (1, 1, 2, kernels.SEGMENT + 100)], ids=str)
