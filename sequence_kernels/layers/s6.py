@@ -1,0 +1,126 @@
+"""The S6 layer: a diagonal state-space model whose step, input and readout depend on its input."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import ops
+from ..arguments.values import checked
+from ..ops.padding import inside
+from .selective import State, _SelectiveLayer, bias_of_steps, wide
+
+
+class _SelectiveModel(_SelectiveLayer):
+    """The parameters of S6 over ``d_inner`` channels, with the names and the start of those of mamba_ssm's Mamba."""
+
+    def _make(
+        self,
+        d_inner: int,
+        d_state: int,
+        dt_rank: int,
+        dt_min: float,
+        dt_max: float,
+        dt_init: str,
+        dt_scale: float,
+        dt_init_floor: float,
+    ) -> None:
+        if dt_init not in ("random", "constant"):
+            raise ValueError(f"dt_init must be 'random' or 'constant', got {dt_init!r}")
+        self.dt_rank, self.size = dt_rank, d_state
+        self.x_proj = nn.Linear(d_inner, dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = nn.Linear(dt_rank, d_inner)
+        bound = dt_rank**-0.5 * dt_scale
+        with torch.no_grad():
+            if dt_init == "constant":
+                self.dt_proj.weight.fill_(bound)
+            else:
+                self.dt_proj.weight.uniform_(-bound, bound)
+        self.dt_proj.bias = bias_of_steps(d_inner, dt_min, dt_max, dt_init_floor)
+        self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(d_inner, 1))
+        self.D = nn.Parameter(torch.ones(d_inner))
+        for name in ("A_log", "D"):
+            self.set_options(name, {"weight_decay": 0.0})
+
+    def _recurrence(
+        self, u: Tensor, z: Tensor | None, state: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """``(B, L, d_inner)`` to the same, gated by z, and the state after each row's length."""
+        low, b, c = self.x_proj(u).split([self.dt_rank, self.size, self.size], -1)
+        delta = F.linear(low, self.dt_proj.weight)
+        if lengths is not None:  # no time passes in the padding
+            delta = torch.where(inside(lengths, u.shape[1]).unsqueeze(-1), delta, -math.inf)
+        return ops.selective_scan(
+            u,
+            delta,
+            -torch.exp(wide(self.A_log)),
+            b,
+            c,
+            wide(self.D),
+            z,
+            wide(self.dt_proj.bias),
+            delta_softplus=True,
+            initial_state=state,
+            channels_last=True,
+        )
+
+
+class S6(_SelectiveModel):
+    """The recurrence of Mamba alone (Gu and Dao, "Mamba: linear-time sequence modeling with selective state spaces",
+    2023, algorithm 2): no convolution, no gate, no linear maps around it.
+
+    ``h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t``, ``y_t = C_t h_t + D u_t`` in each channel, with
+    ``dt_t = softplus(dt_proj(x_proj(u_t)[:R]))`` and B_t, C_t the rest of ``x_proj(u_t)``.
+
+    Args:
+        d_model: number of channels.
+        d_state: N, entries in the state of each.
+        dt_rank: R, width from which the time steps are made; "auto" is d_model / 16, rounded up.
+        dt_min, dt_max, dt_init_floor: time steps at the start, log-uniform between the first two, none below the third.
+        dt_init, dt_scale: ``dt_proj.weight`` at the start, "random" or "constant", times the scale.
+        dropout, tie_dropout, transposed: as in ``S4``.
+
+    ``A_log`` (d_model, N), ``D`` (d_model), ``x_proj``, ``dt_proj``. The state is ``(h,)``, ``(*batch_shape, d_model,
+    N)``.
+    """
+
+    @checked
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        dt_rank: int | str = "auto",
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        dt_init: str = "random",
+        dt_scale: float = 1.0,
+        dt_init_floor: float = 1e-4,
+        dropout: float = 0.0,
+        tie_dropout: bool = False,
+        transposed: bool = False,
+    ) -> None:
+        super().__init__(d_model, dropout, tie_dropout, transposed)
+        rank = rank_of_steps(dt_rank, d_model)
+        self._make(d_model, d_state, rank, dt_min, dt_max, dt_init, dt_scale, dt_init_floor)
+
+    @property
+    def _state_shapes(self) -> tuple[tuple[int, ...], ...]:
+        return ((self.d_model, self.size),)
+
+    def _sequence(
+        self, x: Tensor, state: State | None, lengths: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        y, after = self._recurrence(x, None, None if state is None else state[-1], lengths)
+        return y, (after,)
+
+
+def rank_of_steps(dt_rank: int | str, d_model: int) -> int:
+    """``dt_rank`` as a number; "auto" is d_model / 16, rounded up."""
+    if dt_rank == "auto":
+        return math.ceil(d_model / 16)
+    if isinstance(dt_rank, bool) or not isinstance(dt_rank, int) or dt_rank < 1:
+        raise ValueError(f"dt_rank must be 'auto' or an int of at least 1, got {dt_rank!r}")
+    return dt_rank
