@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from .. import ops
 from ..arguments import inputs, values
 from ..arguments.values import checked
 from ..module import SequenceModule
@@ -64,24 +65,26 @@ class CausalConv(SequenceModule):
         values.unit_rate(self, rate)
         u = x if self.transposed else x.mT
         inputs.of_width(u, self.d_model, axis=-2)
+        inputs.of_dtype(u, self.weight.dtype)
         if state is not None:
             self._check_state(state, u.shape[:-2])
         if lengths is not None:
             u, lengths = without_padding(u, lengths, transposed=True)
-        kept = self.kernel_size - 1
-        known = F.pad(u, (kept, 0)) if state is None else torch.cat((state.to(u.dtype), u), -1)
-        if u.shape[-1] == 0:
-            return x, state
-        y = F.conv1d(known.reshape(-1, *known.shape[-2:]), self.weight, self.bias, groups=self.d_model)
+        before = None if state is None else state.to(u.dtype)
+        batch = math.prod(u.shape[:-2])
+        start = None if before is None else before.reshape(batch, *before.shape[-2:])
+        y, last = ops.causal_conv1d(
+            u.reshape(batch, *u.shape[-2:]), self.weight.squeeze(1), self.bias, initial_state=start
+        )
         y = self.dropout(self.activation(y.reshape(u.shape)))
         y = y if self.transposed else y.mT
-        if state is None:
+        if before is None:
             return y, None
-        if lengths is None:
-            return y, known[..., known.shape[-1] - kept :].clone()
-        rows = known.reshape(-1, *known.shape[-2:])
-        index = lengths.view(-1, 1, 1) + torch.arange(kept, device=u.device)
-        return y, rows.gather(-1, index.expand(-1, self.d_model, -1)).reshape(*u.shape[:-1], kept)
+        if lengths is not None:
+            known = torch.cat((before, u), -1).reshape(batch, self.d_model, u.shape[-1] + before.shape[-1])
+            index = lengths.view(-1, 1, 1) + torch.arange(before.shape[-1], device=u.device)
+            last = known.gather(-1, index.expand(-1, self.d_model, -1))
+        return y, last.reshape(before.shape)
 
     def step(self, x: Tensor, state: Tensor | None = None, rate: float = 1.0) -> tuple[Tensor, Tensor]:
         """Map one time step ``(..., d_model)``; without a state, from zeros."""

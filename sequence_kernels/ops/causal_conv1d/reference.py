@@ -35,7 +35,7 @@ def causal_conv1d(
 ) -> tuple[Tensor, Tensor]:
     known = _known(x, weight, initial_state)
     z = _convolved(known.to(weight.dtype), weight, bias)
-    return (F.silu(z) if silu else z).to(x.dtype), known[..., x.shape[-1] :]
+    return (F.silu(z) if silu else z).to(x.dtype), known[..., x.shape[-1] :].clone()
 
 
 @implement("causal_conv1d_backward", "torch")

@@ -159,3 +159,30 @@ def test_bad_arguments() -> None:
         ops.causal_conv1d(x, weight, initial_state=state[..., 1:])
     with pytest.raises(TypeError, match=r"weight must be one of float32, bfloat16, got torch\.float64"):
         ops.causal_conv1d(x.bfloat16(), weight)
+
+
+@pytest.mark.skipif("cpu" not in backends("causal_conv1d"), reason="needs the native library")
+@every_layout
+def test_every_instruction_set_and_number_of_threads(last: bool) -> None:
+    given = [t.float().requires_grad_() for t in drawn(2, 37, 1100, 4, last)]
+
+    def run(backend: str) -> tuple[Tensor, ...]:
+        x, weight, bias, state = given
+        results = ops.causal_conv1d(x, weight, bias, activation="silu", initial_state=state, backend=backend)
+        return (*results, *torch.autograd.grad(results, given, [torch.cos(r) for r in results]))
+
+    want = run("torch")
+    limit, threads = torch.ops.sequence_kernels_native.limit_instruction_set, torch.get_num_threads()
+    try:
+        for highest in (0, 1, 2):
+            limit(highest)
+            found = []
+            for count in (1, 3):
+                torch.set_num_threads(count)
+                found.append(run("cpu"))
+            for one, many, expected in zip(*found, want, strict=True):
+                assert torch.equal(one, many)
+                assert float(((one - expected).norm() / expected.norm()).detach()) < 2e-6
+    finally:
+        limit(2)
+        torch.set_num_threads(threads)

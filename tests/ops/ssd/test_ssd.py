@@ -199,3 +199,32 @@ def test_bad_arguments() -> None:
         ops.ssd(**given | {"d": real(4, 4)})
     with pytest.raises(TypeError, match=r"b must be one of float64, got torch\.float32"):
         ops.ssd(**given | {"b": given["b"].float()})
+
+
+@pytest.mark.skipif("cpu" not in backends("ssd"), reason="needs the native library")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_instruction_set_and_number_of_threads(dtype: torch.dtype) -> None:
+    def run(backend: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        given = {name: t.to(dtype).requires_grad_() for name, t in drawn(2, 150, 8, 40, 1, 24).items()}
+        results = ops.ssd(**given, dt_softplus=True, backend=backend)
+        return (
+            *results,
+            *torch.autograd.grad(results, list(given.values()), [torch.cos(r) for r in results]),
+        )
+
+    want = run("torch", torch.float64)
+    limit, threads = torch.ops.sequence_kernels_native.limit_instruction_set, torch.get_num_threads()
+    try:
+        for highest in (0, 1, 2):
+            limit(highest)
+            found = []
+            for count in (1, 3):
+                torch.set_num_threads(count)
+                found.append(run("cpu", dtype))
+            for one, many, expected in zip(*found, want, strict=True):
+                assert torch.equal(one, many)
+                error = ((one - expected).norm() / expected.norm()).detach()
+                assert float(error) < (5e-6 if dtype == torch.float32 else 1e-13)
+    finally:
+        limit(2)
+        torch.set_num_threads(threads)
