@@ -1,9 +1,10 @@
 """Which instructions of the kernels' PTX for sm_80 the tests reach.
 
-    python -m tests.ptx.coverage [show | check | write] [pytest arguments]
+    python -m tests.ptx.coverage nvcc | triton [show | check | write] [pytest arguments]
 
-runs the tests of tests/ops/*/test_cuda.py on it, thorough ones too, and prints each kernel's share and the lines that
-it lacks; "check" fails where coverage.json has more, "write" writes that. README.md says what cannot be reached.
+runs the tests of tests/ops/*/test_cuda.py or test_triton.py on it, thorough ones too, and prints each kernel's share
+and the lines that it lacks; "check" fails where coverage.json has more, "write" writes that. README.md says what cannot
+be reached.
 """
 
 from __future__ import annotations
@@ -11,17 +12,17 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from tests.aot.nvcc import version
+from tests.aot import nvcc, triton_units
 
 from .machine import ROOT, Ptx, of_architecture, sources
+from .triton import TritonPtx, of_target
 
-ARCHITECTURE, EVERY_TEST = "sm_80", ("-m", "thorough or not thorough")
 RECORD = Path(__file__).with_name("coverage.json")
 #: A few instructions more or less are no loss.
 SLACK = 0.005
@@ -59,27 +60,45 @@ def of_machine(machine: Ptx) -> dict[str, Reached]:
     }
 
 
+def of_triton(machine: TritonPtx) -> dict[str, Reached]:
+    """By kernel: all that was compiled of it, for other types and sizes, together."""
+    found: dict[str, Reached] = {}
+    for _, file in machine.files.values():
+        for kernel in file.kernels:
+            one, other = reached(file, kernel), found.get(kernel, Reached(0, 0, Counter()))
+            sums = (one.instructions + other.instructions, one.executed + other.executed)
+            found[kernel] = Reached(*sums, one.missing + other.missing)
+    return found
+
+
 def total(of: dict[str, Reached]) -> float:
     return sum(r.executed for r in of.values()) / sum(r.instructions for r in of.values())
 
 
-def run_tests(arguments: list[str]) -> dict[str, Reached]:
-    tests = [str(path) for path in sorted(Path(ROOT / "tests" / "ops").glob("*/test_cuda.py"))]
-    options = [
-        "-q",
-        "-n",
-        "0",
-        "-p",
-        "no:cacheprovider",
-        "--torch-threads",
-        "1",
-        "-k",
-        ARCHITECTURE,
-        *EVERY_TEST,
-    ]
+class Compiler(NamedTuple):
+    """``tests``: files, and what pytest's -k selects of them."""
+
+    version: Callable[[], str]
+    tests: tuple[str, str]
+    reached: Callable[[], dict[str, Reached]]
+
+
+COMPILERS = {
+    "nvcc": Compiler(nvcc.version, ("test_cuda.py", "sm_80"), lambda: of_machine(of_architecture("sm_80"))),
+    "triton": Compiler(
+        triton_units.version, ("test_triton.py", "cuda and 80"), lambda: of_triton(of_target("cuda 80"))
+    ),
+}
+
+
+def run_tests(compiler: str, arguments: list[str]) -> dict[str, Reached]:
+    file, keyword = COMPILERS[compiler].tests
+    tests = [str(path) for path in sorted(Path(ROOT / "tests" / "ops").glob(f"*/{file}"))]
+    options = ["-q", "-n", "0", "-p", "no:cacheprovider", "--torch-threads", "1"]
+    options += ["-k", keyword, "-m", "thorough or not thorough"]
     if pytest.main([*tests, *options, *arguments]) != 0:
         raise RuntimeError("a test has failed: what it reached says little")
-    return of_machine(of_architecture(ARCHITECTURE))
+    return COMPILERS[compiler].reached()
 
 
 def losses(found: Mapping[str, float], recorded: Mapping[str, float]) -> list[str]:
@@ -96,22 +115,23 @@ def table(found: dict[str, Reached]) -> str:
     for kernel, r in sorted(found.items(), key=lambda item: item[1].share):
         lines = ", ".join(f"{place} ({n})" for place, n in r.missing.most_common(12))
         rows.append(f"{kernel:45} {r.executed:6} of {r.instructions:6}  {100 * r.share:5.1f} %  {lines}")
-    whole = f"{100 * total(found):.2f} % of the instructions of {len(found)} kernels"
-    return "\n".join([*rows, f"{ARCHITECTURE}: {whole}"])
+    return "\n".join([*rows, f"{100 * total(found):.2f} % of the instructions of {len(found)} kernels"])
 
 
-def main(command: str = "show", *arguments: str) -> int:
-    found = run_tests(list(arguments))
+def main(compiler: str, command: str = "show", *arguments: str) -> int:
+    found = run_tests(compiler, list(arguments))
     print(table(found))
+    version = COMPILERS[compiler].version()
     shares = {kernel: round(r.share, 4) for kernel, r in sorted(found.items())} | {
         "all": round(total(found), 4)
     }
+    record = json.loads(RECORD.read_text())
     if command == "write":
-        RECORD.write_text(json.dumps({"nvcc": version(), "reached": shares}, indent=1) + "\n")
-    recorded = json.loads(RECORD.read_text())
-    if command != "check" or recorded["nvcc"] != version():
+        record[compiler] = {"version": version, "reached": shares}
+        RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    if command != "check" or record[compiler]["version"] != version:
         return 0
-    lost = losses(shares, recorded["reached"])
+    lost = losses(shares, record[compiler]["reached"])
     print("\n".join(lost) or "no kernel is reached less than before")
     return 1 if lost else 0
 

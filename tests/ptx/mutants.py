@@ -103,13 +103,16 @@ def baseline(machine: Ptx, family: str) -> Baseline:
         launches = Launches(machine)
         passed = run([str(ROOT / "tests" / "ops" / family / "test_cuda.py"), "-k", ARCHITECTURE], [launches])
         files = [machine.file(source) for source in sources() if source.parent.name == family]
-        places = [
-            (kernel, i.line, i.source)
-            for file in files
-            for kernel in file.kernels
-            for i in file.instructions(kernel)
-            if i.executed
-        ]
+        # A line of a function stands in several places.
+        places = sorted(
+            {
+                (kernel, i.line, i.source.rpartition(" (")[-1].rstrip(")"))
+                for file in files
+                for kernel in file.kernels
+                for i in file.instructions(kernel)
+                if i.executed
+            }
+        )
         with os.fdopen(its, "wb") as answer:
             pickle.dump((passed, places, dict(launches.of)), answer)
         os._exit(0)

@@ -100,7 +100,7 @@ def _predicate(s: Statement, near: Sequence[str], random: Random) -> Statement |
 
 def _removal(s: Statement, near: Sequence[str], random: Random) -> Statement | None:
     """A barrier, a wait or a store, which becomes a jump over nothing."""
-    if not s.opcode.startswith(("bar.sync", "cp.async.wait", "st.")) or s.guard:
+    if not s.opcode.startswith(("bar.", "cp.async.wait", "st.global", "st.shared")) or s.guard:
         return None
     return Statement(s.indent, "", "mov.u32", " %removed, 0")
 

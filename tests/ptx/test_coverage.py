@@ -8,9 +8,7 @@ import sys
 
 import pytest
 
-from tests.aot.nvcc import version
-
-from .coverage import RECORD, losses
+from .coverage import COMPILERS, RECORD, losses
 from .machine import skip_reason
 
 
@@ -25,9 +23,10 @@ def test_a_kernel_that_is_reached_less_or_not_recorded_is_a_loss() -> None:
 
 @pytest.mark.thorough
 @pytest.mark.skipif(skip_reason() is not None, reason=str(skip_reason()))
-def test_the_tests_reach_what_they_did() -> None:
-    if json.loads(RECORD.read_text())["nvcc"] != version():
-        pytest.skip("the record is of another nvcc")
-    command = [sys.executable, "-m", "tests.ptx.coverage", "check"]
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_the_tests_reach_what_they_did(compiler: str) -> None:
+    if json.loads(RECORD.read_text())[compiler]["version"] != COMPILERS[compiler].version():
+        pytest.skip(f"the record is of another {compiler}")
+    command = [sys.executable, "-m", "tests.ptx.coverage", compiler, "check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
