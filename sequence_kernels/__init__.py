@@ -3,6 +3,7 @@
 from . import compat, layers, ops
 from .layers import *  # noqa: F403 (what it exports, type checkers follow)
 from .models import (
+    MambaLM,
     S4Decoder,
     SequenceDecoder,
     SequenceModel,
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendUnavailableError",
+    "MambaLM",
     "S4Decoder",
     "SequenceDecoder",
     "SequenceIdentity",

@@ -3,12 +3,15 @@
 from .backbone import SequenceModel
 from .block import SequenceResidualBlock
 from .decoders import SequenceDecoder, StateDecoder, StateEncoder
+from .mamba_lm import MambaLM
 from .registry import LAYERS
 from .s4_decoder import S4Decoder
+from .sampling import sample
 from .states import merge_states, select_state, split_states
 
 __all__ = [
     "LAYERS",
+    "MambaLM",
     "S4Decoder",
     "SequenceDecoder",
     "SequenceModel",
@@ -16,6 +19,7 @@ __all__ = [
     "StateDecoder",
     "StateEncoder",
     "merge_states",
+    "sample",
     "select_state",
     "split_states",
 ]

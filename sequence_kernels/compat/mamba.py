@@ -1,0 +1,138 @@
+"""Checkpoints of mamba_ssm and of Hugging Face's Mamba and Mamba2 as layers and models of ours, and back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..layers import Mamba, Mamba2
+from ..models import MambaLM
+from . import names
+from .checkpoints import Source, _read
+
+#: What a directory may hold, in the order in which they are looked for.
+_FILES = ("model.safetensors", "pytorch_model.bin", "model.pt")
+
+
+def load_mamba(source: Source, prefix: str = "", **options: Any) -> MambaLM | Mamba | Mamba2:
+    """A Mamba layer, a Mamba-2 layer or a ``MambaLM`` from a checkpoint of mamba_ssm or of Hugging Face.
+
+    The shapes tell the sizes. Only a ``config.json`` beside the file, or ``options``, can tell the groups of Mamba-2
+    (``ngroups``, else 1), ``dt_limit``, ``norm_before_gate`` and the norms' ``eps``.
+
+    Args:
+        source: a state dict, a file that holds one, or a directory with one and a ``config.json``, as both libraries
+            save. A ``.safetensors`` file needs that package.
+        prefix: where in it the model or the layer is, such as ``"backbone.layers.0.mixer."``.
+        **options: arguments of the layers, before those of the configuration.
+
+    Raises:
+        ValueError: there is no Mamba layer below the prefix.
+        RuntimeError: the parameters do not fit, as of a model that has attention or an MLP too.
+    """
+    stored, config = _weights(source)
+    weights = names.part(stored, prefix)
+    options = {**_configured(config), **options}
+    if "in_proj.weight" in weights:
+        eps = options.pop("eps", 1e-5)
+        kind, sizes = _sizes(weights, options)
+        layer = (Mamba if kind == "mamba" else Mamba2)(**sizes)
+        if isinstance(layer, Mamba2) and layer.norm is not None:
+            layer.norm.eps = eps
+        layer.load_state_dict(weights)
+        return layer
+    weights = {name.replace("backbone.embeddings.", "backbone.embedding."): t for name, t in weights.items()}
+    embedding, first = weights.get("backbone.embedding.weight"), "backbone.layers.0.mixer."
+    mixer = {name.removeprefix(first): t for name, t in weights.items() if name.startswith(first)}
+    if embedding is None or "in_proj.weight" not in mixer:
+        found = ", ".join(sorted(weights)[:5]) or "nothing"
+        raise ValueError(f"source has no Mamba layer or model below prefix {prefix!r}, but {found} ...")
+    kind, sizes = _sizes(mixer, options)
+    head = weights.setdefault("lm_head.weight", embedding)
+    blocks = {name.split(".")[2] for name in weights if name.startswith("backbone.layers.")}
+    model = MambaLM(
+        len(embedding),
+        n_layers=len(blocks),
+        layer=kind,
+        tie_embeddings=head is embedding or torch.equal(head, embedding),
+        pad_vocab_size_multiple=1,
+        **sizes,
+    )
+    model.load_state_dict(weights)
+    return model
+
+
+def export_mamba(model: MambaLM, *, hugging_face: bool = False) -> dict[str, Tensor]:
+    """The state dict of a ``MambaLM`` as mamba_ssm's model, or Hugging Face's, loads it."""
+    state = {name: t.detach() for name, t in model.state_dict().items()}
+    if hugging_face:
+        state["backbone.embeddings.weight"] = state.pop("backbone.embedding.weight")
+    return state
+
+
+def _weights(source: Source) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    if isinstance(source, Mapping):
+        return _read(source), {}
+    path, config = Path(os.fspath(source)), {}
+    if path.is_dir():
+        there = [path / name for name in _FILES if (path / name).exists()]
+        if not there:
+            raise ValueError(f"source {path} has none of {', '.join(_FILES)}")
+        if (path / "config.json").exists():
+            config = json.loads((path / "config.json").read_text())
+        path = there[0]
+    if path.suffix != ".safetensors":
+        return _read(path), config
+    try:
+        from safetensors.torch import load_file  # type: ignore[import-not-found,unused-ignore]
+    except ImportError as error:
+        raise ImportError(f"{path.name} needs `pip install safetensors`") from error
+    return load_file(path), config
+
+
+def _configured(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of layers that a configuration of either library names and shapes do not tell."""
+    layer = config.get("ssm_cfg") or {}
+    found = {
+        "ngroups": layer.get("ngroups", config.get("n_groups")),
+        "dt_limit": layer.get("dt_limit", config.get("time_step_limit")),
+        "norm_before_gate": layer.get("norm_before_gate"),
+        "eps": config.get("layer_norm_epsilon"),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _sizes(weights: Mapping[str, Tensor], options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The kind of a layer, and its arguments: what its parameters' shapes tell, and the options."""
+    width, inner = weights["out_proj.weight"].shape
+    sizes: dict[str, Any] = {
+        "d_model": width,
+        "d_conv": weights["conv1d.weight"].shape[-1],
+        "expand": inner / width,
+        "bias": "in_proj.bias" in weights,
+        "conv_bias": "conv1d.bias" in weights,
+    }
+    if "x_proj.weight" in weights:
+        ours = {name: value for name, value in options.items() if name in ("eps", "dropout", "transposed")}
+        sizes |= {"d_state": weights["A_log"].shape[1], "dt_rank": weights["dt_proj.weight"].shape[1]}
+        return "mamba", {**sizes, **ours}
+    heads = len(weights["dt_bias"])
+    # in_proj gives two of what lies beside the recurrence, z, the convolution's channels and dt.
+    mixed = len(weights["conv1d.weight"])
+    channels = 2 * inner - (len(weights["in_proj.weight"]) - mixed - heads)
+    groups = options.get("ngroups", 1)
+    sizes |= {
+        "d_ssm": channels,
+        "headdim": channels // heads,
+        "ngroups": groups,
+        "d_state": (mixed - channels) // (2 * groups),
+        "rmsnorm": "norm.weight" in weights,
+        "D_has_hdim": len(weights["D"]) != heads,
+    }
+    return "mamba2", {**sizes, **options}

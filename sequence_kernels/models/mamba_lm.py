@@ -1,0 +1,166 @@
+"""A language model of Mamba layers, with the parameter names of mamba_ssm's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..arguments.values import checked
+from ..layers import Mamba, Mamba2
+from ..layers.padding import Lengths, sequence_lengths
+from ..layers.selective import State, wide
+from .sampling import sample
+
+_MIXERS: dict[str, type[Mamba] | type[Mamba2]] = {"mamba": Mamba, "mamba2": Mamba2}
+
+
+class _Block(nn.Module):
+    def __init__(self, norm: nn.Module, mixer: Mamba | Mamba2) -> None:
+        super().__init__()
+        self.norm = norm
+        self.mixer = mixer
+
+
+class _Backbone(nn.Module):
+    def __init__(self, embedding: nn.Embedding, blocks: list[_Block], norm_f: nn.Module) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.layers = nn.ModuleList(blocks)
+        self.norm_f = norm_f
+
+
+class MambaLM(nn.Module):
+    """Token embedding, residual blocks of a norm and a Mamba layer, a norm, and a linear map to scores.
+
+    ``x = x + mixer(norm(x))``, the sum in float32 (float64 of float64), as mamba_ssm's ``MambaLMHeadModel`` with
+    ``residual_in_fp32``. The parameters have its names.
+
+    Args:
+        vocab_size: number of tokens.
+        d_model: width.
+        n_layers: number of blocks.
+        layer: "mamba" or "mamba2".
+        tie_embeddings: the embedding's weight is that of the linear map to scores.
+        pad_vocab_size_multiple: the vocabulary is rounded up to a multiple of it.
+        eps: of the norms, which are ``torch.nn.RMSNorm``.
+        **options: arguments of the layers.
+
+    A state is a list of those of the layers.
+    """
+
+    @checked
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int,
+        n_layers: int,
+        layer: str = "mamba",
+        tie_embeddings: bool = True,
+        pad_vocab_size_multiple: int = 8,
+        eps: float = 1e-5,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if layer not in _MIXERS:
+            raise ValueError(f"layer must be one of {', '.join(_MIXERS)}, got {layer!r}")
+        vocab_size += -vocab_size % pad_vocab_size_multiple
+        self.vocab_size, self.d_model = vocab_size, d_model
+        blocks = [
+            _Block(nn.RMSNorm(d_model, eps=eps), _MIXERS[layer](d_model, **options)) for _ in range(n_layers)
+        ]
+        self.backbone = _Backbone(nn.Embedding(vocab_size, d_model), blocks, nn.RMSNorm(d_model, eps=eps))
+        self.lm_head = nn.Linear(d_model, vocab_size, bias=False)
+        nn.init.normal_(self.backbone.embedding.weight, std=0.02)
+        with torch.no_grad():  # so that the sum's variance does not grow with the depth
+            for block in blocks:
+                block.mixer.out_proj.weight /= n_layers**0.5
+        if tie_embeddings:
+            self.lm_head.weight = self.backbone.embedding.weight
+
+    def forward(
+        self, tokens: Tensor, state: list[State] | None = None, lengths: Lengths | None = None
+    ) -> tuple[Tensor, list[State] | None]:
+        """Scores ``(batch, length, vocabulary)`` of the token after each of ``tokens`` ``(batch, length)``.
+
+        ``lengths``: how many tokens of each row are real; the rest, at its end, may be anything. The next state is the
+        one after them, None if no state was given.
+        """
+        if tokens.dim() != 2 or tokens.is_floating_point():
+            raise ValueError(
+                f"tokens must be integers of shape (batch, length), got {tuple(tokens.shape)} {tokens.dtype}"
+            )
+        blocks = self._blocks()
+        if state is not None and len(state) != len(blocks):
+            raise ValueError(f"state must have one entry for each of {len(blocks)} layers, got {len(state)}")
+        dtype = self.lm_head.weight.dtype
+        x, after = wide(self.backbone.embedding(tokens)), []
+        if lengths is not None:
+            lengths = sequence_lengths(lengths, x, transposed=False)
+        for i, block in enumerate(blocks):
+            y, following = block.mixer(
+                block.norm(x.to(dtype)), None if state is None else state[i], lengths=lengths
+            )
+            x = x + y
+            after.append(following)
+        logits = self.lm_head(self.backbone.norm_f(x.to(dtype)))
+        return logits, None if state is None else after
+
+    def step(self, tokens: Tensor, state: list[State] | None = None) -> tuple[Tensor, list[State]]:
+        """Scores ``(batch, vocabulary)`` of the token after ``tokens`` ``(batch,)``; without a state, from zeros."""
+        state = self.default_state(len(tokens), device=tokens.device) if state is None else state
+        logits, after = self.forward(tokens.unsqueeze(1), state)
+        assert after is not None
+        return logits.squeeze(1), after
+
+    def default_state(self, batch: int, device: torch.device | str | None = None) -> list[State]:
+        """The state before the first token, for each layer."""
+        return [block.mixer.default_state(batch, device=device) for block in self._blocks()]
+
+    def _blocks(self) -> list[_Block]:
+        return list(self.backbone.layers)  # type: ignore[arg-type]
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        tokens: Tensor,
+        count: int,
+        lengths: Lengths | None = None,
+        state: list[State] | None = None,
+        end: int | None = None,
+        **sampling: Any,
+    ) -> tuple[Tensor, list[State]]:
+        """Continue prompts ``(batch, length)`` by ``count`` tokens.
+
+        Args:
+            lengths: of prompts of unequal length, padded at their ends.
+            state: what came before the prompts, such as the state that an earlier call gave.
+            end: a token after which a row has no other; None: all rows go on.
+            **sampling: as ``sample`` takes: ``temperature`` (0: the best), ``top_k``, ``top_p``, ``generator``.
+
+        Returns:
+            the new tokens ``(batch, count)``, fewer if all rows have ended, and the state after all but the last.
+        """
+        state = self.default_state(len(tokens), device=tokens.device) if state is None else state
+        logits, after = self.forward(tokens, state, lengths)
+        assert after is not None
+        if lengths is None:
+            scores = logits[:, -1]
+        else:
+            last = sequence_lengths(lengths, logits, transposed=False) - 1
+            if bool((last < 0).any()):
+                raise ValueError("lengths must be at least 1, to have something to continue")
+            scores = logits[torch.arange(len(tokens), device=tokens.device), last]
+        found: list[Tensor] = []
+        ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+        while len(found) < count:
+            drawn = sample(scores, **sampling)
+            if end is not None:
+                drawn = torch.where(ended, end, drawn)
+                ended = ended | (drawn == end)
+            found.append(drawn)
+            if len(found) == count or bool(ended.all()):
+                break
+            scores, after = self.step(drawn, after)
+        return torch.stack(found, 1) if found else tokens[:, :0], after

@@ -1,0 +1,141 @@
+"""The Mamba language model: prompts, states, sampling, and checkpoints of others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sequence_kernels import Mamba, Mamba2, MambaLM
+from sequence_kernels.compat import export_mamba, load_mamba
+from sequence_kernels.models import sample
+
+KINDS: dict[str, dict[str, Any]] = {
+    "mamba": {"d_state": 3},
+    "mamba2": {"d_state": 4, "headdim": 4, "ngroups": 2},
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def model(kind: str, **options: Any) -> MambaLM:
+    torch.manual_seed(0)
+    return MambaLM(21, 16, 2, kind, **{**KINDS[kind], **options}).double().eval()
+
+
+def some_tokens(batch: int, length: int) -> Tensor:
+    return torch.randint(21, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+def close(got: Tensor, want: Tensor) -> None:
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+@every_kind
+def test_any_split_and_steps_are_the_whole(kind: str) -> None:
+    lm, tokens = model(kind), some_tokens(2, 70)
+    whole, after = lm(tokens, lm.default_state(2))
+    assert whole.shape == (2, 70, 24)
+    first, state = lm(tokens[:, :33], lm.default_state(2))
+    second, state = lm(tokens[:, 33:69], state)
+    last, state = lm.step(tokens[:, 69], state)
+    close(torch.cat((first, second, last.unsqueeze(1)), 1), whole)
+    for layer, want in zip(state, after, strict=True):
+        for part, other in zip(layer, want, strict=True):
+            close(part, other)
+
+
+@every_kind
+def test_prompts_of_unequal_length_go_on_as_each_alone(kind: str) -> None:
+    lm, tokens = model(kind), some_tokens(3, 40)
+    lengths = [40, 7, 1]
+    found, state = lm.generate(tokens, 5, lengths=lengths, temperature=0)
+    assert found.shape == (3, 5)
+    for row, length in enumerate(lengths):
+        alone, _ = lm.generate(tokens[row : row + 1, :length], 5, temperature=0)
+        assert torch.equal(found[row], alone[0])
+    more, _ = lm.generate(found[:, -1:], 4, state=state, temperature=0)  # resumed
+    longer, _ = lm.generate(tokens, 9, lengths=lengths, temperature=0)
+    assert torch.equal(torch.cat((found, more), 1), longer)
+
+
+def test_a_row_that_has_ended_stays_so() -> None:
+    lm, tokens = model("mamba"), some_tokens(2, 10)
+    free, _ = lm.generate(tokens, 12, temperature=0)
+    end = int(free[0, 3])
+    found, _ = lm.generate(tokens, 12, end=end, temperature=0)
+    for row, other in zip(found, free, strict=True):
+        places = (other == end).nonzero()
+        stop = int(places[0]) if len(places) else 12
+        assert torch.equal(row[:stop], other[: min(stop, len(row))])
+        assert bool((row[stop:] == end).all())
+
+
+def test_sampling_draws_from_what_is_left() -> None:
+    logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(4000, 4)
+    draw = torch.Generator().manual_seed(0)
+    assert sample(logits, temperature=0).unique().tolist() == [3]
+    assert sample(logits, top_k=2, generator=draw).unique().tolist() == [2, 3]
+    assert sample(logits, top_p=0.69, generator=draw).unique().tolist() == [2, 3]
+    assert sample(logits, top_p=0.71, generator=draw).unique().tolist() == [1, 2, 3]
+    shares = sample(logits, generator=draw).bincount(minlength=4) / 4000
+    torch.testing.assert_close(shares, torch.tensor([0.1, 0.2, 0.3, 0.4]), atol=0.03, rtol=0)
+    cold = sample(logits, temperature=0.25, generator=draw).bincount(minlength=4) / 4000
+    assert float(cold[3]) > 0.7  # 0.4^4 of the sum of fourth powers
+    with pytest.raises(ValueError, match=r"top_p must be above 0 and at most 1, got 2"):
+        sample(logits, top_p=2.0)
+    with pytest.raises(ValueError, match=r"temperature must be at least 0, got -1"):
+        sample(logits, temperature=-1.0)
+
+
+@every_kind
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("hugging_face", [True, False])
+def test_checkpoints_go_out_and_come_back(tmp_path: Path, kind: str, tied: bool, hugging_face: bool) -> None:
+    lm, tokens = (
+        model(kind, bias=True, tie_embeddings=tied, dt_limit=(0.01, 0.1))
+        if kind == "mamba2"
+        else model(kind, bias=True, tie_embeddings=tied),
+        some_tokens(2, 20),
+    )
+    state = export_mamba(lm, hugging_face=hugging_face)
+    assert f"backbone.embedding{'s' if hugging_face else ''}.weight" in state
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    config = (
+        {"n_groups": 2, "time_step_limit": [0.01, 0.1], "layer_norm_epsilon": 1e-5}
+        if hugging_face
+        else {"ssm_cfg": {"layer": "Mamba2", "ngroups": 2, "dt_limit": [0.01, 0.1]}}
+    )
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    back = load_mamba(tmp_path).double().eval()
+    close(back(tokens)[0], lm(tokens)[0])
+    assert (back.lm_head.weight is back.backbone.embedding.weight) == tied
+    layer = load_mamba(tmp_path, prefix="backbone.layers.1.mixer.").double().eval()
+    assert isinstance(layer, Mamba2 if kind == "mamba2" else Mamba)
+    x = torch.randn(1, 9, 16, dtype=torch.float64)
+    close(layer(x)[0], lm.backbone.layers[1].mixer(x)[0])
+
+
+def test_what_is_no_mamba_is_named() -> None:
+    with pytest.raises(ValueError, match=r"no Mamba layer or model below prefix 'x.', but nothing"):
+        load_mamba({"weight": torch.ones(1)}, prefix="x.")
+    with pytest.raises(ValueError, match=r"layer must be one of mamba, mamba2, got 'mamba3'"):
+        MambaLM(8, 8, 1, "mamba3")
+    with pytest.raises(
+        ValueError, match=r"tokens must be integers of shape \(batch, length\), got \(2, 3, 4\)"
+    ):
+        model("mamba")(torch.zeros(2, 3, 4))
+    with pytest.raises(ValueError, match="lengths must be at least 1"):
+        model("mamba").generate(some_tokens(2, 3), 1, lengths=[0, 3])
+
+
+def test_safetensors_are_read(tmp_path: Path) -> None:
+    files = pytest.importorskip("safetensors.torch", reason="pip install safetensors")
+    lm, tokens = model("mamba"), some_tokens(1, 9)
+    state = export_mamba(lm)
+    del state["lm_head.weight"]  # tied, and so left out by those who save such files
+    files.save_file(state, tmp_path / "model.safetensors")
+    close(load_mamba(tmp_path).double().eval()(tokens)[0], lm(tokens)[0])
