@@ -23,6 +23,7 @@ from sequence_kernels import (
     DSS,
     S4,
     S4D,
+    MambaLM,
     S4Decoder,
     SequenceDecoder,
     SequenceModel,
@@ -99,6 +100,10 @@ def _tokens(module: Any) -> Tensor:
 #: How classes that are no SequenceModule are made and run; one that is not here is made from its width alone.
 PARTS: dict[type[nn.Module], tuple[Make, Run]] = {
     S4Decoder: (lambda: S4Decoder(5, WIDTH, n_layers=1, dropout=0.0), _tokens),
+    MambaLM: (
+        lambda: MambaLM(5, WIDTH, 1, d_state=2),
+        lambda m: m((torch.arange(12).view(2, 6) % 5).to(m.lm_head.weight.device))[0],
+    ),
     SSKernel: (lambda: SSKernel(WIDTH, 4, lr={"B": 0.0}), kernel_of),
     DPLRSSM: (lambda: SSKernel(WIDTH, 4).kernel, kernel_of),
     DiagonalSSM: (lambda: SSKernel(WIDTH, 4, mode="diag", lr=1e-3).kernel, kernel_of),

@@ -58,7 +58,7 @@ inline Vector<double> exp2_fraction(Vector<double> r) {
 
 // Products x y for which exp2_product may be asked without `any`.
 template <typename Real>
-constexpr Real kExp2Range = Precision<Real>::exponent_bias - 1;
+constexpr Real kExp2Range = Precision<Real>::exponent_bias - 2;
 
 // 2^{x y}, the product not rounded. Without `any` |x y| <= kExp2Range; with it the result may be 0, infinite or NaN.
 template <bool any, typename Real>
@@ -70,27 +70,30 @@ inline Vector<Real> exp2_product(Vector<Real> x, Vector<Real> y) {
     x = at_most(at_least(x, Real(-P::exponent_bias)), Real(P::exponent_bias + 1));
   }
   const Vector<Real> shifted = x * y + shift;
-  const Vector<Real> fraction = x * y - (shifted - shift);
-  const auto power = (bits<Integers<Real>>(shifted) + P::exponent_bias) << P::mantissa_bits;
-  return exp2_fraction(fraction) * bits<Vector<Real>>(power);
+  const Vector<Real> p = exp2_fraction(x * y - (shifted - shift));
+  const auto power = bits<Integers<Real>>(shifted);
+  if constexpr (any) return p * bits<Vector<Real>>((power + P::exponent_bias) << P::mantissa_bits);
+  return bits<Vector<Real>>(bits<Integers<Real>>(p) +
+                            (power << P::mantissa_bits));  // added to the exponent of p
 }
 
 template <typename Real>
 constexpr Real kLog2e = Real(1.4426950408889634074);
 
-// e^x of x <= 0, or any x where infinity is right.
+// e^x of x <= 0; 0 below the least normal number.
 template <typename Real>
-inline Vector<Real> exponential_of(Vector<Real> x) {
-  // Held within the range first, so that the product need not be rounded.
-  constexpr Real most = Real(Precision<Real>::exponent_bias) / kLog2e<Real>;
-  const Vector<Real> held = at_most(at_least(x, -most), most);
-  const Vector<Real> e = exp2_product<false, Real>(held, all(kLog2e<Real>));
-  return x > most ? all(Real(__builtin_inf())) : x < -most ? Vector<Real>{} : e;
+inline Vector<Real> falling_exponential(Vector<Real> x) {
+  constexpr Real least = -kExp2Range<Real> / kLog2e<Real>;
+  // Held within the range, so that the product need not be rounded.
+  const Vector<Real> e = exp2_product<false, Real>(at_least(x, least), all(kLog2e<Real>));
+  return x < least ? Vector<Real>{} : e;
 }
 
+// 1 / (1 + e^-x), of e^-|x|.
 template <typename Real>
 inline Vector<Real> logistic_of(Vector<Real> x) {
-  return 1 / (1 + exponential_of<Real>(-x));
+  const Vector<Real> e = falling_exponential<Real>(-magnitude<Real>(x)), one = all(Real(1));
+  return (x < 0 ? e : one) / (one + e);
 }
 
 // log(1 + e^x) = max(x, 0) + log1p(e^-|x|), and x itself above 20, where torch stops too. log1p(t) is 2 atanh(s) with
@@ -98,7 +101,7 @@ inline Vector<Real> logistic_of(Vector<Real> x) {
 template <typename Real>
 inline Vector<Real> softplus(Vector<Real> x) {
   constexpr int terms = sizeof(Real) == 4 ? 8 : 17;
-  const Vector<Real> t = exponential_of<Real>(-magnitude<Real>(x)), s = t / (2 + t), square = s * s;
+  const Vector<Real> t = falling_exponential<Real>(-magnitude<Real>(x)), s = t / (2 + t), square = s * s;
   Vector<Real> series = all(Real(1) / (2 * terms + 1));
   for (int k = terms - 1; k >= 0; --k) series = series * square + Real(1) / (2 * k + 1);
   return x > 20 ? x : at_least<Real>(x, 0) + 2 * s * series;

@@ -12,6 +12,7 @@ from .. import ops
 from ..arguments import inputs, values
 from ..arguments.values import checked
 from ..module import SequenceModule
+from ..stepping.stages import is_plain
 from .activations import inner_activation
 from .components import dropout_module
 from .padding import Lengths, without_padding
@@ -54,6 +55,11 @@ class CausalConv(SequenceModule):
         self.activation = inner_activation(activation, -2, d_model)
         self.dropout = dropout_module(dropout, tied=tie_dropout, transposed=True)
 
+    @property
+    def _within(self) -> str | None:
+        """The activation if the op can apply it by itself and nobody looks at the module."""
+        return "silu" if type(self.activation) is nn.SiLU and is_plain(self.activation) else None
+
     def forward(
         self,
         x: Tensor,
@@ -73,10 +79,16 @@ class CausalConv(SequenceModule):
         before = None if state is None else state.to(u.dtype)
         batch = math.prod(u.shape[:-2])
         start = None if before is None else before.reshape(batch, *before.shape[-2:])
+        within = self._within
         y, last = ops.causal_conv1d(
-            u.reshape(batch, *u.shape[-2:]), self.weight.squeeze(1), self.bias, initial_state=start
+            u.reshape(batch, *u.shape[-2:]),
+            self.weight.squeeze(1),
+            self.bias,
+            activation=within,
+            initial_state=start,
         )
-        y = self.dropout(self.activation(y.reshape(u.shape)))
+        y = y.reshape(u.shape)
+        y = self.dropout(y if within else self.activation(y))
         y = y if self.transposed else y.mT
         if before is None:
             return y, None

@@ -147,6 +147,14 @@ def test_parameters_start_as_in_mamba_ssm() -> None:
     assert 2 <= float(heads.min()) < float(heads.max()) <= 3
 
 
+def test_a_hook_on_the_convolution_s_activation_is_called() -> None:
+    layer, x = drawn(Mamba, 8), torch.randn(1, 9, 8, dtype=F64)
+    want, seen = layer(x)[0], []
+    layer.conv1d.activation.register_forward_hook(lambda *call: seen.append(call))
+    close(layer(x)[0], want)
+    assert len(seen) == 1
+
+
 def test_decays_ask_for_no_weight_decay() -> None:
     for layer in (Mamba(16), Mamba2(16, headdim=8), S6(16)):
         spared = {
