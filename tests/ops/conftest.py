@@ -13,8 +13,16 @@ from tests.cuda_driver import driver
 
 #: By the check that a test makes: what it runs on otherwise, the machines for PTX with when they run, and why not.
 MACHINES: dict[str, Any] = {
-    "emulator": ("emulator", {"sm_80": [], "sm_90": [pytest.mark.thorough]}, ptx.skip_reason),
-    "interpreter": ("interpreter", {"cuda 80": []}, ptx.triton_skip_reason),
+    "emulator": (
+        "emulator",
+        {"sm_80": [], "sm_90": [pytest.mark.thorough]},
+        ptx.skip_reason,
+    ),
+    "interpreter": (
+        "interpreter",
+        {"cuda 80": [], "cuda 90": [pytest.mark.thorough]},
+        ptx.triton_skip_reason,
+    ),
 }
 
 
@@ -63,7 +71,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         machine = getattr(getattr(item, "callspec", None), "params", {}).get("machine")
         if machine is None or not machine.startswith("cuda "):
             continue
-        test = (item.path, item.originalname)  # type: ignore[attr-defined]
+        test = (item.path, item.originalname, machine)  # type: ignore[attr-defined]
         if test in seen or item.get_closest_marker("on_ptx") is None:
             item.add_marker(pytest.mark.thorough)
         seen.add(test)

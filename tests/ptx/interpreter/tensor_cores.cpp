@@ -146,6 +146,7 @@ void add_tensor_cores(Table& table) {
   table[load + "x2.shared.b16"] = {load_matrices<2, false>, "wwa"};
   table[load + "x4.shared.b16"] = {load_matrices<4, false>, "wwwwa"};
   table[load + "x4.trans.shared.b16"] = {load_matrices<4, true>, "wwwwa"};
+  table[store + "x1.shared.b16"] = {store_matrices<1>, "aw"};
   table[store + "x2.shared.b16"] = {store_matrices<2>, "aww"};
   table[store + "x4.shared.b16"] = {store_matrices<4>, "awwww"};
 }
