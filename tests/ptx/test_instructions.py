@@ -309,7 +309,7 @@ def conversions() -> dict[str, Case]:
         "cvt.s64.s32:low": case("s64 s64", lambda a: (a + (1 << 31)) % (1 << 32) - (1 << 31)),
         "cvta.to.global.u64": case("u64 u64", lambda a: a),
     }
-    for name in ("s64.s32", "u64.u32", "u32.u64", "u16.u32", "u16.u64", "u32.u16"):
+    for name in ("s64.s32", "u64.u32", "u64.u16", "u32.u64", "u16.u32", "u16.u64", "u32.u16"):
         found[f"cvt.{name}"] = case(name.replace(".", " "), lambda a: a)
     for real, (suffix, rounding) in itertools.product(("f32", "f64"), ROUNDINGS.items()):
         found[f"cvt.{suffix}.{real}.{real}"] = case(

@@ -138,6 +138,7 @@ void add_conversions(Table& table) {
   table["cvt.s64.s32"] = each<to<int64_t, int32_t>>();
   table["cvt.s64.s32:low"] = each<low>();
   table["cvt.u64.u32"] = each<to<uint64_t, uint32_t>>();
+  table["cvt.u64.u16"] = each<to<uint64_t, uint16_t>>();
   table["cvt.u32.u64"] = each<to<uint32_t, uint64_t>>();
   table["cvt.u16.u32"] = each<to<uint16_t, uint32_t>>();
   table["cvt.u16.u64"] = each<to<uint16_t, uint64_t>>();

@@ -17,7 +17,7 @@ void count(Warp& w, const Instruction& i, int operand, Space space, Touch touch,
   for (int lane = 0; lane < lanes; ++lane) addresses[lane] = address_of<Address>(w, i, operand, lane);
   count(*w.launch->traffic, space, touch, addresses, w.exec, bytes);
 }
-template <Space space, class T, int n, class Address>
+template <Space space, class T, int n, class Address, class To = T>
 void load(Warp& w, const Instruction& i) {
   if (w.launch->traffic) count<Address>(w, i, n, space, Touch::read, n * sizeof(T));
   for (Mask rest = w.exec; rest; rest &= rest - 1) {
@@ -25,7 +25,7 @@ void load(Warp& w, const Instruction& i) {
     T found[n];
     memcpy(found, bytes_at(w, i, lane, space, Touch::read, address_of<Address>(w, i, n, lane), sizeof found),
            sizeof found);
-    for (int k = 0; k < n; ++k) w.values<T>(i.operands[k])[lane] = found[k];
+    for (int k = 0; k < n; ++k) w.values<To>(i.operands[k])[lane] = found[k];
   }
 }
 template <Space space, class T, int n, class Address>
@@ -80,6 +80,8 @@ void add_memory(Table& table) {
   add_accesses<uint32_t, 4>(table, ".v4");
   add_accesses<uint64_t, 1>(table, "");
   add_accesses<uint64_t, 2>(table, ".v2");
+  table["ld.shared.b32:wide"] = {load<Space::shared, uint32_t, 1, uint32_t, uint64_t>, "da",
+                                 load<Space::shared, uint32_t, 1, uint64_t, uint64_t>};
   table["ld.param.s32:wide"] = {nullptr, "da", load_parameter<int32_t, 1, int64_t>};
 }
 
