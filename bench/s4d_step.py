@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from bench._steps import Step, step_bench, step_targets
 from bench.harness.declare import FORWARD, Cost, Counted
 from sequence_kernels import S4D, ops
 from sequence_kernels.layers.s4 import S4
-from sequence_kernels.ssm.diagonal import DiagonalSystem
 
 
 def prepared(layer: S4) -> Step:
-    system = cast(DiagonalSystem, layer.system())
+    system = layer.system()
     parameters = system.step_parameters()
     return lambda state, u: ops.ssm_step(state, u, *parameters)
 

@@ -47,7 +47,7 @@ def test_s4d_is_close_to_its_kernel(length: int) -> None:
     moves = sum(a != b for a, b in pairwise(files))
     assert len(files) <= 40, files
     assert len(set(files)) <= 10, sorted(set(files))
-    assert moves <= 13, files
+    assert moves <= 15, files  # two of them to the op that discretises, which calls less than torch did
 
 
 def test_layers_know_no_backend() -> None:

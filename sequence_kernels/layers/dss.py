@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..arguments.values import checked
 from ..ops.layouts import as_complex
-from ..ssm import DiagonalSystem, convolve, diagonal_init, discretize
+from ..ssm import DiagonalSystem, SampledDiagonalSystem, System, convolve, diagonal_init, discretize
 from ..ssm.parameters import initial_log_dt, step_sizes
 from .mixed import _MixedLayer
 
@@ -68,17 +68,16 @@ class DSS(_MixedLayer):
         self.D = nn.Parameter(torch.randn(d_model))
         self._spare_dynamics()
 
-    def system(self, rate: float = 1.0) -> DiagonalSystem:
+    def system(self, rate: float = 1.0) -> System:
         """The discrete system for inputs sampled at ``rate`` times the step that the model was made for."""
         modes, w = self.Lambda.double(), as_complex(self.W)
         real = -modes[:, 0].exp() if self.version == "exp" else modes[:, 0]
-        a = torch.complex(real, modes[:, 1]).expand(self.d_model, -1)
+        a = torch.complex(real, modes[:, 1]).unsqueeze(0)  # one copy for all heads
         dt = step_sizes(self.log_dt, rate)
         if self.version == "softmax":
-            x, b = discretize(a, torch.ones_like(a), dt, "dss", self.l_max)
-        else:
-            x, b = discretize(a, torch.ones_like(a) / 2, dt, "zoh")  # half: the real part, not twice
-        return DiagonalSystem(x, b, w.unsqueeze(0))
+            return DiagonalSystem(*discretize(a, torch.ones_like(a), dt, "dss", self.l_max), w.unsqueeze(0))
+        half = torch.full_like(a, 0.5)  # half: the real part, not twice
+        return SampledDiagonalSystem(a, half, dt, w.unsqueeze(0), "zoh")
 
     def _sequence(
         self,

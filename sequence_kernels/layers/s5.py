@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .. import ops
 from ..arguments.values import checked
-from ..ssm import diagonal_init, discretize
+from ..ssm import diagonal_init
 from ..ssm.parameters import initial_log_dt, step_sizes
 from .mixed import _DiagonalLayer
 
@@ -69,5 +70,5 @@ class S5(_DiagonalLayer):
     def _discrete(self, rate: float) -> tuple[Tensor, Tensor]:
         a = torch.complex(-self.Lambda_log_decay.double().exp(), self.Lambda_imag.double())
         dt = step_sizes(self.log_dt, rate)
-        x, factors = discretize(a.unsqueeze(-1), torch.ones_like(a).unsqueeze(-1), dt, "zoh")
-        return x.squeeze(-1), factors.squeeze(-1)
+        _, factors = ops.diagonal_discretize(a.unsqueeze(-1), torch.ones_like(a).unsqueeze(-1), dt)
+        return a * dt, factors.squeeze(-1)

@@ -2,6 +2,7 @@
 
 from .cauchy import cauchy, cauchy_transpose
 from .causal_conv1d import causal_conv1d
+from .diagonal_discretize import diagonal_discretize
 from .dispatch import BACKENDS, BackendUnavailableError, explain, operations, use_backend
 from .dplr_discretize import dplr_discretize
 from .dplr_generating import dplr_generating
@@ -19,6 +20,7 @@ __all__ = [
     "cauchy",
     "cauchy_transpose",
     "causal_conv1d",
+    "diagonal_discretize",
     "dplr_discretize",
     "dplr_generating",
     "explain",

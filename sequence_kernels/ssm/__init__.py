@@ -1,7 +1,7 @@
 """State-space models: initial values, discretisation, and from parameters to kernels and chunk matrices."""
 
 from .convolve import choose_convolution, chunk_matrices, convolve
-from .diagonal import DISCRETIZATIONS, DiagonalSSM, DiagonalSystem, discretize
+from .diagonal import DISCRETIZATIONS, DiagonalSSM, DiagonalSystem, SampledDiagonalSystem, discretize
 from .dplr import DPLRSSM, DPLRSystem
 from .hippo import DiagonalInit, DPLRInit, diagonal_init, dplr_init, hippo_matrices
 from .kernel import SSKernel
@@ -17,6 +17,7 @@ __all__ = [
     "DiagonalSSM",
     "DiagonalSystem",
     "SSKernel",
+    "SampledDiagonalSystem",
     "System",
     "choose_convolution",
     "chunk_matrices",

@@ -1,13 +1,12 @@
 """Diagonal state-space models: S4D and its kin.
 
-Discretisations of ``x' = a x + b u`` with step ``dt`` give the exponents ``log(A_bar)`` and the input weights ``B_bar``
-of ``x_t = A_bar x_{t-1} + B_bar u_t``; the exponents, not ``A_bar``, because ``A_bar^l`` is wanted for large l. All are
-computed in complex128 (the arrays are small, and ``A_bar`` is close to 1) and differentiable.
+``x' = a x + b u`` with step ``dt`` becomes ``x_t = A_bar x_{t-1} + B_bar u_t``, by ``ops.diagonal_discretize`` for what
+takes ``A_bar``, and by ``discretize`` for kernels, which take ``log(A_bar)``, as ``A_bar^l`` is wanted for large l. All
+is computed in complex128 (the arrays are small, and ``A_bar`` is close to 1) and differentiable.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,11 +16,16 @@ from torch import Tensor
 from .. import ops
 from ..arguments.values import checked
 from ..ops import checks
+from ..ops.diagonal_discretize.reference import expm1_over
+from ..ops.dispatch import choose
 from ..ops.layouts import as_complex, by_head
-from .parameters import SSMParameters
-from .system import StepParameters
+from .parameters import SSMParameters, step_sizes
+from .system import StepParameters, System
 
 DISCRETIZATIONS = ("bilinear", "zoh", "dss")
+
+# Without the op's checks: what a system holds fits together.
+_diagonal_discretize = torch.ops.sequence_kernels.diagonal_discretize.default
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,43 @@ class DiagonalSystem:
 
     def channels(self, start: int, stop: int) -> DiagonalSystem:
         return DiagonalSystem(self.log_a, self.b, self.c[start:stop])
+
+
+@dataclass(frozen=True)
+class SampledDiagonalSystem:
+    """``x' = a x + b u``, ``y = 2 Re(c x)``, elementwise, with steps dt: a, b (S, N) complex, dt (H) float64.
+
+    Head h has copy h mod S. ``method``: "zoh" or "bilinear". ``c`` (C, H, N) has the dtype of the results.
+    """
+
+    dense: ClassVar[bool] = False
+
+    a: Tensor
+    b: Tensor
+    dt: Tensor
+    c: Tensor
+    method: str
+
+    def kernel(self, length: int) -> Tensor:
+        a, b = (by_head(t, len(self.dt)) for t in (self.a, self.b))
+        return DiagonalSystem(*discretize(a, b, self.dt, self.method), self.c).kernel(length)
+
+    def discrete(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        backend = choose("diagonal_discretize", None, self.a)
+        a_minus_one, b = _diagonal_discretize(
+            self.a, self.b, self.dt, self.method == "bilinear", True, backend
+        )
+        none = b.new_empty(0, *b.shape)
+        return 1 + a_minus_one, none, none, b
+
+    def step_parameters(self, d: Tensor | None = None) -> StepParameters:
+        dtype = self.c.dtype
+        a_minus_one, b = ops.diagonal_discretize(self.a, self.b, self.dt, method=self.method, dtype=dtype)
+        d = None if d is None else d.to(checks.REAL_OF[dtype])
+        return StepParameters(a_minus_one, b, self.c, d)
+
+    def channels(self, start: int, stop: int) -> SampledDiagonalSystem:
+        return SampledDiagonalSystem(self.a, self.b, self.dt, self.c[start:stop], self.method)
 
 
 class DiagonalSSM(SSMParameters):
@@ -94,18 +135,21 @@ class DiagonalSSM(SSMParameters):
         self.register("A_imag", a.imag, group="A", lr=lr)
         discretize(a[:1], b[:1], log_dt[:1].exp(), disc, 1)  # an unknown disc fails here
 
-    def system(self, rate: float = 1.0, length: int | None = None) -> DiagonalSystem:
+    def system(self, rate: float = 1.0, length: int | None = None) -> System:
         """The discrete system for inputs sampled at ``rate`` times the step that the model was made for.
 
         ``length``: what dss normalises over where there is no ``l_max``; needed there, and only there.
         """
-        dt, real, imag = self.dt(rate), self.negative(self.inv_A_real), self.A_imag
-        a = by_head(torch.complex(real, imag.to(real.dtype)), self.heads)
-        b = by_head(as_complex(self.B), self.heads)
-        c = as_complex(self.C)
+        dt, real, imag = step_sizes(self.log_dt, rate), self.negative(self.inv_A_real), self.A_imag
+        a, b, c = torch.complex(real, imag.to(real.dtype)), as_complex(self.B), as_complex(self.C)
         if self.bandlimit is not None:
             c = self.within_band(c, imag)
-        return DiagonalSystem(*discretize(a, b, dt, self.disc, self.l_max or length), c)
+        if self.disc == "dss":
+            a, b = by_head(a, self.heads), by_head(b, self.heads)
+            return DiagonalSystem(*discretize(a, b, dt, "dss", self.l_max or length), c)
+        if a.dtype != b.dtype:
+            a, b = checks.promoted(a, b)
+        return SampledDiagonalSystem(a, b, dt, c, self.disc)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
         kept = {name: value for name, value in state_dict.items() if name != prefix + "A"}
@@ -140,23 +184,9 @@ def discretize(
         # A_bar is 0 at a dt = -2, where its logarithm has no gradient: then it is 1e-30, else the sum does not change.
         return torch.log((1 + half + 1e-30) / below), b * step / below
     if method == "zoh":
-        return log_a, b * step * _expm1_over(log_a)
+        return log_a, b * step * expm1_over(log_a)
     assert length is not None
     return log_a, b * _softmax_weights(a, log_a, length)
-
-
-#: 1 / (n + 1)!, complex, because torch converts a real number for each product with a complex tensor.
-_SERIES = tuple(complex(1 / math.factorial(n + 1)) for n in range(6))
-
-
-def _expm1_over(x: Tensor) -> Tensor:
-    """``(e^x - 1) / x`` for complex x, continuous at 0, where the quotient loses its digits: its series there."""
-    small = x.abs() < 1e-2
-    away = x.masked_fill(small, 1)
-    square = x * x  # few operations: the arrays are so small that what counts is how many there are
-    third = (x * _SERIES[3] + _SERIES[2]).addcmul(square, x * _SERIES[5] + _SERIES[4])
-    series = (x * _SERIES[1] + _SERIES[0]).addcmul(square, third)
-    return torch.where(small, series, torch.expm1(away) / away)
 
 
 def _softmax_weights(a: Tensor, log_a: Tensor, length: int) -> Tensor:

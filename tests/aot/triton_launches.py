@@ -82,6 +82,19 @@ def _dplr_discretize(name: str, real: torch.dtype) -> Launches:
     return found
 
 
+def _diagonal_discretize(name: str, real: torch.dtype) -> Launches:
+    module = "sequence_kernels.ops.diagonal_discretize.triton"
+    found: Launches = {}
+    for bilinear in (False, True):
+        a = torch.zeros(1, 32, dtype=real.to_complex())
+        given = (a, a, torch.zeros(4, dtype=torch.float64), bilinear, True)
+        g = torch.zeros(4, 32, dtype=torch.complex128)
+        label = f"{'bilinear' if bilinear else 'zoh'} {name}"
+        found[label] = (module, "diagonal_discretize", given)
+        found[f"backward, {label}"] = (module, "diagonal_discretize_backward", (g, g, *given))
+    return found
+
+
 def _ssm_step(name: str, real: torch.dtype) -> Launches:
     module = "sequence_kernels.ops.ssm_step.triton"
     found: Launches = {}
@@ -127,7 +140,9 @@ def _ssm_conv(name: str, dtype: torch.dtype, dense: bool) -> Launches:
 
 def _all() -> Iterator[Launches]:
     for name, real in (("f32", torch.float32), ("f64", torch.float64)):
-        for of in (_vandermonde, _cauchy, _ssm_step, _dplr_generating, _ssm_chunk, _dplr_discretize):
+        for of in (_vandermonde, _cauchy, _ssm_step, _dplr_generating, _ssm_chunk):
+            yield of(name, real)
+        for of in (_dplr_discretize, _diagonal_discretize):
             yield of(name, real)
         yield _ssm_conv(name, real, dense=False)
     yield _ssm_conv("f32", torch.float32, dense=True)

@@ -11,12 +11,16 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from tests import triton_kernels
 
 from .budget import Measurement
 from .digest import ROOT
 from .digest import digest as digest_of
+from .triton_launches import LAUNCHES
 
 OPS = ROOT / "sequence_kernels" / "ops"
 TARGETS = ("cuda 80", "cuda 90", "cuda 100", "hip gfx942")
@@ -68,8 +72,24 @@ def followed(module: Path, seen: set[Path]) -> Iterator[Path]:
 
 def digest(unit: str, version: str) -> str:
     target, _, op = unit.rpartition(" ")
-    launches = [HERE / "triton_launches.py", HERE / "triton_compiler.py"]
-    return digest_of([version, target], [*followed(OPS / op / "triton.py", set()), *launches])
+    sources = [*followed(OPS / op / "triton.py", set()), HERE / "triton_compiler.py"]
+    return digest_of([version, target, *launches(op)], sources)
+
+
+def launches(op: str) -> list[str]:
+    """The launches of the op that are compiled, each in a line."""
+    return [
+        f"{label}: {function}({', '.join(map(_described, args))})"
+        for label, module, function, args in LAUNCHES
+        if module.split(".")[-2] == op
+    ]
+
+
+def _described(argument: Any) -> str:
+    """Of a tensor what a launch may depend on."""
+    if not isinstance(argument, torch.Tensor):
+        return repr(argument)
+    return f"{argument.dtype}{[*argument.shape]}{[*argument.stride()]}"
 
 
 def measure(units: list[str]) -> Measurement:

@@ -25,7 +25,8 @@ def _parameters(
         e_out,
         e_in.contiguous(),
         a_powers.contiguous(),
-        *(None if t is None else t.contiguous() for t in (d, initial_state)),
+        None if d is None else d.contiguous(),
+        None if initial_state is None else initial_state.contiguous(),
         None if lengths is None else lengths.to(torch.int64).contiguous(),
     )
 

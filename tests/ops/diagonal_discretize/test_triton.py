@@ -1,0 +1,44 @@
+"""The Triton kernels of the discretisation, interpreted or compiled on a GPU, against plain torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.triton_kernels import device, skip_reason
+
+from .test_diagonal_discretize import KINDS, SIZES, assert_adjoint, assert_results, parameters
+
+if skip_reason() is not None:
+    pytest.skip(str(skip_reason()), allow_module_level=True)
+
+from sequence_kernels.ops.diagonal_discretize import triton as kernels
+
+pytestmark = pytest.mark.checks("oracle", "interpreter", "GPU", of="diagonal_discretize/triton")
+
+DEVICE = device()
+
+
+def moved(arguments: Any, to: str) -> list[Any]:
+    return [a.to(to) if isinstance(a, Tensor) else a for a in arguments]
+
+
+def forward(*arguments: Any) -> list[Tensor]:
+    return moved(kernels.diagonal_discretize(*moved(arguments, DEVICE)), "cpu")
+
+
+def backward(*arguments: Any) -> list[Tensor]:
+    return moved(kernels.diagonal_discretize_backward(*moved(arguments, DEVICE)), "cpu")
+
+
+@pytest.mark.parametrize(("given", "wide", "bilinear"), KINDS)
+@pytest.mark.parametrize("size", [s if s[2] < 40 else (*s[:2], 3) for s in SIZES], ids=str)
+def test_results_and_gradients(
+    size: tuple[int, int, int], given: torch.dtype, wide: bool, bilinear: bool
+) -> None:
+    inputs = parameters(*size, given)
+    assert_results(forward, inputs, bilinear, wide)
+    assert_adjoint(backward, inputs, bilinear, wide)
