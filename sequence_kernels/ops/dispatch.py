@@ -158,7 +158,7 @@ def nearest(op: str, backend: str, tensor: torch.Tensor) -> str:
     other one's was asked for by ``use_backend``, the same or plain torch."""
     if getattr(_thread, "backend", None) is None:
         served = _serving(op, tensor.device, tensor.dtype)
-        return served if torch.compiler.is_compiling() or not _sizes else _of_its_size(served, op, tensor)
+        return served if not _sizes or torch.compiler.is_compiling() else _of_its_size(served, op, tensor)
     return backend if backend in _implementations[op] else "torch"
 
 
@@ -366,7 +366,7 @@ def choose(op: str, backend: str | None, tensor: torch.Tensor) -> str:
     asked = backend if backend is not None else getattr(_thread, "backend", None)
     if asked is None:
         served = _serving(op, tensor.device, tensor.dtype)
-        return served if torch.compiler.is_compiling() or not _sizes else _of_its_size(served, op, tensor)
+        return served if not _sizes or torch.compiler.is_compiling() else _of_its_size(served, op, tensor)
     return _require(op, _known(asked), tensor.device.type, tensor.dtype)
 
 
