@@ -8,6 +8,16 @@
 namespace sequence_kernels {
 namespace {
 
+// Entries of states times elements below which a second thread costs more than it saves.
+constexpr int64_t kWorthAThread = 1 << 17;
+
+// The least items of a part.
+template <typename Real>
+int64_t grain_of(const ScanArguments<Real>& arguments, int64_t items) {
+  const bool small = arguments.B * arguments.L * arguments.D * arguments.N < kWorthAThread;
+  return small && items > 0 ? items : 1;
+}
+
 ScanSequence sequence(const Tensor& tensor) {
   const Sizes strides = tensor.strides();
   return {tensor.data<void>(), element_of(tensor.dtype()), strides[0], strides[2], strides[1]};
@@ -65,10 +75,12 @@ std::vector<Tensor> run(const ScanSizes& sizes, const ScanTensors& given) {
   arguments.states = results[2].mutable_data<Real>();
   with_instruction_set([&](auto isa) {
     const int64_t items = sizes.B * arguments.blocks(scan_lanes<Real, isa()>());
-    parallel_for<Real>(items, scan_scratch<Real, isa()>(arguments),
-                       [&](int64_t begin, int64_t end, Real* scratch) {
-                         selective_scan<Real, isa()>(arguments, begin, end, scratch);
-                       });
+    parallel_for<Real>(
+        items, scan_scratch<Real, isa()>(arguments),
+        [&](int64_t begin, int64_t end, Real* scratch) {
+          selective_scan<Real, isa()>(arguments, begin, end, scratch);
+        },
+        grain_of(arguments, items));
   });
   return results;
 }
@@ -116,20 +128,24 @@ std::vector<Tensor> run_backward(const ScanSizes& sizes, const Tensor& g, const 
     };
     Tensor b_parts = contributions(arguments.b), c_parts = contributions(arguments.c);
     arguments.d_b = b_parts.mutable_data<Real>(), arguments.d_c = c_parts.mutable_data<Real>();
-    parallel_for<Real>(sizes.B * arguments.blocks(lanes), scan_backward_scratch<Real, isa()>(arguments),
-                       [&](int64_t begin, int64_t end, Real* scratch) {
-                         selective_scan_backward<Real, isa()>(arguments, begin, end, scratch);
-                       });
+    const int64_t items = sizes.B * arguments.blocks(lanes);
+    parallel_for<Real>(
+        items, scan_backward_scratch<Real, isa()>(arguments),
+        [&](int64_t begin, int64_t end, Real* scratch) {
+          selective_scan_backward<Real, isa()>(arguments, begin, end, scratch);
+        },
+        grain_of(arguments, items));
     const auto add_up = [&](Tensor& sum, const Tensor& parts) {
       ScanSums<Real> sums{};
       sums.to = matrix(sum, sizes);
       sums.contributions = parts.data<Real>();
       sums.count = sums.to.groups > 0 ? arguments.contributions(lanes) / sums.to.groups : 0;
       sums.times = parts.sizes()[2], sums.numbers = parts.sizes()[3], sums.parts = arguments.parts();
-      parallel_for<double>(sums.items(sizes.B), sums.numbers,
-                           [&](int64_t begin, int64_t end, double* scratch) {
-                             sum_contributions<Real, isa()>(sums, begin, end, scratch);
-                           });
+      const int64_t count = sums.items(sizes.B);
+      const auto run = [&](int64_t begin, int64_t end, double* scratch) {
+        sum_contributions<Real, isa()>(sums, begin, end, scratch);
+      };
+      parallel_for<double>(count, sums.numbers, run, grain_of(arguments, count));
     };
     add_up(db, b_parts);
     add_up(dc, c_parts);

@@ -251,7 +251,7 @@ def test_nan_stays_in_its_channel(backend: str, where: str) -> None:
 @pytest.mark.skipif("cpu" not in backends("selective_scan"), reason="needs the native library")
 @pytest.mark.parametrize("dtype", [F64, C128])
 def test_every_instruction_set_and_number_of_threads(dtype: torch.dtype) -> None:
-    given = draw(2, 70, 70, 3, 2, dtype=dtype)
+    given = draw(2, 140, 130, 4, 2, dtype=dtype)  # enough for threads
     leaves = [t.requires_grad_() for t in given.leaves()]
     want = with_gradients(by_op(given, True, None, "torch", True), leaves)
     limit = torch.ops.sequence_kernels_native.limit_instruction_set
