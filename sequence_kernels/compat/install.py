@@ -11,7 +11,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from . import extensions
+from . import extensions, hugging_face
 
 #: The compiled modules that S4 code imports: of v3 (and so ESPnet), and of v4.
 _EXTENSIONS = {
@@ -52,6 +52,9 @@ def install(*modules: ModuleType) -> ExitStack:
     ``models.s4.s4`` and the like), the Cauchy and Vandermonde functions are replaced and the flags that choose between
     them cleared: at once in modules that are imported already, since they have made their choice, and in others as
     they are imported. Models that exist follow, because the functions are looked up when they are called.
+
+    On a CPU, Hugging Face's ``MambaMixer`` and ``Mamba2Mixer`` run on this library's ops, with a cache, a mask or
+    neither (hugging_face.py; transformers 4.57).
 
     Args:
         modules: further modules to treat so, such as a copy of ``s4.py`` under another name. Only these are treated so
@@ -102,8 +105,20 @@ def _put(mapping: dict[str, Any], key: str, value: Any, undo: ExitStack) -> None
     )
 
 
+def _replace(cls: Any, method: str, replacement: Callable[[Any], Any], undo: ExitStack) -> None:
+    """Put another method into a class that has it, unless it has been put there already."""
+    original = vars(cls).get(method) if isinstance(cls, type) else None
+    if original is None or hasattr(original, "__wrapped__"):
+        return
+    setattr(cls, method, replacement(original))
+    undo.callback(setattr, cls, method, original)
+
+
 def _is_user(name: str) -> bool:
-    return name.rpartition(".")[2] in _USERS and not name.startswith(__name__.partition(".")[0])
+    last = name.rpartition(".")[2]
+    return (last in _USERS or last in hugging_face.METHODS) and not name.startswith(
+        __name__.partition(".")[0]
+    )
 
 
 def _adopt(module: ModuleType, asked: bool) -> None:
@@ -111,6 +126,10 @@ def _adopt(module: ModuleType, asked: bool) -> None:
     if _installed is None:  # it was found while installed, and is executed only now
         return
     names = vars(module)
+    for cls, (method, replacement) in hugging_face.METHODS.get(
+        module.__name__.rpartition(".")[2], {}
+    ).items():
+        _replace(names.get(cls), method, replacement, _installed)
     flags = [flag for flag in _FLAGS if flag in names]
     if not (asked or flags or _USED.intersection(names)):
         return
