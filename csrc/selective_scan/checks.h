@@ -32,7 +32,7 @@ struct ScanSizes {
   Dtype parameter;  // of a and the states
 
   Sizes state() const { return {B, D, N}; }
-  Sizes kept() const { return {B, chunks, N * (complex ? 2 : 1), D}; }
+  Sizes kept() const { return {B, chunks * N * (complex ? 2 : 1), D}; }
 };
 
 inline ScanSizes check_scan(const ScanTensors& given) {

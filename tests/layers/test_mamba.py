@@ -217,3 +217,34 @@ def test_padding_cannot_reach_the_state_whatever_it_holds() -> None:
 def test_bad_sizes_are_named(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("make", [lambda: S6(8), lambda: Mamba(8), lambda: Mamba2(8, headdim=4, d_state=2)])
+def test_one_exported_graph_serves_every_length(make: Any) -> None:
+    """Lengths of less and of more than the 64 elements between the states that are kept."""
+    layer = make().eval()
+    length = torch.export.Dim("length", min=2)
+    x = torch.randn(2, 20, 8)
+    state = layer.default_state(2)
+    shapes = ({1: length}, tuple({} for _ in state))
+    program = torch.export.export(layer, (x, state), dynamic_shapes=shapes).module()
+    for count in (3, 64, 65, 200):
+        x = torch.randn(2, count, 8)
+        got, want = program(x, state), layer(x, state)
+        torch.testing.assert_close(got[0], want[0])
+        torch.testing.assert_close(tuple(got[1]), tuple(want[1]))
+
+
+def test_one_compiled_graph_serves_every_length() -> None:
+    layer = Mamba(8).eval()
+    graphs: list[Any] = []
+
+    def count(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=count)
+    for length in (20, 70, 130):
+        x = torch.randn(2, length, 8)
+        torch.testing.assert_close(compiled(x)[0], layer(x)[0])
+    assert len(graphs) == 1

@@ -135,10 +135,13 @@ def _in_groups(name: str, value: Tensor, sizes: tuple[int, int, int, int], chann
 def _fake(u: Tensor, delta: Tensor, a: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, channels = u.shape
     numbers = (2 if a.is_complex() else 1) * a.shape[1]
+    kept = (
+        (length + CHUNK - 1) // CHUNK * numbers
+    )  # one dimension: a size that may be 1 is a guard of a graph
     return (
         u.new_empty(u.shape),
         a.new_empty((batch, *a.shape)),
-        a.new_empty((batch, (length + CHUNK - 1) // CHUNK, numbers, channels), dtype=a.real.dtype),
+        a.new_empty((batch, kept, channels), dtype=a.real.dtype),
     )
 
 
@@ -147,7 +150,7 @@ _selective_scan, _ = register_with_adjoint(
     "u: BLH, delta: BLH, a: HN, b: BLHN, c: BLHN, d?: H, z?: BLH, delta_bias?: H, initial_state?: BHN, "
     "softplus: bool, least: float, most: float",
     "y: BLH, final_state: BHN",
-    keeps="states: BTNH",
+    keeps="states: BTH",
     fake=_fake,
     missing="u",
     follows_autocast=(0, 1, 3, 4, 6),

@@ -154,7 +154,7 @@ def selective_scan(
     if a.is_complex():
         kept = torch.view_as_real(kept).movedim(-1, 3).flatten(2, 3)
     final = torch.cat((model.initial.unsqueeze(1), after[:, -1:]), 1)[:, -1]
-    return y.to(u.dtype), _laid_out(final), _laid_out(kept)
+    return y.to(u.dtype), _laid_out(final), _laid_out(kept.flatten(1, 2))
 
 
 @implement("selective_scan_backward", "torch")
