@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -29,3 +32,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(autouse=True)
+def graphs_of_one_test() -> Iterator[None]:
+    """torch counts the graphs of a function over the whole process, and refuses the ninth."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()

@@ -102,7 +102,7 @@ PARTS: dict[type[nn.Module], tuple[Make, Run]] = {
     S4Decoder: (lambda: S4Decoder(5, WIDTH, n_layers=1, dropout=0.0), _tokens),
     MambaLM: (
         lambda: MambaLM(5, WIDTH, 1, d_state=2),
-        lambda m: m((torch.arange(12).view(2, 6) % 5).to(m.lm_head.weight.device))[0],
+        lambda m: m((torch.arange(12).view(2, 6) % 5).to(m.backbone.embedding.weight.device))[0],
     ),
     SSKernel: (lambda: SSKernel(WIDTH, 4, lr={"B": 0.0}), kernel_of),
     DPLRSSM: (lambda: SSKernel(WIDTH, 4).kernel, kernel_of),

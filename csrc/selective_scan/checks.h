@@ -48,6 +48,8 @@ inline ScanSizes check_scan(const ScanTensors& given) {
                   is_complex(given.a.dtype()),
                   real_of(given.a.dtype()),
                   given.a.dtype()};
+  check(sizes.complex || sizes.parameter == sizes.real,
+        "selective_scan expects a of float32, float64 or complex");
   check(sequence[2] == sizes.D, "selective_scan expects as many channels of u as rows of a");
   check(double(sizes.D) * double(sizes.N) < 0x1p40 && sizes.N < (1 << 20),
         "selective_scan: the states have too many elements");

@@ -54,13 +54,16 @@ def load_mamba(source: Source, prefix: str = "", **options: Any) -> MambaLM | Ma
         found = ", ".join(sorted(weights)[:5]) or "nothing"
         raise ValueError(f"source has no Mamba layer or model below prefix {prefix!r}, but {found} ...")
     kind, sizes = _sizes(mixer, options)
-    head = weights.setdefault("lm_head.weight", embedding)
+    head = weights.get("lm_head.weight", embedding)
+    tied = head is embedding or torch.equal(head, embedding)
+    if tied:
+        weights.pop("lm_head.weight", None)
     blocks = {name.split(".")[2] for name in weights if name.startswith("backbone.layers.")}
     model = MambaLM(
         len(embedding),
         n_layers=len(blocks),
         layer=kind,
-        tie_embeddings=head is embedding or torch.equal(head, embedding),
+        tie_embeddings=tied,
         pad_vocab_size_multiple=1,
         **sizes,
     )
@@ -71,6 +74,7 @@ def load_mamba(source: Source, prefix: str = "", **options: Any) -> MambaLM | Ma
 def export_mamba(model: MambaLM, *, hugging_face: bool = False) -> dict[str, Tensor]:
     """The state dict of a ``MambaLM`` as mamba_ssm's model, or Hugging Face's, loads it."""
     state = {name: t.detach() for name, t in model.state_dict().items()}
+    state.setdefault("lm_head.weight", state["backbone.embedding.weight"])
     if hugging_face:
         state["backbone.embeddings.weight"] = state.pop("backbone.embedding.weight")
     return state

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..arguments.values import checked
 from ..layers import Mamba, Mamba2
@@ -42,7 +43,7 @@ class MambaLM(nn.Module):
         d_model: width.
         n_layers: number of blocks.
         layer: "mamba" or "mamba2".
-        tie_embeddings: the embedding's weight is that of the linear map to scores.
+        tie_embeddings: the embedding's weight is that of the linear map to scores; there is then no ``lm_head``.
         pad_vocab_size_multiple: the vocabulary is rounded up to a multiple of it.
         eps: of the norms, which are ``torch.nn.RMSNorm``.
         **options: arguments of the layers.
@@ -71,13 +72,11 @@ class MambaLM(nn.Module):
             _Block(nn.RMSNorm(d_model, eps=eps), _MIXERS[layer](d_model, **options)) for _ in range(n_layers)
         ]
         self.backbone = _Backbone(nn.Embedding(vocab_size, d_model), blocks, nn.RMSNorm(d_model, eps=eps))
-        self.lm_head = nn.Linear(d_model, vocab_size, bias=False)
+        self.lm_head = None if tie_embeddings else nn.Linear(d_model, vocab_size, bias=False)
         nn.init.normal_(self.backbone.embedding.weight, std=0.02)
         with torch.no_grad():  # so that the sum's variance does not grow with the depth
             for block in blocks:
                 block.mixer.out_proj.weight /= n_layers**0.5
-        if tie_embeddings:
-            self.lm_head.weight = self.backbone.embedding.weight
 
     def forward(
         self, tokens: Tensor, state: list[State] | None = None, lengths: Lengths | None = None
@@ -94,7 +93,8 @@ class MambaLM(nn.Module):
         blocks = self._blocks()
         if state is not None and len(state) != len(blocks):
             raise ValueError(f"state must have one entry for each of {len(blocks)} layers, got {len(state)}")
-        dtype = self.lm_head.weight.dtype
+        head = self.backbone.embedding.weight if self.lm_head is None else self.lm_head.weight
+        dtype = head.dtype
         x, after = wide(self.backbone.embedding(tokens)), []
         if lengths is not None:
             lengths = sequence_lengths(lengths, x, transposed=False)
@@ -104,7 +104,8 @@ class MambaLM(nn.Module):
             )
             x = x + y
             after.append(following)
-        logits = self.lm_head(self.backbone.norm_f(x.to(dtype)))
+        x = self.backbone.norm_f(x.to(dtype))
+        logits = F.linear(x, head) if self.lm_head is None else self.lm_head(x)
         return logits, None if state is None else after
 
     def step(self, tokens: Tensor, state: list[State] | None = None) -> tuple[Tensor, list[State]]:

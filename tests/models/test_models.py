@@ -338,7 +338,7 @@ def test_a_model_of_layers_that_exist() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"layer": "mlp"}, ValueError, "layer must be one of dss, .*, s4d, .*, ff, mha, id; got 'mlp'"),
+        ({"layer": "mlp"}, ValueError, "layer must be one of dss, .*, s4d, .*, ff, .*, mha, id; got 'mlp'"),
         ({"layer": {"d_state": 4}}, TypeError, "layer must be a name"),
         ({"layer": None}, TypeError, "layer must be a name"),
         ({"layer": SequenceIdentity(D), "n_layers": 2}, ValueError, "a module cannot be used twice"),
