@@ -186,7 +186,13 @@ def _run(stage: Stage, out: Path, limit: float) -> dict[str, object]:
     with (out / f"{stage.name}.log").open("w") as log:
         command, environment = stage.arguments(out), {**os.environ, **stage.environment}
         process = subprocess.Popen(
-            command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            command,
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=_hears_interrupts,
         )
         try:
             code = process.wait(limit)
@@ -197,6 +203,11 @@ def _run(stage: Stage, out: Path, limit: float) -> dict[str, object]:
             _end(process)
             raise
     return {"status": "passed"} if code == 0 else {"status": "failed", "reason": f"exit status {code}"}
+
+
+def _hears_interrupts() -> None:
+    """What a shell runs in the background ignores them, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
