@@ -16,15 +16,6 @@ ConvSequences sequences(const Tensor& tensor) {
   return {tensor.data<void>(), strides[0], strides[1]};
 }
 
-// A new tensor like x, contiguous.
-Tensor empty_sequences(const Tensor& x) {
-  Tensor tensor = Tensor::empty(x.sizes(), x.dtype());
-  int64_t bytes = is_double(x.dtype()) ? 8 : x.dtype() == Dtype::float32 ? 4 : 2;
-  for (int64_t size : x.sizes()) bytes *= size;
-  prefer_huge_pages(tensor.mutable_data<void>(), bytes);
-  return tensor;
-}
-
 template <typename Real>
 CausalConvArguments<Real> arguments_of(const CausalConvSizes& sizes, const CausalConvTensors& given) {
   CausalConvArguments<Real> arguments{};
@@ -53,7 +44,7 @@ template <typename Real>
 std::vector<Tensor> run(const CausalConvSizes& sizes, const CausalConvTensors& given) {
   auto arguments = arguments_of<Real>(sizes, given);
   std::vector<Tensor> results;
-  results.push_back(empty_sequences(given.x));
+  results.push_back(empty_sequences(given.x.sizes(), given.x.dtype()));
   results.push_back(Tensor::empty(sizes.state(), sizes.real));
   arguments.y = results[0].mutable_data<void>();
   arguments.final_state = results[1].mutable_data<Real>();
@@ -74,7 +65,7 @@ std::vector<Tensor> run_backward(const CausalConvSizes& sizes, const Tensor& g, 
   auto arguments = arguments_of<Real>(sizes, given);
   const int64_t H = sizes.H, W = sizes.W, parts = arguments.parts_count();
   std::vector<Tensor> results;
-  results.push_back(empty_sequences(given.x));
+  results.push_back(empty_sequences(given.x.sizes(), given.x.dtype()));
   results.push_back(Tensor::empty({H, W}, sizes.real));
   results.push_back(Tensor::empty({H}, sizes.real));
   results.push_back(Tensor::empty(sizes.state(), sizes.real));

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "runtime/library.h"
+
 namespace sequence_kernels {
 
 // Ask for huge pages where the system leaves the choice to programs; only the whole ones in the range, so no
@@ -15,6 +17,15 @@ inline void prefer_huge_pages(void* data, int64_t bytes) {
   const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
   const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / page * page;
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+}
+
+// A new tensor as large as sequences are.
+inline Tensor empty_sequences(const std::vector<int64_t>& sizes, Dtype dtype) {
+  Tensor tensor = Tensor::empty(sizes, dtype);
+  int64_t bytes = is_double(dtype) ? 8 : dtype == Dtype::float32 ? 4 : 2;
+  for (int64_t size : sizes) bytes *= size;
+  prefer_huge_pages(tensor.mutable_data<void>(), bytes);
+  return tensor;
 }
 
 }  // namespace sequence_kernels

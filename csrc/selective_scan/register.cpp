@@ -36,15 +36,6 @@ ScanMatrix matrix(const Tensor& tensor, const ScanSizes& sizes) {
           shape[1] == 1 && sizes.L != 1};
 }
 
-// A new tensor like the given one, as large as sequences are.
-Tensor empty_like(const Tensor& tensor) {
-  Tensor made = Tensor::empty(tensor.sizes(), tensor.dtype());
-  int64_t bytes = is_double(tensor.dtype()) ? 8 : tensor.dtype() == Dtype::float32 ? 4 : 2;
-  for (int64_t size : tensor.sizes()) bytes *= size;
-  prefer_huge_pages(made.mutable_data<void>(), bytes);
-  return made;
-}
-
 template <typename Real>
 ScanArguments<Real> arguments_of(const ScanSizes& sizes, const ScanTensors& given) {
   ScanArguments<Real> arguments{};
@@ -67,7 +58,7 @@ template <typename Real>
 std::vector<Tensor> run(const ScanSizes& sizes, const ScanTensors& given) {
   auto arguments = arguments_of<Real>(sizes, given);
   std::vector<Tensor> results;
-  results.push_back(empty_like(given.u));
+  results.push_back(empty_sequences(given.u.sizes(), given.u.dtype()));
   results.push_back(Tensor::empty(sizes.state(), sizes.parameter));
   results.push_back(Tensor::empty(sizes.kept(), sizes.real));
   arguments.y = sequence(results[0]);
@@ -102,8 +93,10 @@ template <typename Real>
 std::vector<Tensor> run_backward(const ScanSizes& sizes, const Tensor& g, const Tensor& g_final,
                                  const Tensor& states, const ScanTensors& given) {
   auto arguments = arguments_of<Real>(sizes, given);
-  Tensor du = empty_like(given.u), d_delta = empty_like(given.delta);
-  Tensor dz = given.z ? empty_like(*given.z) : Tensor::empty({0, 0, 0}, given.u.dtype());
+  Tensor du = empty_sequences(given.u.sizes(), given.u.dtype()),
+         d_delta = empty_sequences(given.delta.sizes(), given.delta.dtype());
+  Tensor dz = given.z ? empty_sequences(given.z->sizes(), given.z->dtype())
+                      : Tensor::empty({0, 0, 0}, given.u.dtype());
   Tensor d_initial = Tensor::empty(sizes.state(), sizes.parameter);
   Tensor a_parts = Tensor::empty(sizes.state(), sizes.parameter);
   Tensor d_parts = Tensor::empty({sizes.B, sizes.D}, sizes.real);

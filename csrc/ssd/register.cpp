@@ -17,14 +17,6 @@ SsdSequences sequences(const Tensor& tensor) {
   return {tensor.data<void>(), strides[0], strides[1], strides[2]};
 }
 
-Tensor empty_sequences(const std::vector<int64_t>& sizes, Dtype dtype) {
-  Tensor tensor = Tensor::empty(sizes, dtype);
-  int64_t bytes = is_double(dtype) ? 8 : dtype == Dtype::float32 ? 4 : 2;
-  for (int64_t size : sizes) bytes *= size;
-  prefer_huge_pages(tensor.mutable_data<void>(), bytes);
-  return tensor;
-}
-
 template <typename Real>
 SsdArguments<Real> arguments_of(const SsdSizes& sizes, const SsdTensors& given) {
   SsdArguments<Real> arguments{};

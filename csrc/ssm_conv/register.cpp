@@ -26,15 +26,6 @@ void check_lengths(const int64_t* lengths, int64_t rows, int64_t most) {
            " for row " + std::to_string(row));
 }
 
-// A new tensor like u, as large as sequences are.
-Tensor empty_sequences(const Sizes& sizes, const Tensor& u) {
-  Tensor tensor = Tensor::empty(sizes, u.dtype());
-  int64_t bytes = is_double(u.dtype()) ? 8 : u.dtype() == Dtype::float32 ? 4 : 2;
-  for (int64_t size : sizes) bytes *= size;
-  prefer_huge_pages(tensor.mutable_data<void>(), bytes);
-  return tensor;
-}
-
 template <typename Real>
 SsmConvArguments<Real> arguments_of(const SsmConvSizes& sizes, const SsmConvTensors& given) {
   SsmConvArguments<Real> arguments{};
@@ -58,7 +49,7 @@ template <typename Real>
 std::vector<Tensor> run(const SsmConvSizes& sizes, const SsmConvTensors& given) {
   auto arguments = arguments_of<Real>(sizes, given);
   std::vector<Tensor> results;
-  results.push_back(empty_sequences({sizes.B, sizes.C, sizes.H, sizes.L}, given.u));
+  results.push_back(empty_sequences({sizes.B, sizes.C, sizes.H, sizes.L}, given.u.dtype()));
   results.push_back(Tensor::empty({sizes.B, sizes.H, sizes.S}, sizes.real));
   arguments.y = results[0].mutable_data<void>();
   arguments.final_state = results[1].mutable_data<Real>();
@@ -82,7 +73,7 @@ std::vector<Tensor> run_backward(const SsmConvSizes& sizes, const Tensor& g, con
                                  const SsmConvTensors& given) {
   auto arguments = arguments_of<Real>(sizes, given);
   std::vector<Tensor> results;
-  results.push_back(empty_sequences(given.u.sizes(), given.u));
+  results.push_back(empty_sequences(given.u.sizes(), given.u.dtype()));
   for (const Tensor* each : {&given.taps, &given.e_out, &given.e_in, &given.a_powers})
     results.push_back(Tensor::empty(each->sizes(), each->dtype()));
   results.push_back(Tensor::empty({sizes.C, sizes.H}, sizes.real));
