@@ -8,15 +8,15 @@ nothing of it reaches the convolution or the cache, whatever biases there are.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .. import ops
+from ..layers import mamba2 as mamba2_layer
+from ..layers import s6
 from ..layers.selective import wide
 
 Method = Callable[..., Tensor]
@@ -46,24 +46,7 @@ def mamba(original: Method) -> Method:
             return original(mixer, input_states, cache_params, cache_position, attention_mask)
         u, z = mixer.in_proj(input_states).chunk(2, -1)
         u = _convolved(mixer, u, call, cache_params)
-        sizes = [mixer.time_step_rank, mixer.ssm_state_size, mixer.ssm_state_size]
-        low, b, c = mixer.x_proj(u).split(sizes, -1)
-        delta = F.linear(low, mixer.dt_proj.weight)
-        if call.real is not None:
-            delta = torch.where(call.real.unsqueeze(-1), delta, -math.inf)
-        y, after = ops.selective_scan(
-            u,
-            delta,
-            -torch.exp(wide(mixer.A_log)),
-            b,
-            c,
-            wide(mixer.D),
-            z,
-            wide(mixer.dt_proj.bias),
-            delta_softplus=True,
-            initial_state=call.state,
-            channels_last=True,
-        )
+        y, after = s6.recurrence(mixer, u, z, call.state, call.real)
         _keep(cache_params, mixer.layer_idx, after)
         return mixer.out_proj(y)
 
@@ -84,28 +67,15 @@ def mamba2(original: Method) -> Method:
         call = _call(mixer, hidden_states, cache_params, cache_position, attention_mask)
         if call is None:
             return original(mixer, hidden_states, cache_params, cache_position, attention_mask)
-        inner, heads, width = mixer.intermediate_size, mixer.num_heads, mixer.head_dim
-        groups, size = mixer.n_groups, mixer.ssm_state_size
+        inner = mixer.intermediate_size
         projected = mixer.in_proj(hidden_states)
-        aside = projected.shape[-1] - inner - mixer.conv_dim - heads  # nobody reads it
-        _, z, mixed, dt = projected.split([aside, inner, mixer.conv_dim, heads], -1)
-        u, b, c = _convolved(mixer, mixed, call, cache_params).split(
-            [inner, groups * size, groups * size], -1
-        )
-        steps = F.softplus(wide(dt) + wide(mixer.dt_bias)).clamp(*mixer.time_step_limit)
-        if call.real is not None:
-            steps = torch.where(call.real.unsqueeze(-1), steps, 0)
-        y, after = ops.ssd(
-            u.unflatten(-1, (heads, width)),
-            steps,
-            -torch.exp(wide(mixer.A_log)),
-            b.unflatten(-1, (groups, size)),
-            c.unflatten(-1, (groups, size)),
-            wide(mixer.D),
-            initial_state=call.state,
-        )
+        aside = projected.shape[-1] - inner - mixer.conv_dim - mixer.num_heads  # nobody reads it
+        _, z, mixed, dt = projected.split([aside, inner, mixer.conv_dim, mixer.num_heads], -1)
+        mixed = _convolved(mixer, mixed, call, cache_params)
+        limit, groups = mixer.time_step_limit, mixer.n_groups
+        y, after = mamba2_layer.recurrence(mixer, mixed, dt, inner, groups, limit, call.state, call.real)
         _keep(cache_params, mixer.layer_idx, after)
-        return mixer.out_proj(mixer.norm(y.flatten(-2), z).to(hidden_states.dtype))
+        return mixer.out_proj(mixer.norm(y, z).to(hidden_states.dtype))
 
     return torch_forward
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -132,14 +133,6 @@ class Mamba2(_SelectiveLayer):
     def _state_shapes(self) -> tuple[tuple[int, ...], ...]:
         return (self.mixed, self.conv1d.kernel_size - 1), (self.heads, self.headdim, self.size)
 
-    def _time_steps(self, dt: Tensor, lengths: Tensor | None) -> Tensor:
-        steps = F.softplus(wide(dt) + wide(self.dt_bias)).clamp(*self.dt_limit)
-        if lengths is None:
-            return steps
-        return torch.where(
-            inside(lengths, dt.shape[1]).unsqueeze(-1), steps, 0
-        )  # no time passes in the padding
-
     def _sequence(
         self, x: Tensor, state: State | None, lengths: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -147,19 +140,41 @@ class Mamba2(_SelectiveLayer):
         aside = self.d_inner - self.d_ssm
         z0, x0, z, mixed, dt = self.in_proj(x).split([aside, aside, self.d_ssm, self.mixed, self.heads], -1)
         mixed, window = self.conv1d(mixed, window, lengths=lengths)
-        numbers = self.ngroups * self.size
-        u, b, c = mixed.split([self.d_ssm, numbers, numbers], -1)
-        y, after = ops.ssd(
-            u.unflatten(-1, (self.heads, self.headdim)),
-            self._time_steps(dt, lengths),
-            -torch.exp(wide(self.A_log)),
-            b.unflatten(-1, (self.ngroups, self.size)),
-            c.unflatten(-1, (self.ngroups, self.size)),
-            wide(self.D)
-            if self.D.shape[0] == self.heads
-            else wide(self.D).unflatten(0, (self.heads, self.headdim)),
-            initial_state=before,
-        )
-        y = y.flatten(-2)
+        real = None if lengths is None else inside(lengths, x.shape[1])
+        y, after = recurrence(self, mixed, dt, self.d_ssm, self.ngroups, self.dt_limit, before, real)
         y = y * F.silu(z) if self.norm is None else self.norm(y, z)
         return self.out_proj(torch.cat((F.silu(z0) * x0, y), -1) if aside else y), (window, after)
+
+
+def recurrence(
+    part: Any,
+    mixed: Tensor,
+    dt: Tensor,
+    channels: int,
+    groups: int,
+    limit: tuple[float, float],
+    state: Tensor | None,
+    real: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The recurrence of whoever has ``A_log``, ``D`` and ``dt_bias``; no time passes where nothing is real.
+
+    ``mixed`` (B, L, channels + 2 groups N) is x, B and C; ``dt`` (B, L, heads); ``real`` booleans (B, L). Returns the
+    outputs (B, L, channels) and the state after them.
+    """
+    size = (mixed.shape[-1] - channels) // (2 * groups)
+    u, b, c = mixed.split([channels, groups * size, groups * size], -1)
+    heads = part.A_log.shape[0]
+    steps = F.softplus(wide(dt) + wide(part.dt_bias)).clamp(*limit)
+    if real is not None:
+        steps = torch.where(real.unsqueeze(-1), steps, 0)
+    skip = wide(part.D)
+    y, after = ops.ssd(
+        u.unflatten(-1, (heads, channels // heads)),
+        steps,
+        -torch.exp(wide(part.A_log)),
+        b.unflatten(-1, (groups, size)),
+        c.unflatten(-1, (groups, size)),
+        skip if skip.shape[0] == heads else skip.unflatten(0, (heads, channels // heads)),
+        initial_state=state,
+    )
+    return y.flatten(-2), after

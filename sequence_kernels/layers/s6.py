@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,23 +50,34 @@ class _SelectiveModel(_SelectiveLayer):
         self, u: Tensor, z: Tensor | None, state: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """``(B, L, d_inner)`` to the same, gated by z, and the state after each row's length."""
-        low, b, c = self.x_proj(u).split([self.dt_rank, self.size, self.size], -1)
-        delta = F.linear(low, self.dt_proj.weight)
-        if lengths is not None:  # no time passes in the padding
-            delta = torch.where(inside(lengths, u.shape[1]).unsqueeze(-1), delta, -math.inf)
-        return ops.selective_scan(
-            u,
-            delta,
-            -torch.exp(wide(self.A_log)),
-            b,
-            c,
-            wide(self.D),
-            z,
-            wide(self.dt_proj.bias),
-            delta_softplus=True,
-            initial_state=state,
-            channels_last=True,
-        )
+        return recurrence(self, u, z, state, None if lengths is None else inside(lengths, u.shape[1]))
+
+
+def recurrence(
+    part: Any, u: Tensor, z: Tensor | None, state: Tensor | None, real: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The recurrence of whoever has ``x_proj``, ``dt_proj``, ``A_log`` and ``D``; no time passes where nothing is real.
+
+    ``(B, L, d_inner)`` and booleans ``(B, L)`` to the outputs, gated by z, and the state after them.
+    """
+    rank, size = part.dt_proj.weight.shape[1], part.A_log.shape[1]
+    low, b, c = part.x_proj(u).split([rank, size, size], -1)
+    delta = F.linear(low, part.dt_proj.weight)
+    if real is not None:
+        delta = torch.where(real.unsqueeze(-1), delta, -math.inf)
+    return ops.selective_scan(
+        u,
+        delta,
+        -torch.exp(wide(part.A_log)),
+        b,
+        c,
+        wide(part.D),
+        z,
+        wide(part.dt_proj.bias),
+        delta_softplus=True,
+        initial_state=state,
+        channels_last=True,
+    )
 
 
 class S6(_SelectiveModel):
