@@ -111,6 +111,20 @@ def _ssm_step(name: str, real: torch.dtype) -> Launches:
     return found
 
 
+def _causal_conv1d(name: str, dtype: torch.dtype) -> Launches:
+    module = "sequence_kernels.ops.causal_conv1d.triton"
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    weight, bias = torch.zeros(256, 4, dtype=real), torch.zeros(256, dtype=real)
+    state = torch.zeros(2, 256, 3, dtype=dtype)
+    found: Launches = {}
+    for op, sizes in (("causal_conv1d", (2, 256, 512)), ("causal_conv1d_channels_last", (2, 512, 256))):
+        x = torch.zeros(sizes, dtype=dtype)
+        given = (x, weight, bias, state, True)
+        found[f"{op} {name}"] = (module, op, given)
+        found[f"backward, {op} {name}"] = (module, f"{op}_backward", (x, state, *given))
+    return found
+
+
 def _ssm_conv(name: str, dtype: torch.dtype, dense: bool) -> Launches:
     """The backward pass divides sequences into segments, the forward pass does not."""
     module = "sequence_kernels.ops.ssm_conv.triton"
@@ -145,6 +159,8 @@ def _all() -> Iterator[Launches]:
         for of in (_dplr_discretize, _diagonal_discretize):
             yield of(name, real)
         yield _ssm_conv(name, real, dense=False)
+        yield _causal_conv1d(name, real)
+    yield _causal_conv1d("bf16", torch.bfloat16)
     yield _ssm_conv("f32", torch.float32, dense=True)
     yield _ssm_conv("bf16", torch.bfloat16, dense=False)
 
