@@ -1,4 +1,4 @@
-"""S4 layers of ESPnet and of ``state-spaces/s4`` in a live model, replaced in place by layers of ours."""
+"""S4 layers of ESPnet and of ``state-spaces/s4``, and Hugging Face's Mamba mixers, replaced in a live model by ours."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from ..layers import S4
 from ..layers.components import dropout_module
 from ..module import SequenceModule
-from . import names
+from . import hugging_face, names
 from .checkpoints import export_espnet, export_s4, s4_arguments
 
 _ACTIVATIONS: dict[type[nn.Module], str | None] = {
@@ -33,7 +33,7 @@ class Acceleration:
 
     Attributes:
         replaced: the class of each layer that is ours now, by its name in the model.
-        skipped: why each other S4 layer was left alone.
+        skipped: why each other one was left alone.
         new_parameters: names of parameters that are new objects, which an optimizer made before does not know. All
             others are the same objects as before.
     """
@@ -48,12 +48,8 @@ class Acceleration:
         """Put the replaced layers back, with the values that their parameters have by now."""
         for name, (original, kind) in self._originals.items():
             ours = self.model.get_submodule(name)
-            for value in (*original.parameters(), *original.buffers()):
-                if value.is_floating_point():
-                    value.data = value.data.to(next(ours.parameters()))
-            own = original.state_dict()
-            values = kind.state_back(ours)
-            original.load_state_dict({key: values[key].reshape(own[key].shape) for key in own})
+            if kind.state_back is not None:
+                _load(original, ours, kind.state_back(ours))
             original.train(ours.training)
             _set(self.model, name, original)
         self._originals.clear()
@@ -63,16 +59,20 @@ class Acceleration:
     def __str__(self) -> str:
         lines = [f"replaced {name} ({cls})" for name, cls in self.replaced.items()]
         lines += [f"left {name}: {reason}" for name, reason in self.skipped.items()]
-        return "\n".join(lines) or "found no S4 layer"
+        return "\n".join(lines) or "found no S4 layer and no Mamba mixer"
 
 
 def accelerate(model: nn.Module) -> Acceleration:
-    """Replace the S4 layers of ESPnet (and s4 v3), and S4Block and S4D of s4 v4, by ours: the same function.
+    """Replace the S4 layers of ESPnet (and s4 v3), S4Block and S4D of s4 v4, and Hugging Face's Mamba mixers, by ours:
+    the same function.
 
     Layers are recognised by what they are made of, so that copies of those files under other names are found too.
     Values, device, dtype and training mode are kept. The parameters of ESPnet's layers stay the same objects, so that
     an optimizer goes on with them; those of s4's layers are new, since some change their sign or shape. A step of ours
     needs no ``setup_step``, and its state is complex and of half the size.
+
+    Hugging Face's Mamba mixers keep all their parts, names and parameters, and run on our ops. A mixer is replaced only
+    if on a trial input both compute the same. What theirs get wrong is right then: docs/parity.md.
 
     ESPnet's nplr layers then compute the function of their own ``step``. Without its CUDA extension its ``forward``
     computes another one, in which one half of each conjugate pair is missing.
@@ -84,10 +84,10 @@ def accelerate(model: nn.Module) -> Acceleration:
     """
     if _kind(model) is not None:
         raise ValueError(
-            "model is itself an S4 layer, and cannot be replaced in place: see load_espnet, load_s4"
+            "model is itself such a layer, and cannot be replaced in place: see load_espnet, load_s4, load_mamba"
         )
     done = Acceleration(model)
-    made: dict[nn.Module, S4] = {}  # a layer in several places stays one
+    made: dict[nn.Module, nn.Module] = {}  # a layer in several places stays one
     for name, module in list(model.named_modules(remove_duplicate=False)):
         kind = _kind(module)
         if kind is None:
@@ -109,6 +109,14 @@ def accelerate(model: nn.Module) -> Acceleration:
     return done
 
 
+def _load(original: nn.Module, ours: nn.Module, values: names.StateDict) -> None:
+    for value in (*original.parameters(), *original.buffers()):
+        if value.is_floating_point():
+            value.data = value.data.to(next(ours.parameters()))
+    own = original.state_dict()
+    original.load_state_dict({key: values[key].reshape(own[key].shape) for key in own})
+
+
 def _set(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, last = name.rpartition(".")
     model.get_submodule(parent)._modules[last] = module
@@ -118,8 +126,8 @@ class _Kind(NamedTuple):
     """How a kind of layer is recognised, becomes ours, and gets its values back."""
 
     recognised: Callable[[Any], bool]
-    converted: Callable[[Any], S4]
-    state_back: Callable[[nn.Module], names.StateDict]
+    converted: Callable[[Any], nn.Module]
+    state_back: Callable[[nn.Module], names.StateDict] | None  # None: both hold the same parameters
 
 
 def _kind(module: Any) -> _Kind | None:
@@ -260,4 +268,5 @@ _KINDS = (
         _s4d,
         lambda ours: names.to_s4d(dict(ours.state_dict())),
     ),
+    _Kind(hugging_face.is_mixer, hugging_face.accelerated, None),
 )

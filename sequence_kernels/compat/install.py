@@ -53,8 +53,9 @@ def install(*modules: ModuleType) -> ExitStack:
     them cleared: at once in modules that are imported already, since they have made their choice, and in others as
     they are imported. Models that exist follow, because the functions are looked up when they are called.
 
-    On a CPU, Hugging Face's ``MambaMixer`` and ``Mamba2Mixer`` run on this library's ops, with a cache, a mask or
-    neither (hugging_face.py; transformers 4.57).
+    On a CPU, the Mamba mixers of Hugging Face's models run on this library's ops, with a cache, a mask or neither:
+    those of mamba, mamba2, falcon_mamba, jamba, bamba, falcon_h1, granitemoehybrid, nemotron_h and zamba2, of
+    transformers 4.57 and 5 (hugging_face.py).
 
     Args:
         modules: further modules to treat so, such as a copy of ``s4.py`` under another name. Only these are treated so
@@ -106,9 +107,9 @@ def _put(mapping: dict[str, Any], key: str, value: Any, undo: ExitStack) -> None
 
 
 def _replace(cls: Any, method: str, replacement: Callable[[Any], Any], undo: ExitStack) -> None:
-    """Put another method into a class that has it, unless it has been put there already."""
+    """Put another method into a class that has it, unless that has been done already."""
     original = vars(cls).get(method) if isinstance(cls, type) else None
-    if original is None or hasattr(original, "__wrapped__"):
+    if original is None or hasattr(original, "replaces"):
         return
     setattr(cls, method, replacement(original))
     undo.callback(setattr, cls, method, original)
@@ -116,9 +117,7 @@ def _replace(cls: Any, method: str, replacement: Callable[[Any], Any], undo: Exi
 
 def _is_user(name: str) -> bool:
     last = name.rpartition(".")[2]
-    return (last in _USERS or last in hugging_face.METHODS) and not name.startswith(
-        __name__.partition(".")[0]
-    )
+    return (last in _USERS or last in hugging_face.MIXERS) and not name.startswith(__name__.partition(".")[0])
 
 
 def _adopt(module: ModuleType, asked: bool) -> None:
@@ -126,10 +125,9 @@ def _adopt(module: ModuleType, asked: bool) -> None:
     if _installed is None:  # it was found while installed, and is executed only now
         return
     names = vars(module)
-    for cls, (method, replacement) in hugging_face.METHODS.get(
-        module.__name__.rpartition(".")[2], {}
-    ).items():
-        _replace(names.get(cls), method, replacement, _installed)
+    mixer = hugging_face.MIXERS.get(module.__name__.rpartition(".")[2])
+    if mixer is not None:
+        _replace(names.get(mixer), "forward", hugging_face.forward, _installed)
     flags = [flag for flag in _FLAGS if flag in names]
     if not (asked or flags or _USED.intersection(names)):
         return

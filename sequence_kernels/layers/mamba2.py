@@ -32,11 +32,18 @@ class GatedRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, y: Tensor, z: Tensor | None = None) -> Tensor:
-        gate = None if z is None else F.silu(wide(z))
-        x = wide(y) if gate is None or self.norm_before_gate else wide(y) * gate
-        x = x.unflatten(-1, (self.groups, -1))
-        x = F.rms_norm(x, x.shape[-1:], eps=self.eps).flatten(-2) * wide(self.weight)
-        return (x * gate if gate is not None and self.norm_before_gate else x).to(y.dtype)
+        return gated_rms_norm(y, z, self.weight, self.groups, self.norm_before_gate, self.eps)
+
+
+def gated_rms_norm(
+    y: Tensor, z: Tensor | None, weight: Tensor, groups: int, norm_before_gate: bool, eps: float
+) -> Tensor:
+    """What ``GatedRMSNorm`` computes, by whoever has the weight."""
+    gate = None if z is None else F.silu(wide(z))
+    x = wide(y) if gate is None or norm_before_gate else wide(y) * gate
+    x = x.unflatten(-1, (groups, -1))
+    x = F.rms_norm(x, x.shape[-1:], eps=eps).flatten(-2) * wide(weight)
+    return (x * gate if gate is not None and norm_before_gate else x).to(y.dtype)
 
 
 class Mamba2(_SelectiveLayer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -54,14 +55,22 @@ class _SelectiveModel(_SelectiveLayer):
 
 
 def recurrence(
-    part: Any, u: Tensor, z: Tensor | None, state: Tensor | None, real: Tensor | None
+    part: Any,
+    u: Tensor,
+    z: Tensor | None,
+    state: Tensor | None,
+    real: Tensor | None,
+    norms: Sequence[Callable[[Tensor], Tensor]] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The recurrence of whoever has ``x_proj``, ``dt_proj``, ``A_log`` and ``D``; no time passes where nothing is real.
 
-    ``(B, L, d_inner)`` and booleans ``(B, L)`` to the outputs, gated by z, and the state after them.
+    ``(B, L, d_inner)`` and booleans ``(B, L)`` to the outputs, gated by z, and the state after them. ``norms``: of what
+    dt is made from, of B and of C.
     """
     rank, size = part.dt_proj.weight.shape[1], part.A_log.shape[1]
     low, b, c = part.x_proj(u).split([rank, size, size], -1)
+    if norms is not None:
+        low, b, c = (norm(t) for norm, t in zip(norms, (low, b, c), strict=True))
     delta = F.linear(low, part.dt_proj.weight)
     if real is not None:
         delta = torch.where(real.unsqueeze(-1), delta, -math.inf)

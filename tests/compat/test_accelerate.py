@@ -136,8 +136,8 @@ def test_what_was_left_is_reported() -> None:
     assert model.layers[0].layer is before
     assert "left layers.0.layer: gate=2" in str(done)
     assert "replaced layers.3.layer (S4D)" in str(done)
-    assert str(compat.accelerate(nn.Linear(2, 2))) == "found no S4 layer"
-    with pytest.raises(ValueError, match="itself an S4 layer"):
+    assert str(compat.accelerate(nn.Linear(2, 2))) == "found no S4 layer and no Mamba mixer"
+    with pytest.raises(ValueError, match="itself such a layer"):
         compat.accelerate(S4Block())
 
 

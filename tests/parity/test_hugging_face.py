@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
+import inspect
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,21 +21,140 @@ transformers = pytest.importorskip(
     "transformers", reason="pip install --no-deps -r tests/parity/requirements.txt"
 )
 
+V5 = int(transformers.__version__.partition(".")[0]) >= 5
 COMMON = {"hidden_size": 24, "num_hidden_layers": 2, "vocab_size": 30, "use_cache": True}
-MAMBA = {**COMMON, "state_size": 5, "use_mambapy": False}
-MAMBA2 = {**COMMON, "state_size": 6, "num_heads": 6, "head_dim": 8, "n_groups": 1, "chunk_size": 16}
+ATTENTION = {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 32}
+SSD = {
+    "mamba_n_heads": 6,
+    "mamba_d_head": 8,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 6,
+    "mamba_chunk_size": 16,
+    **ATTENTION,
+}
+#: The start of the names of the classes, and the configuration.
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mamba": ("Mamba", {"state_size": 5, "use_mambapy": False}),
+    "falcon_mamba": ("FalconMamba", {"state_size": 5}),
+    "jamba": (
+        "Jamba",
+        {
+            **ATTENTION,
+            "mamba_d_state": 5,
+            "mamba_dt_rank": 3,
+            "use_mamba_kernels": False,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "num_experts": 1,
+            "num_experts_per_tok": 1,
+        },
+    ),
+    "mamba2": ("Mamba2", {"state_size": 6, "num_heads": 6, "head_dim": 8, "n_groups": 2, "chunk_size": 16}),
+    "bamba": ("Bamba", {**SSD, "attn_layer_indices": [1]}),
+    "falcon_h1": (
+        "FalconH1",
+        {**SSD, "mamba_d_ssm": 48, "ssm_multipliers": [0.5, 0.7, 1.1, 0.9, 1.2], "ssm_in_multiplier": 0.8},
+    ),
+    "granitemoehybrid": (
+        "GraniteMoeHybrid",
+        {
+            **SSD,
+            "layer_types": ["mamba", "attention"],
+            "shared_intermediate_size": 32,
+            "num_local_experts": 0,
+            "num_experts_per_tok": 0,
+        },
+    ),
+    "zamba2": (
+        "Zamba2",
+        {
+            **ATTENTION,
+            "mamba_d_state": 6,
+            "mamba_ngroups": 2,
+            "n_mamba_heads": 6,
+            "mamba_headdim": 8,
+            "chunk_size": 64,
+            "time_step_min": 0.05,
+            "layers_block_type": ["mamba", "hybrid"],
+            "num_mem_blocks": 1,
+            "hybrid_layer_ids": [1],
+        },
+    ),
+    "nemotron_h": (
+        "NemotronH",
+        {
+            **ATTENTION,
+            "ssm_state_size": 6,
+            "n_groups": 2,
+            "mamba_num_heads": 6,
+            "mamba_head_dim": 8,
+            "chunk_size": 16,
+            "layers_block_type": ["mamba", "attention"],
+            "time_step_min": 0.05,
+        },
+    ),
+}
+FAMILIES = pytest.mark.parametrize(
+    "name", [name for name, (start, _) in MODELS.items() if hasattr(transformers, f"{start}Config")]
+)
+
+
+def made(name: str, **options: Any) -> Any:
+    """A model of random parameters, its biases too."""
+    torch.manual_seed(0)
+    start, usual = MODELS[name]
+    config = getattr(transformers, f"{start}Config")(**{**COMMON, **usual, **options})
+    model = getattr(transformers, f"{start}ForCausalLM")(config).double().eval()
+    for parameter, value in model.named_parameters():
+        if parameter.endswith(("in_proj.bias", "conv1d.bias")):
+            torch.nn.init.normal_(value)
+    return model
 
 
 def mamba(**options: Any) -> Any:
-    torch.manual_seed(0)
-    config = transformers.MambaConfig(**MAMBA, **options)
-    return transformers.MambaForCausalLM(config).double().eval()
+    return made("mamba", **options)
 
 
 def mamba2(**options: Any) -> Any:
-    torch.manual_seed(0)
-    config = transformers.Mamba2Config(**{**MAMBA2, **options})
-    return transformers.Mamba2ForCausalLM(config).double().eval()
+    return made("mamba2", n_groups=1, **options)
+
+
+def empty_cache(model: Any, batch: int) -> Any:
+    """What a model of attention and Mamba layers of transformers 4 must be given."""
+    if V5 or not hasattr(model, "model"):
+        return None
+    module = sys.modules[type(model).__module__]
+    (cls,) = (
+        cls
+        for name, cls in vars(module).items()
+        if name.endswith("DynamicCache") and cls.__module__ == module.__name__
+    )
+    place = {"devices": ["cpu"] * 2} if "devices" in inspect.signature(cls).parameters else {"device": "cpu"}
+    return cls(model.config, batch, dtype=torch.float64, **place)
+
+
+@torch.no_grad()
+def part(
+    model: Any,
+    x: Tensor,
+    cache: Any = None,
+    start: int = 0,
+    mask: Tensor | None = None,
+    rotation: int | None = None,
+) -> tuple[Tensor, Any]:
+    """The logits of the tokens from ``start`` on, and the cache behind them; ``rotation``: where attention has them."""
+    name = "cache" if V5 else "past_key_values" if hasattr(model, "model") else "cache_params"
+    cache = empty_cache(model, len(x)) if cache is None else cache
+    places = torch.arange(start, start + x.shape[1])
+    where = {} if V5 else {"cache_position": places}
+    if hasattr(model, "model"):  # bamba of transformers 5 counts from 0 again otherwise
+        where["position_ids"] = (places - start + (start if rotation is None else rotation)).expand(
+            len(x), -1
+        )
+    if cache is not None:
+        where[name] = cache
+    found = model(x, use_cache=True, attention_mask=mask, **where)
+    return found.logits.double(), getattr(found, name)
 
 
 def tokens(batch: int, length: int) -> Tensor:
@@ -68,18 +191,15 @@ def test_padding_at_the_end_spoils_its_cache_and_not_our_state() -> None:
     whole, _ = ours(torch.cat((x, torch.tensor([[7]])), 1))
     assert error(follows, whole[:, -1]) < 1e-12
     mask = torch.cat((torch.ones(1, 12), torch.zeros(1, 5)), 1).long()
-    cache = model(padded, attention_mask=mask).cache_params
-    theirs = model(
-        torch.tensor([[7]]), cache_params=cache, use_cache=True, cache_position=torch.tensor([17])
-    ).logits[:, -1]
-    assert error(theirs.double(), whole[:, -1]) > 0.1
+    theirs, _ = part(model, torch.tensor([[7]]), part(model, padded, mask=mask)[1], 17)
+    assert error(theirs[:, -1], whole[:, -1]) > 0.1
 
 
 @torch.no_grad()
 def test_generation_is_the_same() -> None:
     model, x = mamba(), tokens(2, 9)
     ours = load_mamba(model.state_dict()).double().eval()
-    want = model.generate(x, max_new_tokens=12, do_sample=False, eos_token_id=-1, pad_token_id=0)[:, 9:]
+    want = model.generate(x, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)[:, 9:]
     assert torch.equal(ours.generate(x, 12, temperature=0)[0], want)
 
 
@@ -89,28 +209,88 @@ def installed() -> Iterator[None]:
         yield
 
 
-FAMILIES = pytest.mark.parametrize("make", [mamba, mamba2])
-
-
 def logits(model: Any, *args: Any, **options: Any) -> Tensor:
     with torch.no_grad():
         return model(*args, **options).logits.double()
 
 
+def mixers(model: Any) -> list[Any]:
+    return [m for m in model.modules() if hasattr(m, "A_log") and hasattr(m, "conv1d")]
+
+
 @FAMILIES
-def test_install_changes_no_number_and_can_be_undone(make: Any) -> None:
-    model, x = make(), tokens(2, 40)
+def test_install_changes_no_number_and_can_be_undone(name: str) -> None:
+    model, x = made(name), tokens(2, 40)
     want = logits(model, x)
-    mixer = type(model.backbone.layers[0].mixer)
+    mixer = type(mixers(model)[0])
     before = dict(vars(mixer))
+    options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     with compat.install():
         assert dict(vars(mixer)) != before
+        compat.install()  # once more changes nothing
         got = logits(model, x)
-        made = model.generate(x, max_new_tokens=8, do_sample=False, eos_token_id=-1, pad_token_id=0)
+        generated = model.generate(x, **options)
     assert dict(vars(mixer)) == before
     assert error(got, want) < 1e-6
-    alone = model.generate(x, max_new_tokens=8, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    assert torch.equal(made, alone)
+    assert torch.equal(generated, model.generate(x, **options))
+
+
+@FAMILIES
+def test_accelerate_keeps_names_parameters_and_numbers(name: str) -> None:
+    model, x = made(name), tokens(2, 23)
+    mixers(model)[0].D.requires_grad_(False)
+    want, own, types = logits(model, x), dict(model.named_parameters()), [type(m) for m in mixers(model)]
+    done = compat.accelerate(model)
+    assert sorted(done.replaced.values()) == sorted(t.__name__ for t in types)
+    assert not done.skipped
+    assert not done.new_parameters
+    assert not set(types) & {type(m) for m in mixers(model)}
+    now = dict(model.named_parameters())
+    assert list(now) == list(own)
+    assert all(now[key] is own[key] for key in own)
+    assert error(logits(model, x), want) < 1e-6
+    whole, state = logits(model, x), None
+    for start, end in ((0, 2), (2, 12), (12, 13), (13, 23)):
+        y, state = part(model, x[:, start:end], state, start)
+        assert error(y, whole[:, start:end]) < 1e-6
+    other = copy.deepcopy(model).train()
+    assert mixers(other)[0].training
+    assert not mixers(model)[0].training
+    with torch.no_grad():
+        mixers(other)[0].in_proj.weight.zero_()
+    assert error(logits(other.eval(), x), whole) > 1e-6
+    assert torch.equal(logits(model, x), whole)
+    done.revert()
+    assert [type(m) for m in mixers(model)] == types
+    assert error(logits(model, x), want) < 1e-12
+
+
+def test_accelerate_tries_a_mixer_before_it_replaces_it() -> None:
+    """Which computes the same by its parts, and something else by its code."""
+    model, x = mamba(), tokens(1, 9)
+    want = logits(model, x)
+    first = mixers(model)[0]
+    name = "forward" if V5 else "slow_forward"
+    theirs = getattr(first, name)
+    changed_one = functools.wraps(theirs)(lambda *args, **kwargs: 1.01 * theirs(*args, **kwargs))
+    setattr(first, name, changed_one)
+    changed = logits(model, x)
+    done = compat.accelerate(model)
+    assert list(done.skipped) == ["backbone.layers.0.mixer"]
+    assert "on a trial it computes something else than ours: they are 0.0099 apart" in str(done)
+    assert list(done.replaced) == ["backbone.layers.1.mixer"]
+    assert error(logits(model, x), changed) < 1e-6 < error(changed, want)
+
+
+def test_accelerate_says_what_it_leaves() -> None:
+    model = mamba2(hidden_act="gelu")
+    assert "the activation 'gelu' has no counterpart here" in str(compat.accelerate(model))
+    model = transformers.MambaForCausalLM(mamba().config).to("meta")
+    assert "meta device" in str(compat.accelerate(model))
+    zamba = torch.nn.Module()
+    zamba.mixer = mixers(mamba())[0]
+    zamba.mixer.x_proj_weight = torch.nn.Parameter(torch.zeros(2, 3, 4))
+    assert "(x_proj_weight)" in str(compat.accelerate(zamba))
 
 
 def test_gradients_are_the_same() -> None:
@@ -126,37 +306,65 @@ def test_gradients_are_the_same() -> None:
 
 @FAMILIES
 @pytest.mark.usefixtures("installed")
-def test_a_second_part_goes_on_from_the_cache(make: Any) -> None:
-    """Theirs raises IndexError (Mamba), or takes the first token alone and the state wrongly (Mamba2)."""
-    model, x = make(), tokens(2, 23)
+def test_a_second_part_goes_on_from_the_cache(name: str) -> None:
+    model, x = made(name), tokens(2, 23)
     whole = logits(model, x)
-    with torch.no_grad():
-        first = model(x[:, :10], use_cache=True)
-        second = model(
-            x[:, 10:], cache_params=first.cache_params, use_cache=True, cache_position=torch.arange(10, 23)
-        )
-    assert error(second.logits.double(), whole[:, 10:]) < 1e-6
+    _, cache = part(model, x[:, :10])
+    assert error(part(model, x[:, 10:], cache, 10)[0], whole[:, 10:]) < 1e-6
 
 
 @FAMILIES
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("left", [True, False])
-@pytest.mark.parametrize("bias", [True, False])
-def test_padding_at_either_end_does_not_count(make: Any, left: bool, bias: bool) -> None:
-    """Theirs lets biases into the padding, ignores the mask of a single row (Mamba2), and decays in it at the end."""
-    model, x = make(use_bias=bias), tokens(1, 12)
-    for name, parameter in model.named_parameters():
-        if name.endswith(("in_proj.bias", "conv1d.bias")):
-            torch.nn.init.normal_(parameter)
+def test_padding_at_either_end_does_not_count(name: str, left: bool) -> None:
+    options = {"use_bias": True} if name in ("mamba", "falcon_mamba", "mamba2") else {}
+    model, x = made(name, **options), tokens(1, 12)
     follows = torch.tensor([[7]])
     whole = logits(model, torch.cat((x, follows), 1))
     pads, ones = torch.zeros(1, 5, dtype=x.dtype), torch.ones(1, 12, dtype=x.dtype)
-    order = (lambda a, b: torch.cat((a, b), 1)) if left else (lambda a, b: torch.cat((b, a), 1))
-    with torch.no_grad():
-        prompt = model(order(pads, x), attention_mask=order(pads, ones), use_cache=True)
-        here = prompt.logits[:, 5:] if left else prompt.logits[:, :12]
-        assert error(here.double(), whole[:, :12]) < 1e-6
-        then = model(
-            follows, cache_params=prompt.cache_params, use_cache=True, cache_position=torch.tensor([17])
-        )
-    assert error(then.logits[:, -1].double(), whole[:, -1]) < 1e-6
+
+    def order(a: Tensor, b: Tensor) -> Tensor:
+        return torch.cat((a, b), 1) if left else torch.cat((b, a), 1)
+
+    here, cache = part(model, order(pads, x), mask=order(pads, ones))
+    assert error(here[:, 5:] if left else here[:, :12], whole[:, :12]) < 1e-6
+    mask = torch.cat((order(pads, ones), torch.ones_like(follows)), 1)
+    then, _ = part(model, follows, cache, 17, mask, rotation=17 if left else 12)
+    assert error(then[:, -1], whole[:, -1]) < 1e-6
+
+
+@pytest.mark.usefixtures("installed")
+def test_steps_obey_the_limit_of_time_steps() -> None:
+    model, x = mamba2(time_step_limit=(0.0, 0.05)), tokens(2, 9)
+    whole, cache, found = logits(model, x), None, []
+    for i in range(9):
+        y, cache = part(model, x[:, i : i + 1], cache, i)
+        found.append(y)
+    assert error(torch.cat(found, 1), whole) < 1e-6
+
+
+@pytest.mark.usefixtures("installed")
+def test_zamba2_does_not_depend_on_its_chunks() -> None:
+    """Theirs of transformers 4 sums the states that chunks hand on over the wrong axis."""
+    x = tokens(2, 60)
+    short, long = (logits(made("zamba2", chunk_size=size), x) for size in (16, 64))
+    assert torch.equal(short, long)
+    compat.uninstall()
+    assert error(short, logits(made("zamba2", chunk_size=64), x)) < 1e-6
+
+
+@pytest.mark.usefixtures("installed")
+def test_jamba_runs_without_kernels() -> None:
+    x = tokens(2, 9)
+    assert torch.equal(
+        logits(made("jamba", use_mamba_kernels=True), x), logits(made("jamba", use_mamba_kernels=False), x)
+    )
+
+
+@FAMILIES
+def test_half_precision_is_no_worse(name: str) -> None:
+    exact = made(name)
+    x, model = tokens(2, 40), copy.deepcopy(exact).bfloat16()
+    want, theirs = logits(exact, x), logits(model, x)
+    with compat.install():
+        assert error(logits(model, x), want) < 1.2 * error(theirs, want)
