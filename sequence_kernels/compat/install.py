@@ -1,8 +1,7 @@
-"""Existing S4 code on this library's kernels, without editing it; reversible."""
+"""Existing S4 and Mamba code on this library's kernels, without editing it; reversible."""
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -11,7 +10,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from . import extensions, hugging_face
+from . import extensions, hugging_face, stand_ins
 
 #: The compiled modules that S4 code imports: of v3 (and so ESPnet), and of v4.
 _EXTENSIONS = {
@@ -53,6 +52,9 @@ def install(*modules: ModuleType) -> ExitStack:
     them cleared: at once in modules that are imported already, since they have made their choice, and in others as
     they are imported. Models that exist follow, because the functions are looked up when they are called.
 
+    So become ``mamba_ssm``, ``causal_conv1d`` and the compiled modules below them, and VMamba's, where they are not
+    installed (stand_ins.py has the table); where they are, their functions serve tensors on a CPU by ours.
+
     On a CPU, the Mamba mixers of Hugging Face's models run on this library's ops, with a cache, a mask or neither:
     those of mamba, mamba2, falcon_mamba, jamba, bamba, falcon_h1, granitemoehybrid, nemotron_h and zamba2, of
     transformers 4.57 and 5 (hugging_face.py).
@@ -71,9 +73,11 @@ def install(*modules: ModuleType) -> ExitStack:
     if _installed is None:
         _installed = ExitStack()
         _installed.callback(_forget)
-        for name, functions in _EXTENSIONS.items():
-            module = importlib.util.module_from_spec(ModuleSpec(name, None, origin=__name__))
-            vars(module).update({function: getattr(extensions, function) for function in functions})
+        modules_of_s4 = {
+            name: stand_ins.made(name, {f: getattr(extensions, f) for f in functions}, __name__)
+            for name, functions in _EXTENSIONS.items()
+        }
+        for name, module in (modules_of_s4 | stand_ins.absent(__name__)).items():
             _put(sys.modules, name, module, _installed)
         finder = _Finder()
         sys.meta_path.insert(0, finder)
@@ -117,7 +121,8 @@ def _replace(cls: Any, method: str, replacement: Callable[[Any], Any], undo: Exi
 
 def _is_user(name: str) -> bool:
     last = name.rpartition(".")[2]
-    return (last in _USERS or last in hugging_face.MIXERS) and not name.startswith(__name__.partition(".")[0])
+    known = last in _USERS or last in hugging_face.MIXERS or name in stand_ins.MODULES
+    return known and not name.startswith(__name__.partition(".")[0])
 
 
 def _adopt(module: ModuleType, asked: bool) -> None:
@@ -128,6 +133,9 @@ def _adopt(module: ModuleType, asked: bool) -> None:
     mixer = hugging_face.MIXERS.get(module.__name__.rpartition(".")[2])
     if mixer is not None:
         _replace(names.get(mixer), "forward", hugging_face.forward, _installed)
+    if module.__spec__ is None or module.__spec__.origin != __name__:
+        for name, function in stand_ins.serving_cpu(module).items():
+            _put(names, name, function, _installed)
     flags = [flag for flag in _FLAGS if flag in names]
     if not (asked or flags or _USED.intersection(names)):
         return

@@ -1,0 +1,126 @@
+"""The modules that code around Mamba imports, and what stands in them where they are not installed: see ``install``."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from . import compiled, mixers, selective
+
+_SCAN = {
+    "selective_scan_fn": selective.selective_scan_fn,
+    "selective_scan_ref": selective.selective_scan_fn,
+    "mamba_inner_fn": selective.mamba_inner_fn,
+    "mamba_inner_ref": selective.mamba_inner_fn,
+    "mamba_inner_fn_no_out_proj": selective.mamba_inner_fn_no_out_proj,
+}
+_DUALITY = {
+    "mamba_chunk_scan_combined": selective.mamba_chunk_scan_combined,
+    "mamba_split_conv1d_scan_combined": selective.mamba_split_conv1d_scan_combined,
+}
+_UPDATE = {
+    "selective_state_update": selective.selective_state_update,
+    "selective_state_update_ref": selective.selective_state_update,
+}
+_NORMS = {
+    "RMSNorm": selective.RMSNorm,
+    "rmsnorm_fn": selective.rmsnorm_fn,
+    "layernorm_fn": selective.layernorm_fn,
+}
+_CONVOLUTION = {
+    "causal_conv1d_fn": selective.causal_conv1d_fn,
+    "causal_conv1d_update": selective.causal_conv1d_update,
+}
+_CORE = {"fwd": compiled.core_fwd, "bwd": compiled.core_bwd}
+
+#: What each module has; those below another come after it.
+MODULES: dict[str, dict[str, Any]] = {
+    "mamba_ssm": {
+        "__version__": "2.3.2",
+        "Mamba": mixers.Mamba,
+        "Mamba2": mixers.Mamba2,
+        "selective_scan_fn": selective.selective_scan_fn,
+        "mamba_inner_fn": selective.mamba_inner_fn,
+    },
+    "mamba_ssm.modules": {},
+    "mamba_ssm.modules.mamba_simple": {"Mamba": mixers.Mamba},
+    "mamba_ssm.modules.mamba2": {"Mamba2": mixers.Mamba2},
+    "mamba_ssm.ops": {},
+    "mamba_ssm.ops.selective_scan_interface": _SCAN,
+    "mamba_ssm.ops.triton": {},
+    "mamba_ssm.ops.triton.ssd_combined": _DUALITY,
+    "mamba_ssm.ops.triton.selective_state_update": _UPDATE,
+    "mamba_ssm.ops.triton.layernorm_gated": _NORMS,
+    "causal_conv1d": {"__version__": "1.6.1", **_CONVOLUTION},
+    "causal_conv1d.causal_conv1d_interface": {
+        **_CONVOLUTION,
+        "causal_conv1d_ref": selective.causal_conv1d_fn,
+        "causal_conv1d_update_ref": selective.causal_conv1d_update,
+    },
+    "causal_conv1d.causal_conv1d_varlen": {
+        "causal_conv1d_varlen_states": selective.causal_conv1d_varlen_states,
+        "causal_conv1d_varlen_states_ref": selective.causal_conv1d_varlen_states,
+    },
+    "causal_conv1d.cpp_functions": {
+        "causal_conv1d_fwd_function": compiled.conv_fwd_function,
+        "causal_conv1d_bwd_function": compiled.conv_bwd_function,
+        "causal_conv1d_update_function": compiled.conv_update_function,
+    },
+    "causal_conv1d_cuda": {
+        "causal_conv1d_fwd": compiled.conv_fwd,
+        "causal_conv1d_bwd": compiled.conv_bwd,
+        "causal_conv1d_update": compiled.conv_update,
+    },
+    "selective_scan_cuda": {"fwd": compiled.scan_fwd, "bwd": compiled.scan_bwd},
+    "selective_scan_cuda_core": _CORE,
+    "selective_scan_cuda_oflex": _CORE,
+}
+
+
+def made(name: str, functions: dict[str, Any], origin: str, package: bool = False) -> ModuleType:
+    """A module of that name with these attributes."""
+    spec = ModuleSpec(name, None, origin=origin, is_package=package)
+    module = importlib.util.module_from_spec(spec)
+    vars(module).update(functions)
+    return module
+
+
+def absent(origin: str) -> dict[str, ModuleType]:
+    """Modules for all packages of the table that nothing installed provides, by their names."""
+    found: dict[str, ModuleType] = {}
+    for name, functions in MODULES.items():
+        above, _, last = name.rpartition(".")
+        if above in found or (not above and importlib.util.find_spec(name) is None):
+            found[name] = made(
+                name, functions, origin, any(other.startswith(f"{name}.") for other in MODULES)
+            )
+            if above:
+                setattr(found[above], last, found[name])
+    return found
+
+
+def serving_cpu(module: ModuleType) -> dict[str, Callable[..., Any]]:
+    """For the functions that such a module has itself: ours for tensors on a CPU, its own for others."""
+    there = {name: getattr(module, name, None) for name in MODULES.get(module.__name__, {})}
+    return {
+        name: _on_cpu(MODULES[module.__name__][name], theirs)
+        for name, theirs in there.items()
+        if callable(theirs) and not isinstance(theirs, type) and not hasattr(theirs, "replaces")
+    }
+
+
+def _on_cpu(ours: Callable[..., Any], theirs: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(theirs)
+    def function(*args: Any, **kwargs: Any) -> Any:
+        first = args[0] if args else next(iter(kwargs.values()), None)
+        there = isinstance(first, Tensor) and first.device.type == "cpu"
+        return (ours if there else theirs)(*args, **kwargs)
+
+    function.replaces = theirs  # type: ignore[attr-defined]
+    return function
