@@ -12,6 +12,7 @@ from ..arguments.values import checked
 from ..layers import Mamba, Mamba2
 from ..layers.padding import Lengths, sequence_lengths
 from ..layers.selective import State, wide
+from .beam import beam_search
 from .sampling import sample
 
 _MIXERS: dict[str, type[Mamba] | type[Mamba2]] = {"mamba": Mamba, "mamba2": Mamba2}
@@ -130,6 +131,7 @@ class MambaLM(nn.Module):
         lengths: Lengths | None = None,
         state: list[State] | None = None,
         end: int | None = None,
+        num_beams: int = 1,
         **sampling: Any,
     ) -> tuple[Tensor, list[State]]:
         """Continue prompts ``(batch, length)`` by ``count`` tokens.
@@ -138,11 +140,16 @@ class MambaLM(nn.Module):
             lengths: of prompts of unequal length, padded at their ends.
             state: what came before the prompts, such as the state that an earlier call gave.
             end: a token after which a row has no other; None: all rows go on.
+            num_beams: above 1, a beam search for the most probable continuation, which takes no ``sampling``.
             **sampling: as ``sample`` takes: ``temperature`` (0: the best), ``top_k``, ``top_p``, ``generator``.
 
         Returns:
             the new tokens ``(batch, count)``, fewer if all rows have ended, and the state after all but the last.
         """
+        if num_beams < 1:
+            raise ValueError(f"num_beams must be at least 1, got {num_beams}")
+        if num_beams > 1 and sampling:
+            raise ValueError(f"num_beams={num_beams} draws nothing and takes no {', '.join(sampling)}")
         state = self.default_state(len(tokens), device=tokens.device) if state is None else state
         logits, after = self.forward(tokens, state, lengths)
         assert after is not None
@@ -153,6 +160,8 @@ class MambaLM(nn.Module):
             if bool((last < 0).any()):
                 raise ValueError("lengths must be at least 1, to have something to continue")
             scores = logits[torch.arange(len(tokens), device=tokens.device), last]
+        if num_beams > 1:
+            return beam_search(self.step, scores, after, count, num_beams, end)
         found: list[Tensor] = []
         ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
         while len(found) < count:

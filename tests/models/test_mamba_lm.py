@@ -74,6 +74,54 @@ def test_a_row_that_has_ended_stays_so() -> None:
         assert bool((row[stop:] == end).all())
 
 
+@every_kind
+@pytest.mark.parametrize("end", [None, 5])
+def test_beams_find_the_most_probable_of_all(kind: str, end: int | None) -> None:
+    """Prompts of unequal length; beams for all beginnings find what trying every continuation does."""
+    lm, tokens = model(kind, tie_embeddings=False), some_tokens(2, 9)
+    torch.nn.init.normal_(lm.lm_head.weight)  # so that tokens differ in their scores
+    lengths, words = [9, 4], 24
+    found, state = lm.generate(tokens, 2, lengths=lengths, end=end, num_beams=words)
+    for row, length in enumerate(lengths):
+        prompt = tokens[row : row + 1, :length]
+        every = torch.cartesian_prod(torch.arange(words), torch.arange(words))
+        logp = lm(torch.cat((prompt.expand(len(every), -1), every), 1))[0][:, length - 1 :].log_softmax(-1)
+        first, second = (logp[:, i].gather(1, every[:, i : i + 1]).squeeze(1) for i in (0, 1))
+        if end is not None:
+            stays = every[:, 0] == end
+            second = torch.where(stays, torch.where(every[:, 1] == end, 0.0, -torch.inf), second)
+        best = every[(first + second).argmax()]
+        assert found[row].tolist() == best.tolist()
+        _, want = lm(torch.cat((prompt, best[None, :1]), 1), lm.default_state(1))
+        for layer, other in zip(state, want, strict=True):
+            for part, wanted in zip(layer, other, strict=True):
+                close(part[row], wanted[0])
+
+
+def test_one_beam_is_greedy_and_more_are_no_worse() -> None:
+    lm, tokens = model("mamba", tie_embeddings=False), some_tokens(3, 8)
+    torch.nn.init.normal_(lm.lm_head.weight)
+
+    @torch.no_grad()
+    def total(found: Tensor) -> Tensor:
+        logp = lm(torch.cat((tokens, found), 1))[0][:, 7:-1].log_softmax(-1)
+        return logp.gather(2, found.unsqueeze(-1)).sum((1, 2))
+
+    greedy, best = (
+        lm.generate(tokens, 9, **options)[0] for options in ({"temperature": 0}, {"num_beams": 6})
+    )
+    assert bool((total(best) >= total(greedy) - 1e-9).all())
+    assert not torch.equal(best, greedy)
+    end = int(best[0, 2])
+    stopped, _ = lm.generate(tokens[:1], 9, end=end, num_beams=3)
+    places = (stopped[0] == end).nonzero().flatten().tolist()
+    assert places == list(range(places[0], stopped.shape[1])) if places else stopped.shape[1] == 9
+    with pytest.raises(ValueError, match="num_beams must be at least 1, got 0"):
+        lm.generate(tokens, 2, num_beams=0)
+    with pytest.raises(ValueError, match="num_beams=2 draws nothing and takes no top_p"):
+        lm.generate(tokens, 2, num_beams=2, top_p=0.5)
+
+
 def test_sampling_draws_from_what_is_left() -> None:
     logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(4000, 4)
     draw = torch.Generator().manual_seed(0)
