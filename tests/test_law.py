@@ -143,6 +143,7 @@ VARIANTS: dict[type[SequenceModule], dict[str, dict[str, Any]]] = {
             "bias": True,
         },
         "no-norm": {"d_state": 3, "headdim": 4, "rmsnorm": False},
+        "groups": {"d_state": 2, "headdim": 3, "ngroups": 2, "norm_before_gate": True, "D_has_hdim": True},
     },
     GRU: {"default": {}},
     LSTM: {"deep": {"n_layers": 2, "d_hidden": 4}},

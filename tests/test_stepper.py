@@ -612,9 +612,9 @@ def test_a_module_of_ones_own() -> None:
 def test_errors_name_the_argument() -> None:
     stepper = model().stepper((3,))
     x = torch.randn(3, WIDTH)
-    with pytest.raises(ValueError, match=r"x must have shape \(3=3, d_model=6\), got \(2, 6\)"):
+    with pytest.raises(ValueError, match=r"x must have shape \(3, d_model=6\), got \(2, 6\)"):
         stepper.step(x[:2])
-    with pytest.raises(ValueError, match=r"x must have shape \(3=3, length, d_model=6\), got \(3, 6\)"):
+    with pytest.raises(ValueError, match=r"x must have shape \(3, length, d_model=6\), got \(3, 6\)"):
         stepper.forward(x)
     with pytest.raises(TypeError, match=r"x must be one of float32, got torch.float64"):
         stepper.step(x.double())
@@ -632,6 +632,20 @@ def test_errors_name_the_argument() -> None:
         model().stepper().step(x, state_indices=torch.tensor([0, 1, 2]))
     with pytest.raises(ValueError, match=r"S4D that is not causal cannot be stepped"):
         S4D(WIDTH, bidirectional=True).stepper()
+
+
+#: In a row of a program as it is written below: what follows are the places of its weights and of its state.
+W = 1 << 40
+
+
+def program(*rows: list[int]) -> Tensor:
+    """Rows of a code, sizes and, behind W, places, filled up with zeros."""
+    filled = []
+    for row in rows:
+        end = row.index(W) if W in row else len(row)
+        sizes, places = row[:end], row[end + 1 :]
+        filled.append([*sizes, *[0] * (13 - len(sizes)), *places, *[0] * (2 - len(places))])
+    return torch.tensor(filled)
 
 
 @native
@@ -689,34 +703,66 @@ class TestNative:
     @pytest.mark.parametrize(
         "instructions",
         [
-            [[7, 0, 0, 0, 0, 0, 0]],  # no such instruction
-            [[1, 0, 0, 0, 0, 0, 0]],  # a residual without a save
-            [[0, 0, 0, 0, 0, 0, 0]] * 17,
-            [[0, 0, 0, 0, 0, 0, 0], [4, 3, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0]],  # another width
-            [[2, 0, 0, 0, 0, 900, 0]],  # weights that are not there
-            [[2, 0, 0, 0, 0, -1, 0]],
-            [[3, 6, 65, 0, 0, 300, 0]],
-            [[3, 5, 6, 0, 0, 0, 0]],  # a linear map of other inputs
-            [[3, 6, -1, 0, 0, 0, 0]],
-            [[4, 4, 0, 0, 0, 0, 0]],  # a gate of 8 channels
-            [[5, 5, 0, 0, 0, 0, 0]],  # no such activation
-            [[6, 5, 2, 1, 0, 0, 0]],  # a recurrence of other heads
-            [[6, 6, 2, 1, 0, 0, 1]],  # state that is not there
-            [[6, 6, 2, 1, 0, 0, -1]],
-            [[6, 6, 2, 90, 0, 0, 0]],  # channels that have no weights
-            [[6, 6, 2, 1, 90, 0, 0]],
+            [[11]],  # no such instruction
+            [[1]],  # a residual without a save
+            [[0]] * 17,
+            [[0], [4, 3], [1]],  # another width
+            [[2, W, 900]],  # weights that are not there
+            [[2, W, -1]],
+            [[3, 6, 65, W, 300]],
+            [[3, 7, 6]],  # a linear map of other inputs
+            [[3, 5, 6, 2]],
+            [[3, 5, 6, -1]],
+            [[3, 6, -1]],
+            [[3, 6, 6, 0, 2]],
+            [[4, 4]],  # a gate of 8 channels
+            [[5, 5]],  # no such activation
+            [[6, 5, 2, 1]],  # a recurrence of other heads
+            [[6, 6, 2, 1, 0, W, 0, 1]],  # state that is not there
+            [[6, 6, 2, 1, 0, W, 0, -1]],
+            [[6, 6, 2, 90]],  # channels that have no weights
+            [[6, 6, 2, 1, 90]],
+            [[7, 4, 3, 3]],  # a convolution of channels that are not there
+            [[7, 4, 3, -1]],
+            [[7, 4, 0]],
+            [[7, 4, 3, 0, 6]],  # of no such activation
+            [[7, 4, 8]],  # of state that is not there
+            [[7, 4, 3, 0, 0, W, 900]],
+            [[8, 2, 1, 3, 1, 0, 2, 4, 4]],  # c beyond the channels
+            [[8, 2, 1, 2, 1, -1, 2, 4, 4, 0]],
+            [[8, 2, 1, 2, 1, 0, 2, 4, 4, 5]],  # z beyond them
+            [[8, 2, 2, 2, 1, 0, 2, 4, 4, 0]],  # a decay of each entry, of a head that is wide
+            [[8, 2, 1, 2, 0, 0, 2, 4, 4, 0]],  # no groups
+            [[8, 3, 1, 1, 2, 0, 0, 0, 0, 0]],  # groups that do not divide the heads
+            [[8, 2, 1, 2, 1, 0, 2, 4, 4, 0, 2]],
+            [[8, 2, 1, 2, 1, 0, 2, 4, 4, 0, 0, 0, 0, W, 0, 21]],  # of state that is not there
+            [[8, 2, 1, 2, 1, 0, 2, 4, 4, 0, 0, 0, 0, W, 800]],
+            [[9, 4, 1, 3, -1]],  # a norm of channels that are not there
+            [[9, 4, 1, 0, 3]],
+            [[9, 4, 3, 0, -1]],
+            [[9, 4, 1, 0, -1, 0, W, 900]],
+            [[10, 4, 3]],  # keeps channels that are not there
+            [[10, 4, -1]],
         ],
     )
     def test_the_interpreter_refuses_what_would_leave_its_memory(self, instructions: list[list[int]]) -> None:
         run = torch.ops.sequence_kernels_native.step_program.default
         weights, state = torch.zeros(1000), torch.zeros(2, 24)
         x, state_indices = torch.zeros(2, WIDTH), torch.tensor([1, -1])
-        fine = torch.tensor([[6, 6, 2, 1, 1, 0, 0], [2, 0, 0, 0, 0, 0, 0], [3, 6, 7, 0, 0, 0, 0]])
+        fine = program(
+            *(
+                [6, 6, 2, 1, 1],
+                [2],
+                [7, 4, 3, 2, 4, W, 100, 3],
+                [8, 2, 1, 2, 1, 0, 2, 4, 4, 0, 0, 1, 0, W, 7, 20],
+            ),
+            *([9, 4, 2, 2, 0, 1], [3, 5, 7, 1, 1], [10, 6, 7], [3, 6, 7]),
+        )
         run(fine, weights, state, state_indices, x)
         with pytest.raises(RuntimeError):
-            run(torch.tensor(instructions), weights, state, state_indices, x)
+            run(program(*instructions), weights, state, state_indices, x)
         for arguments in (
-            (fine[:, :6].contiguous(), weights, state, state_indices, x),
+            (fine[:, :-1].contiguous(), weights, state, state_indices, x),
             (fine.float(), weights, state, state_indices, x),
             (fine, weights, state[:, :-1].contiguous(), state_indices, x),
             (fine, weights, state, state_indices[:1], x),

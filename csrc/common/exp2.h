@@ -89,6 +89,26 @@ inline Vector<Real> falling_exponential(Vector<Real> x) {
   return x < least ? Vector<Real>{} : e;
 }
 
+// e^x - 1, with all its digits where x is small: 2^n e^r - 1 = 2^n (e^r - 1) + (2^n - 1), |r| <= log(2) / 2.
+template <typename Real>
+inline Vector<Real> exponential_minus_one(Vector<Real> x) {
+  using P = Precision<Real>;
+  constexpr Real shift = Real(typename P::Bits(3) << (P::mantissa_bits - 1));
+  constexpr Real high = sizeof(Real) == 4 ? Real(0.693145752) : Real(6.93147180369123816490e-01);
+  constexpr Real low = sizeof(Real) == 4 ? Real(1.42860677e-6) : Real(1.90821492927058770002e-10);
+  constexpr Real range = Real(P::exponent_bias) / kLog2e<Real>;
+  constexpr int terms = sizeof(Real) == 4 ? 8 : 14;
+  const Vector<Real> held = at_most(at_least(x, -range), range);
+  const Vector<Real> shifted = held * kLog2e<Real> + shift, n = shifted - shift;
+  const Vector<Real> r = held - n * high - n * low;
+  Vector<Real> series = all(Real(1));
+  for (int k = terms; k > 1; --k) series = series * (r * (Real(1) / Real(k))) + Real(1);
+  const auto power = bits<Integers<Real>>(shifted) + P::exponent_bias;
+  const Vector<Real> scale = bits<Vector<Real>>(power << P::mantissa_bits);
+  const Vector<Real> e = scale * (r * series) + (scale - 1);
+  return x > range ? all(Real(__builtin_inf())) : e;
+}
+
 // 1 / (1 + e^-x), of e^-|x|.
 template <typename Real>
 inline Vector<Real> logistic_of(Vector<Real> x) {

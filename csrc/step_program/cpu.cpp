@@ -1,4 +1,5 @@
 #include "common/pointwise.h"
+#include "selective_step/recurrence.h"
 #include "ssm_step/recurrence.h"
 #include "step_program/step_program.h"
 
@@ -31,24 +32,29 @@ inline void over_channels(const Rows<Real>& rows, int64_t size, const Function& 
     for (int64_t i = 0; i < size; i += kLanes<Real>) function(row * rows.width + i, i);
 }
 
-template <typename Real>
-inline void activate(const Rows<Real>& rows, int64_t size, Activation kind) {
-  const auto with = [&](auto function) {
-    over_channels(rows, size,
-                  [&](int64_t at, int64_t) { store<Real>(rows.x + at, function(load(rows.x + at))); });
-  };
+// Call use with the activation as a function of vectors.
+template <typename Real, typename Use>
+inline void with_activation(Activation kind, const Use& use) {
   switch (kind) {
     case Activation::gelu:
-      return with([](Vector<Real> v) { return gelu<Real>(v); });
+      return use([](Vector<Real> v) { return gelu<Real>(v); });
     case Activation::relu:
-      return with([](Vector<Real> v) { return v < 0 ? Vector<Real>{} : v; });
+      return use([](Vector<Real> v) { return v < 0 ? Vector<Real>{} : v; });
     case Activation::tanh:
-      return with([](Vector<Real> v) { return hyperbolic_tangent(v); });
+      return use([](Vector<Real> v) { return hyperbolic_tangent(v); });
     case Activation::silu:
-      return with([](Vector<Real> v) { return v * logistic(v); });
+      return use([](Vector<Real> v) { return v * logistic(v); });
     case Activation::sigmoid:
-      return with([](Vector<Real> v) { return logistic(v); });
+      return use([](Vector<Real> v) { return logistic(v); });
   }
+}
+
+template <typename Real>
+inline void activate(const Rows<Real>& rows, int64_t size, Activation kind) {
+  with_activation<Real>(kind, [&](auto function) {
+    over_channels(rows, size,
+                  [&](int64_t at, int64_t) { store<Real>(rows.x + at, function(load(rows.x + at))); });
+  });
 }
 
 template <typename Real>
@@ -98,27 +104,31 @@ inline void linear_tile(int64_t inputs, const Real* x, int64_t width, const Real
 }
 
 template <int rows, typename Real>
-inline void linear_tiles(const Rows<Real>& at, int64_t inputs, int64_t outputs, const Real* weights) {
+inline void linear_tiles(const Rows<Real>& at, int64_t inputs, int64_t outputs, const Real* weights,
+                         const Real* from, Real* to) {
   constexpr int registers = kVectorRegisters / 2 / rows, most = kPanel / kLanes<Real>;
   constexpr int vectors = registers < 1 ? 1 : registers < most ? registers : most;
   const Real* panels = weights + padded(outputs);
   for (int64_t panel = 0; panel < outputs; panel += kPanel)
     for (int64_t row = 0; row < at.count; row += rows)
       for (int64_t o = panel; o < outputs && o < panel + kPanel; o += vectors * kLanes<Real>)
-        linear_tile<rows, vectors>(inputs, at.x + row * at.width, at.width,
+        linear_tile<rows, vectors>(inputs, from + row * at.width, at.width,
                                    panels + panel * inputs + (o - panel), weights + o,
-                                   at.spare + row * at.width + o);
+                                   to + row * at.width + o);
 }
 
-// There is room for whole tiles of sequences, whatever it holds.
+// There is room for whole tiles of sequences, whatever it holds. Returns how many channels there are then.
 template <typename Real>
-inline void linear(Rows<Real>& at, int64_t inputs, int64_t outputs, const Real* weights) {
+inline int64_t linear(Rows<Real>& at, const int64_t* size, int64_t channels, const Real* weights) {
   const auto tiles = at.count == 1   ? linear_tiles<1, Real>
                      : at.count == 2 ? linear_tiles<2, Real>
                      : at.count <= 4 ? linear_tiles<4, Real>
                                      : linear_tiles<kTileRows, Real>;
-  tiles(at, inputs, outputs, weights);
+  const bool behind = size[3] != 0;
+  tiles(at, size[0], size[1], weights, at.x + size[2], behind ? at.x + channels : at.spare);
+  if (behind) return channels + size[1];
   at.swap();
+  return size[1];
 }
 
 template <typename Real>
@@ -149,6 +159,85 @@ inline void recur(Rows<Real>& rows, const Instruction& instruction, const Real* 
                  rows.x + row * rows.width, rows.spare + row * rows.width, rows.pulls, ahead);
     }
   rows.swap();
+}
+
+template <typename Real>
+inline void convolve(Rows<Real>& rows, const Instruction& instruction, const Real* weights, Real* state,
+                     int64_t state_size) {
+  const int64_t channels = instruction.size[0], taps = instruction.size[1], begin = instruction.size[2];
+  const Real* const last = weights + padded(channels) + (taps - 1) * channels;
+  const auto run = [&](auto function) {
+    for (int64_t row = 0; row < rows.count; ++row) {
+      Real* const x = rows.x + row * rows.width + begin;
+      Real* const past = state + rows.state_indices[row] * state_size;
+      for (int64_t i = 0; i < channels; i += kLanes<Real>) {
+        const int64_t left = channels - i;
+        const Vector<Real> now = load_up_to(x + i, left);
+        Vector<Real> y = load_up_to(weights + i, left) + load_up_to(last + i, left) * now;
+        for (int64_t k = 0; k < taps - 1; ++k) {
+          Real* const at = past + k * channels + i;
+          y += load_up_to(last + (k + 1 - taps) * channels + i, left) * load_up_to(at, left);
+          store_up_to(at, k + 2 < taps ? load_up_to(at + channels, left) : now, left);
+        }
+        store_up_to<Real>(x + i, function(y), left);
+      }
+    }
+  };
+  if (instruction.size[3] == 0) return run([](Vector<Real> v) { return v; });
+  with_activation<Real>(static_cast<Activation>(instruction.size[3] - 1), run);
+}
+
+template <typename Real>
+inline void select(Rows<Real>& rows, const Instruction& instruction, const Real* weights, Real* state,
+                   int64_t state_size) {
+  const auto at = named<Selective>(instruction);
+  const int64_t entries = at.heads * (at.scalar ? 1 : at.size);
+  SelectiveModel<Real> model{};
+  model.heads = at.heads, model.width = at.width, model.size = at.size, model.groups = at.groups;
+  model.scalar = at.scalar != 0, model.softplus = at.softplus != 0,
+  model.skip_of_heads = at.skip_of_heads != 0;
+  model.least = weights[0], model.most = weights[1];
+  model.a = weights + kPanel, model.d = model.a + padded(entries);
+  model.bias = model.d + padded(at.heads * (model.skip_of_heads ? 1 : at.width));
+  for (int64_t row = 0; row < rows.count; ++row) {
+    Real* const x = rows.x + row * rows.width;
+    Real* const h = state + rows.state_indices[row] * state_size;
+    const SelectiveInputs<Real> inputs{x + at.u, at.z < 0 ? nullptr : x + at.z, x + at.delta, x + at.b,
+                                       x + at.c};
+    step_selective(model, 0, at.heads, inputs, h, h, x + at.u);
+  }
+}
+
+// Of each group: x (silu(z) before) / sqrt(mean of squares + eps) gamma (silu(z) after).
+template <typename Real>
+inline void normalise_by_groups(Rows<Real>& rows, const Instruction& instruction, const Real* weights) {
+  const auto at = named<RootMeanSquare>(instruction);
+  const Real* const gamma = weights + kPanel;
+  const int64_t size = at.groups > 0 ? at.channels / at.groups : 0;
+  for (int64_t row = 0; row < rows.count; ++row) {
+    Real* const channels = rows.x + row * rows.width;
+    const auto gate = [&](int64_t i, int64_t left) {
+      const Vector<Real> z = load_up_to(channels + at.z + i, left);
+      return z * logistic(z);
+    };
+    for (int64_t begin = 0; begin < at.channels; begin += size) {
+      Vector<Real> squares = {};
+      for (int64_t i = begin; i < begin + size; i += kLanes<Real>) {
+        const int64_t left = begin + size - i;
+        Vector<Real> v = load_up_to(channels + at.begin + i, left);
+        if (at.z >= 0 && at.gate_first) v *= gate(i, left);
+        squares += v * v;
+        store_up_to<Real>(channels + at.begin + i, v, left);
+      }
+      const Real scale = 1 / Real(__builtin_sqrt(sum<Real>(squares) / Real(size) + weights[0]));
+      for (int64_t i = begin; i < begin + size; i += kLanes<Real>) {
+        const int64_t left = begin + size - i;
+        Vector<Real> v = load_up_to(channels + at.begin + i, left) * scale * load_up_to(gamma + i, left);
+        if (at.z >= 0 && !at.gate_first) v *= gate(i, left);
+        store_up_to<Real>(channels + at.begin + i, v, left);
+      }
+    }
+  }
 }
 
 // Columns of two vectors that are `distance` apart change places: a step of a transposition.
@@ -231,8 +320,7 @@ void step_program(const ProgramArguments<Real>& arguments, int64_t begin, int64_
           normalise(rows, channels, weights);
           break;
         case Code::linear:
-          linear(rows, size[0], size[1], weights);
-          channels = size[1];
+          channels = linear(rows, size, channels, weights);
           break;
         case Code::glu:
           gate(rows, size[0]);
@@ -244,6 +332,21 @@ void step_program(const ProgramArguments<Real>& arguments, int64_t begin, int64_
         case Code::recurrence:
           recur(rows, instruction, weights, arguments.state + instruction.state, arguments.state_size);
           channels = size[0] * size[2];
+          break;
+        case Code::convolution:
+          convolve(rows, instruction, weights, arguments.state + instruction.state, arguments.state_size);
+          break;
+        case Code::selective:
+          select(rows, instruction, weights, arguments.state + instruction.state, arguments.state_size);
+          break;
+        case Code::rms_norm:
+          normalise_by_groups(rows, instruction, weights);
+          break;
+        case Code::keep:
+          over_channels(rows, size[0],
+                        [&](int64_t at, int64_t) { store(rows.spare + at, load(rows.x + at + size[1])); });
+          rows.swap();
+          channels = size[0];
           break;
       }
     }

@@ -11,6 +11,8 @@ namespace {
 
 constexpr int64_t kFields = sizeof(Instruction) / sizeof(int64_t);
 
+constexpr int64_t kActivations = static_cast<int64_t>(Activation::sigmoid);
+
 // Products of weights and channels below which a second thread costs more than it saves.
 constexpr int64_t kWorthAThread = 1 << 22;
 
@@ -35,9 +37,15 @@ struct Checked {
     for (int64_t i = 0; i < count; ++i) {
       const Instruction& at = program[i];
       const int64_t* size = at.size;
-      for (int64_t s : at.size) check(s >= 0 && s < (1 << 30), "a program has a size out of range");
+      for (int64_t s : at.size) check(s >= -1 && s < (1 << 30), "a program has a size out of range");
       const auto reads = [&](int64_t elements) {
         check(at.weights >= 0 && elements <= weights - at.weights, "a program reads beyond its weights");
+      };
+      const auto holds = [&](int64_t elements) {
+        check(at.state >= 0 && elements <= state - at.state, "a program's state does not fit");
+      };
+      const auto within = [&](int64_t begin, int64_t count) {
+        return begin >= 0 && count >= 0 && begin + count <= channels;
       };
       switch (at.code) {
         case Code::save:
@@ -54,21 +62,23 @@ struct Checked {
           reads(kPanel + 2 * padded(channels));
           break;
         case Code::linear:
-          check(size[0] == channels, "a program's linear map does not fit");
-          channels = size[1];
-          reads(padded(channels) * (1 + size[0]));
+          check(within(size[2], size[0]) && size[1] >= 0 && (size[3] == 0 || size[3] == 1),
+                "a program's linear map does not fit");
+          reads(padded(size[1]) * (1 + size[0]));
+          channels = size[1] + (size[3] ? channels : 0);
           break;
         case Code::glu:
-          check(2 * size[0] == channels, "a program's gate does not fit");
+          check(size[0] >= 0 && 2 * size[0] == channels, "a program's gate does not fit");
           channels = size[0];
           break;
         case Code::activation:
-          check(size[0] <= static_cast<int64_t>(Activation::sigmoid), "a program has an unknown activation");
+          check(size[0] >= 0 && size[0] <= kActivations, "a program has an unknown activation");
           break;
         case Code::recurrence: {
           const int64_t poles = 2 * size[0] * size[1];
-          check(size[0] == channels, "a program's recurrence does not fit");
-          check(at.state >= 0 && poles <= state - at.state, "a program's state does not fit");
+          check(size[0] == channels && size[1] >= 0 && size[2] >= 0 && size[3] >= 0,
+                "a program's recurrence does not fit");
+          holds(poles);
           check(double(size[2] + size[3] + 1) * double(poles + 1) < 0x1p60,
                 "a program's recurrence is too large");
           reads(2 * padded(poles) + padded(size[2] * poles) + padded(size[2] * size[0]) +
@@ -77,6 +87,43 @@ struct Checked {
           max_rank = size[3] > max_rank ? size[3] : max_rank;
           break;
         }
+        case Code::convolution: {
+          const int64_t taps = size[1];
+          check(within(size[2], size[0]) && taps > 0 && size[3] >= 0 && size[3] <= kActivations + 1,
+                "a program's convolution does not fit");
+          holds((taps - 1) * size[0]);
+          reads(padded(size[0]) + padded(taps * size[0]));
+          break;
+        }
+        case Code::selective: {
+          const auto model = named<Selective>(at);
+          const int64_t heads = model.heads, width = model.width, entries = model.size, groups = model.groups;
+          check(heads >= 0 && width >= 0 && entries >= 0 && groups >= 0 &&
+                    double(heads) * double(width) * double(entries) < 0x1p60,
+                "a program's selective step has a size out of range");
+          const int64_t shared = groups * entries, outputs = heads * width;
+          check((groups > 0 ? heads % groups == 0 : heads == 0) &&
+                    (model.scalar == 1 || (model.scalar == 0 && width == 1)) && within(model.u, outputs) &&
+                    within(model.delta, heads) && within(model.b, shared) && within(model.c, shared) &&
+                    (model.z == -1 || within(model.z, outputs)),
+                "a program's selective step does not fit");
+          holds(outputs * entries);
+          reads(kPanel + padded(heads * (model.scalar ? 1 : entries)) +
+                padded(model.skip_of_heads ? heads : outputs) + padded(heads));
+          break;
+        }
+        case Code::rms_norm: {
+          const auto norm = named<RootMeanSquare>(at);
+          check(within(norm.begin, norm.channels) && (norm.z == -1 || within(norm.z, norm.channels)) &&
+                    (norm.groups > 0 ? norm.channels % norm.groups == 0 : norm.channels == 0),
+                "a program's norm does not fit");
+          reads(kPanel + padded(norm.channels));
+          break;
+        }
+        case Code::keep:
+          check(within(size[1], size[0]), "a program keeps channels that are not there");
+          channels = size[0];
+          break;
         default:
           check(false, "a program has an unknown instruction");
       }
@@ -112,14 +159,14 @@ Tensor run(const Tensor& program, const Tensor& weights, Tensor& state, const Te
   return y;
 }
 
-// Steps every row of x (rows, channels) through the program ((instructions, 7) int64: see Instruction), from
+// Steps every row of x (rows, channels) through the program ((instructions, 15) int64: see Instruction), from
 // and to its state; returns y (rows, channels).
 Tensor step_program_op(const Tensor& program, const Tensor& weights, Tensor& state,
                        const Tensor& state_indices, const Tensor& x) {
   const auto codes = program.sizes(), shape = x.sizes(), states = state.sizes();
   check(codes.size() == 2 && codes[1] == kFields && weights.sizes().size() == 1 && states.size() == 2 &&
             shape.size() == 2 && state_indices.sizes().size() == 1,
-        "step_program expects program (instructions, 7), weights (any), state (slots, any), state_indices "
+        "step_program expects program (instructions, 15), weights (any), state (slots, any), state_indices "
         "(rows), x "
         "(rows, channels)");
   const Dtype real = x.dtype();

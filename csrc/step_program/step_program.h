@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "common/isa.h"
 
@@ -13,22 +14,49 @@ constexpr int64_t kPanel = 64;
 constexpr int64_t kRowsAtOnce = 16, kTileRows = 8;
 
 enum class Code : int64_t {
-  save,        // keep the channels for a residual, on a stack
-  residual,    // alpha * the kept ones + beta * the channels; weights: alpha, beta
-  norm,        // over the channels; weights: [eps, least, shift], gamma, beta
-  linear,      // size0 to size1 channels; weights: bias, panels (ceil(size1 / kPanel), size0, kPanel)
-  glu,         // 2 size0 to size0 channels
-  activation,  // size0: an Activation
-  recurrence,  // size0 heads, size1 pairs, size2 channels, rank size3; weights: a - 1, b, c, d, p, q
+  save,      // keep the channels for a residual, on a stack
+  residual,  // alpha * the kept ones + beta * the channels; weights: alpha, beta
+  norm,      // over the channels; weights: [eps, least, shift], gamma, beta
+  linear,  // channels [size2, size2 + size0) to size1; size3: instead of all channels (0) or behind them (1)
+           // weights: bias, panels (ceil(size1 / kPanel), size0, kPanel)
+  glu,     // 2 size0 to size0 channels
+  activation,   // size0: an Activation
+  recurrence,   // size0 heads, size1 pairs, size2 channels, rank size3; weights: a - 1, b, c, d, p, q
+  convolution,  // of size0 channels from size2 on, by size1 taps; size3: 1 + an Activation, or 0
+                // weights: bias, taps (size1, size0); state: the last inputs (size1 - 1, size0)
+  selective,    // a Selective; weights: [least, most], a, d, bias; state (heads, width, size)
+  rms_norm,     // a RootMeanSquare; weights: [eps], gamma
+  keep,         // size0 channels from size1 on, and no other
 };
 enum class Activation : int64_t { gelu, relu, tanh, silu, sigmoid };
 
 // A row of the program. Offsets are in elements: of the weights, and of the state within that of a sequence.
 struct Instruction {
   Code code;
-  int64_t size[4];
+  int64_t size[12];
   int64_t weights, state;
 };
+
+// The sizes of two kinds. The outputs are where u was, and the channels; `z` is -1 where there is no gate.
+struct Selective {
+  int64_t heads, width, size, groups;
+  int64_t u, delta, b, c, z;                // the channel where each begins
+  int64_t scalar, softplus, skip_of_heads;  // 0 or 1, as in SelectiveModel
+};
+struct RootMeanSquare {
+  int64_t channels, groups;  // the norm is over each group
+  int64_t begin, z;          // the channel where each begins
+  int64_t gate_first;        // whether silu(z) comes before the norm
+};
+
+// The sizes of an instruction by their names.
+template <typename Sizes>
+Sizes named(const Instruction& instruction) {
+  static_assert(sizeof(Sizes) <= sizeof(instruction.size));
+  Sizes sizes;
+  std::memcpy(&sizes, instruction.size, sizeof(sizes));
+  return sizes;
+}
 
 template <typename Real>
 struct ProgramArguments {

@@ -12,10 +12,11 @@ from .. import ops
 from ..arguments import inputs, values
 from ..arguments.values import checked
 from ..module import SequenceModule
-from ..stepping.stages import is_plain
+from ..stepping.stages import Convolution, Elementwise, Stage, is_plain
 from .activations import inner_activation
 from .components import dropout_module
 from .padding import Lengths, without_padding
+from .pointwise import is_tensor, pointwise
 
 
 class CausalConv(SequenceModule):
@@ -109,6 +110,32 @@ class CausalConv(SequenceModule):
         y = (known * self.weight.squeeze(1)).sum(-1, keepdim=True)
         y = y if self.bias is None else y + self.bias.unsqueeze(-1)
         return self.dropout(self.activation(y)).squeeze(-1), known[..., 1:].clone()
+
+    def stages(self, rate: float = 1.0) -> list[Stage]:  # type: ignore[override]
+        values.unit_rate(self, rate)
+        inside = self.stages_within(0)
+        if inside is not None:
+            return inside
+        if not is_tensor(self.weight):
+            return super().stages(rate=rate)
+        after = [
+            stage for part in (self.activation, self.dropout) for stage in pointwise(part, transposed=True)
+        ]
+        return [Convolution(self.weight.squeeze(1), self.bias), *after]
+
+    def stages_within(self, begin: int) -> list[Stage] | None:
+        """What a step does to the channels from ``begin`` on of those that there are; None if other code must run."""
+        after = [
+            stage for part in (self.activation, self.dropout) for stage in pointwise(part, transposed=True)
+        ]
+        first = after[0] if after else None
+        if (
+            len(after) > 1
+            or not (first is None or isinstance(first, Elementwise))
+            or not is_tensor(self.weight)
+        ):
+            return None
+        return [Convolution(self.weight.squeeze(1), self.bias, first, begin)]
 
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:
         """Zeros ``(*batch_shape, d_model, kernel_size - 1)``."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ..arguments import values
 from ..arguments.values import checked
+from ..stepping.stages import Stage, holds
 from .convolution import CausalConv
+from .pointwise import pointwise
 from .s6 import _SelectiveModel, rank_of_steps
 from .selective import State
 
@@ -62,6 +65,15 @@ class Mamba(_SelectiveModel):
     @property
     def _state_shapes(self) -> tuple[tuple[int, ...], ...]:
         return (self.d_inner, self.conv1d.kernel_size - 1), (self.d_inner, self.size)
+
+    def stages(self, rate: float = 1.0) -> list[Stage]:  # type: ignore[override]
+        values.unit_rate(self, rate)
+        convolution = self.conv1d.stages_within(0) if holds(self.conv1d, "stages") else None
+        inside = self._recurrence_stages(self.d_inner, 2 * self.d_inner)
+        if convolution is None or inside is None:
+            return super().stages()
+        around = pointwise(self.in_proj), [*pointwise(self.out_proj), *pointwise(self.dropout)]
+        return [*around[0], *convolution, *inside, *around[1]]
 
     def _sequence(
         self, x: Tensor, state: State | None, lengths: Tensor | None

@@ -11,10 +11,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import ops
+from ..arguments import values
 from ..arguments.values import checked
 from ..ops.padding import inside
+from ..stepping.stages import (
+    Kept,
+    Pointwise,
+    RootMeanSquare,
+    Selection,
+    Selective,
+    Stage,
+    holds,
+    is_plain,
+    root_mean_square,
+)
 from .convolution import CausalConv
-from .selective import State, _SelectiveLayer, bias_of_steps, wide
+from .pointwise import pointwise
+from .selective import State, _SelectiveLayer, bias_of_steps, is_step, wide
 
 
 class GatedRMSNorm(nn.Module):
@@ -32,18 +45,7 @@ class GatedRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, y: Tensor, z: Tensor | None = None) -> Tensor:
-        return gated_rms_norm(y, z, self.weight, self.groups, self.norm_before_gate, self.eps)
-
-
-def gated_rms_norm(
-    y: Tensor, z: Tensor | None, weight: Tensor, groups: int, norm_before_gate: bool, eps: float
-) -> Tensor:
-    """What ``GatedRMSNorm`` computes, by whoever has the weight."""
-    gate = None if z is None else F.silu(wide(z))
-    x = wide(y) if gate is None or norm_before_gate else wide(y) * gate
-    x = x.unflatten(-1, (groups, -1))
-    x = F.rms_norm(x, x.shape[-1:], eps=eps).flatten(-2) * wide(weight)
-    return (x * gate if gate is not None and norm_before_gate else x).to(y.dtype)
+        return root_mean_square(y, self.weight, self.eps, self.groups, z, not self.norm_before_gate)
 
 
 class Mamba2(_SelectiveLayer):
@@ -140,6 +142,48 @@ class Mamba2(_SelectiveLayer):
     def _state_shapes(self) -> tuple[tuple[int, ...], ...]:
         return (self.mixed, self.conv1d.kernel_size - 1), (self.heads, self.headdim, self.size)
 
+    def stages(self, rate: float = 1.0) -> list[Stage]:  # type: ignore[override]
+        values.unit_rate(self, rate)
+        aside, inner, shared = self.d_inner - self.d_ssm, self.d_ssm, self.ngroups * self.size
+        z, mixed = 2 * aside, 2 * aside + inner
+        convolution = self.conv1d.stages_within(mixed) if holds(self.conv1d, "stages") else None
+        if convolution is None:
+            return super().stages()
+        skip = wide(self.D)
+        recurrence = Selection(
+            a=-torch.exp(wide(self.A_log)),
+            d=skip if len(skip) == self.heads else skip.unflatten(0, (self.heads, -1)),
+            bias=wide(self.dt_bias),
+            size=self.size,
+            groups=self.ngroups,
+            softplus=True,
+            limits=self.dt_limit,
+            u=mixed,
+            delta=mixed + self.mixed,
+            b=mixed + inner,
+            c=mixed + inner + shared,
+            z=z if self.norm is None else None,
+            width=self.headdim,
+        )
+        stages: list[Stage] = [*pointwise(self.in_proj), *convolution, Selective(recurrence)]
+        norm = self.norm
+        if norm is not None and not aside and type(norm) is GatedRMSNorm and is_plain(norm):
+            first = not norm.norm_before_gate
+            stages += [
+                RootMeanSquare(norm.weight, norm.eps, norm.groups, mixed, z, first),
+                Kept(mixed, inner),
+            ]
+        elif norm is None and not aside:
+            stages.append(Kept(mixed, inner))
+        else:
+
+            def outputs(x: Tensor) -> Tensor:
+                z0, x0, gate, y, _ = x.split([aside, aside, inner, inner, x.shape[-1] - mixed - inner], -1)
+                return torch.cat((F.silu(z0) * x0, y if norm is None else norm(y, gate)), -1)
+
+            stages.append(Pointwise(outputs))
+        return [*stages, *pointwise(self.out_proj), *pointwise(self.dropout)]
+
     def _sequence(
         self, x: Tensor, state: State | None, lengths: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -174,14 +218,12 @@ def recurrence(
     steps = F.softplus(wide(dt) + wide(part.dt_bias)).clamp(*limit)
     if real is not None:
         steps = torch.where(real.unsqueeze(-1), steps, 0)
-    skip = wide(part.D)
-    y, after = ops.ssd(
-        u.unflatten(-1, (heads, channels // heads)),
-        steps,
-        -torch.exp(wide(part.A_log)),
-        b.unflatten(-1, (groups, size)),
-        c.unflatten(-1, (groups, size)),
-        skip if skip.shape[0] == heads else skip.unflatten(0, (heads, channels // heads)),
-        initial_state=state,
-    )
+    a, skip = -torch.exp(wide(part.A_log)), wide(part.D)
+    skip = skip if skip.shape[0] == heads else skip.unflatten(0, (heads, channels // heads))
+    u, b, c = u.unflatten(-1, (heads, -1)), b.unflatten(-1, (groups, size)), c.unflatten(-1, (groups, size))
+    if state is not None and is_step(u, state):
+        u, steps, b, c = (t.squeeze(1) for t in (u, steps, b, c))
+        y, after = ops.selective_step(state, u, steps, a, b, c, skip)
+        return y.flatten(-2).unsqueeze(1), after
+    y, after = ops.ssd(u, steps, a, b, c, skip, initial_state=state)
     return y.flatten(-2), after

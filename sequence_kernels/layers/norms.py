@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from ..arguments import keywords, values
 from ..arguments.values import checked
 from ..optim import CarriesOptions
-from ..stepping.stages import Norm, Pointwise, Stage, holds, is_plain
+from ..stepping.stages import Norm, Pointwise, RootMeanSquare, Stage, holds, is_plain
 from .padding import Lengths, moments, real_elements, without_padding
 
 
@@ -171,6 +171,14 @@ def layer_norm(norm: nn.Module) -> list[Stage] | None:
         return None
     beta = torch.zeros_like(norm.weight) if norm.bias is None else norm.bias
     return [Norm(norm.weight, beta, eps=norm.eps)]
+
+
+def rms_norm(norm: nn.RMSNorm) -> list[Stage] | None:
+    """Stages of a plain ``nn.RMSNorm`` over the last axis; None where it is over more of them, or has no weight."""
+    if not isinstance(norm.weight, Tensor) or len(norm.normalized_shape) != 1:
+        return None
+    eps = torch.finfo(norm.weight.dtype).eps if norm.eps is None else norm.eps
+    return [RootMeanSquare(norm.weight, eps)]
 
 
 def norm_stages(norm: Normalization | None) -> list[Stage]:

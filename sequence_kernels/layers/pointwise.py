@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..stepping.stages import Called, Linear, Stage, is_plain
 from .activations import activation_stages
 from .components import DropoutNd, StochasticDepth, TransposedLinear
-from .norms import layer_norm
+from .norms import layer_norm, rms_norm
 
 #: In eval mode they return what they are given.
 _NOTHING = (
@@ -26,6 +26,11 @@ _NOTHING = (
 
 #: Types of weights that are the numbers they hold; another may be quantised, or in parts on several devices.
 _TENSORS = (Tensor, nn.Parameter)
+
+
+def is_tensor(weight: Tensor) -> bool:
+    """Whether a weight is the numbers it holds."""
+    return type(weight) in _TENSORS
 
 
 def pointwise(module: nn.Module, transposed: bool = False) -> list[Stage]:
@@ -48,7 +53,9 @@ def _stages(module: Any, transposed: bool) -> list[Stage] | None:
     if kind is nn.Sequential:
         return [stage for part in module for stage in pointwise(part, transposed)]
     if kind is (TransposedLinear if transposed else nn.Linear):
-        return [Linear(module.weight, module.bias)] if type(module.weight) in _TENSORS else None
+        return [Linear(module.weight, module.bias)] if is_tensor(module.weight) else None
     if kind is nn.LayerNorm and not transposed:
         return layer_norm(module)
+    if kind is nn.RMSNorm and not transposed:
+        return rms_norm(module)
     return activation_stages(module, transposed)

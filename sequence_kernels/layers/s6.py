@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import ops
+from ..arguments import values
 from ..arguments.values import checked
 from ..ops.padding import inside
-from .selective import State, _SelectiveLayer, bias_of_steps, wide
+from ..stepping.stages import Kept, Linear, Selection, Selective, Stage, is_plain
+from .pointwise import is_tensor, pointwise
+from .selective import State, _SelectiveLayer, bias_of_steps, is_step, wide
 
 
 class _SelectiveModel(_SelectiveLayer):
@@ -53,6 +56,37 @@ class _SelectiveModel(_SelectiveLayer):
         """``(B, L, d_inner)`` to the same, gated by z, and the state after each row's length."""
         return recurrence(self, u, z, state, None if lengths is None else inside(lengths, u.shape[1]))
 
+    def _recurrence_stages(self, z: int | None, channels: int) -> list[Stage] | None:
+        """What ``_recurrence`` does to the first ``d_inner`` of ``channels``, z from there on; None if it calls others.
+
+        The outputs are where the inputs were.
+        """
+        weights = self.x_proj.weight, self.dt_proj.weight
+        if not (type(self.x_proj) is nn.Linear and is_plain(self.x_proj) and all(map(is_tensor, weights))):
+            return None
+        rank, size, low = self.dt_rank, self.size, channels
+        return [
+            Linear(self.x_proj.weight, self.x_proj.bias, 0, behind=True),
+            Linear(self.dt_proj.weight, None, low, behind=True),
+            Selective(
+                Selection(
+                    a=-torch.exp(wide(self.A_log)),
+                    d=wide(self.D),
+                    bias=wide(self.dt_proj.bias),
+                    size=size,
+                    groups=1,
+                    softplus=True,
+                    limits=(-math.inf, math.inf),
+                    u=0,
+                    delta=low + rank + 2 * size,
+                    b=low + rank,
+                    c=low + rank + size,
+                    z=z,
+                )
+            ),
+            Kept(0, len(self.A_log)),
+        ]
+
 
 def recurrence(
     part: Any,
@@ -74,18 +108,14 @@ def recurrence(
     delta = F.linear(low, part.dt_proj.weight)
     if real is not None:
         delta = torch.where(real.unsqueeze(-1), delta, -math.inf)
+    a, skip, bias = -torch.exp(wide(part.A_log)), wide(part.D), wide(part.dt_proj.bias)
+    if state is not None and is_step(u, state):
+        u, delta, b, c = (t.squeeze(1) for t in (u, delta, b, c))
+        gate = None if z is None else z.squeeze(1)
+        y, after = ops.selective_step(state, u, delta, a, b, c, skip, gate, bias, delta_softplus=True)
+        return y.unsqueeze(1), after
     return ops.selective_scan(
-        u,
-        delta,
-        -torch.exp(wide(part.A_log)),
-        b,
-        c,
-        wide(part.D),
-        z,
-        wide(part.dt_proj.bias),
-        delta_softplus=True,
-        initial_state=state,
-        channels_last=True,
+        u, delta, a, b, c, skip, z, bias, delta_softplus=True, initial_state=state, channels_last=True
     )
 
 
@@ -130,6 +160,11 @@ class S6(_SelectiveModel):
     @property
     def _state_shapes(self) -> tuple[tuple[int, ...], ...]:
         return ((self.d_model, self.size),)
+
+    def stages(self, rate: float = 1.0) -> list[Stage]:  # type: ignore[override]
+        values.unit_rate(self, rate)
+        inside = self._recurrence_stages(None, self.d_model)
+        return super().stages() if inside is None else [*inside, *pointwise(self.dropout)]
 
     def _sequence(
         self, x: Tensor, state: State | None, lengths: Tensor | None

@@ -126,3 +126,8 @@ def bias_of_steps(width: int, dt_min: float, dt_max: float, dt_init_floor: float
 def wide(parameter: Tensor) -> Tensor:
     """In the precision that recurrences have: float32, or float64."""
     return parameter if parameter.dtype == torch.float64 else parameter.float()
+
+
+def is_step(u: Tensor, state: Tensor | None) -> bool:
+    """Whether u ``(B, L, ...)`` is one element of what goes on; not in a graph, which serves every length."""
+    return state is not None and not torch.compiler.is_compiling() and u.shape[1] == 1

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..arguments import keywords
 from ..arguments.values import checked
 from ..layers import Mamba, Mamba2
 from ..layers.padding import Lengths, sequence_lengths
+from ..layers.pointwise import pointwise
 from ..layers.selective import State, wide
+from ..stepping.stages import Elementwise, Linear, Residual, Save, Stage, Steppable, stages_of
+from ..stepping.stepper import Stepper
 from .beam import beam_search
 from .sampling import sample
+
+#: Tokens from which on a stepper is worth the copy of the weights that it makes, which takes about 20 steps.
+_WORTH_A_STEPPER = 32
 
 _MIXERS: dict[str, type[Mamba] | type[Mamba2]] = {"mamba": Mamba, "mamba2": Mamba2}
 
@@ -31,6 +39,33 @@ class _Backbone(nn.Module):
         self.embedding = embedding
         self.layers = nn.ModuleList(blocks)
         self.norm_f = norm_f
+
+
+class TokenStepper(Stepper):
+    """A ``Stepper`` of a language model: it takes tokens, integers, where others take channels, and gives scores.
+
+    ``step``: ``(*batch_shape)`` to ``(*batch_shape, vocabulary)``; ``forward``: ``(*batch_shape, length)`` to
+    ``(*batch_shape, length, vocabulary)``.
+    """
+
+    def step(self, x: Tensor, *, state_indices: Tensor | None = None) -> Tensor:
+        return super().step(self._embedded(x), state_indices=state_indices)
+
+    def forward(self, x: Tensor, *, state_indices: Tensor | None = None) -> Tensor:
+        return super().forward(self._embedded(x), state_indices=state_indices)
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        _check_tokens(tokens)
+        backbone: Any = cast("MambaLM", self._source).backbone
+        return F.embedding(tokens, backbone.embedding.weight.detach()).to(self.dtype)
+
+
+def _check_tokens(tokens: Any) -> None:
+    if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.is_complex():
+        said = (
+            f"{tuple(tokens.shape)} {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
+        )
+        raise TypeError(f"tokens must be a tensor of integers, got {said}")
 
 
 class MambaLM(nn.Module):
@@ -52,6 +87,8 @@ class MambaLM(nn.Module):
     A state is a list of those of the layers.
     """
 
+    causal = True
+
     @checked
     def __init__(
         self,
@@ -68,7 +105,8 @@ class MambaLM(nn.Module):
         if layer not in _MIXERS:
             raise ValueError(f"layer must be one of {', '.join(_MIXERS)}, got {layer!r}")
         vocab_size += -vocab_size % pad_vocab_size_multiple
-        self.vocab_size, self.d_model = vocab_size, d_model
+        self.vocab_size = self.d_output = vocab_size
+        self.d_model = d_model
         blocks = [
             _Block(nn.RMSNorm(d_model, eps=eps), _MIXERS[layer](d_model, **options)) for _ in range(n_layers)
         ]
@@ -116,9 +154,34 @@ class MambaLM(nn.Module):
         assert after is not None
         return logits.squeeze(1), after
 
-    def default_state(self, batch: int, device: torch.device | str | None = None) -> list[State]:
+    def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> list[State]:
         """The state before the first token, for each layer."""
-        return [block.mixer.default_state(batch, device=device) for block in self._blocks()]
+        return [block.mixer.default_state(*batch_shape, device=device) for block in self._blocks()]
+
+    def stepper(self, batch_shape: Sequence[int] = (1,), **options: Any) -> TokenStepper:
+        """The model made ready to go through tokens, with a state of its own: see ``Stepper``, and ``TokenStepper``."""
+        return TokenStepper(self, batch_shape, **options)
+
+    def takes(self, method: str) -> frozenset[str] | None:
+        """The names of the arguments that a method takes."""
+        return keywords.taken(getattr(type(self), method))
+
+    def stages(self, **kwargs: Any) -> list[Stage]:
+        """What ``step`` does in eval mode, of tokens that are embedded."""
+        head = self.backbone.embedding.weight if self.lm_head is None else self.lm_head.weight
+        half = head.dtype not in (torch.float32, torch.float64)  # the sum is then wider
+        stages: list[Stage] = [Elementwise(wide)] if half else []
+        narrowed: list[Stage] = [Elementwise(lambda x: x.to(head.dtype))] if half else []
+        for block in self._blocks():
+            stages += [
+                Save(),
+                *narrowed,
+                *pointwise(block.norm),
+                *stages_of(cast("Steppable", block.mixer)),
+                Residual(1, 1),
+            ]
+        stages += [*narrowed, *pointwise(self.backbone.norm_f)]
+        return [*stages, *([Linear(head, None)] if self.lm_head is None else pointwise(self.lm_head))]
 
     def _blocks(self) -> list[_Block]:
         return list(self.backbone.layers)  # type: ignore[arg-type]
@@ -162,6 +225,9 @@ class MambaLM(nn.Module):
             scores = logits[torch.arange(len(tokens), device=tokens.device), last]
         if num_beams > 1:
             return beam_search(self.step, scores, after, count, num_beams, end)
+        stepper = self.stepper((len(tokens),)) if count >= _WORTH_A_STEPPER and not self.training else None
+        if stepper is not None:
+            stepper.state = after
         found: list[Tensor] = []
         ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
         while len(found) < count:
@@ -172,5 +238,6 @@ class MambaLM(nn.Module):
             found.append(drawn)
             if len(found) == count or bool(ended.all()):
                 break
-            scores, after = self.step(drawn, after)
+            scores, after = self.step(drawn, after) if stepper is None else (stepper.step(drawn), after)
+        after = after if stepper is None else stepper.state
         return torch.stack(found, 1) if found else tokens[:, :0], after

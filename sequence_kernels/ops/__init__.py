@@ -8,6 +8,7 @@ from .dplr_discretize import dplr_discretize
 from .dplr_generating import dplr_generating
 from .fft_conv import fft_conv
 from .selective_scan import selective_scan
+from .selective_step import selective_step, selective_step_
 from .ssd import ssd
 from .ssm_chunk import ssm_chunk
 from .ssm_conv import ssm_conv
@@ -27,6 +28,8 @@ __all__ = [
     "fft_conv",
     "operations",
     "selective_scan",
+    "selective_step",
+    "selective_step_",
     "ssd",
     "ssm_chunk",
     "ssm_conv",

@@ -44,13 +44,15 @@ def dtype(name: str, value: Tensor, allowed: Sequence[torch.dtype]) -> None:
 
 
 def shape(name: str, value: Tensor, expected: Sequence[tuple[str, Any]]) -> None:
-    """The tensor has the expected shape, given as pairs of a dimension's name and its size (None: any)."""
+    """The tensor has the expected shape, given as pairs of a dimension's name ("": none) and its size (None: any)."""
     wrong = value.dim() != len(expected)
     if not wrong:
         for size, (_, want) in zip(value.shape, expected, strict=True):
             wrong = wrong or (want is not None and size != want)
     if wrong:
-        form = ", ".join(label if want is None else f"{label}={want}" for label, want in expected)
+        form = ", ".join(
+            label if want is None else f"{label}={want}" if label else str(want) for label, want in expected
+        )
         raise ValueError(f"{name} must have shape ({form}), got {tuple(value.shape)}")
 
 

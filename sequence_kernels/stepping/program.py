@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,8 +12,23 @@ from ..ssm.system import StepParameters
 _PANEL = 64  # kPanel: what arrays are padded to, and how many outputs of a linear map lie side by side
 _CODES = {
     name: code
-    for code, name in enumerate(("save", "residual", "norm", "linear", "glu", "activation", "recurrence"))
+    for code, name in enumerate(
+        (
+            "save",
+            "residual",
+            "norm",
+            "linear",
+            "glu",
+            "activation",
+            "recurrence",
+            "convolution",
+            "selective",
+            "rms_norm",
+            "keep",
+        )
+    )
 }
+_SIZES = 12  # of an instruction
 
 
 class Program:
@@ -29,7 +46,7 @@ class Program:
         self._used = 0
 
     def _add(self, name: str, sizes: tuple[int, ...] = (), *weights: Tensor, state: int = 0) -> None:
-        sizes = (*sizes, *[0] * (4 - len(sizes)))
+        sizes = (*sizes, *[0] * (_SIZES - len(sizes)))
         self._instructions.append([_CODES[name], *sizes, self._used, state])
         for weight in weights:
             self._weights.append((weight, self._used, False))
@@ -48,13 +65,21 @@ class Program:
     def norm(self, gamma: Tensor, beta: Tensor, eps: float, least: float, shift: float) -> None:
         self._add("norm", (), self._numbers(eps, least, shift), gamma, beta)
 
-    def linear(self, weight: Tensor, bias: Tensor | None) -> None:
-        """``weight`` (outputs, inputs), ``bias`` (outputs)."""
+    def linear(self, weight: Tensor, bias: Tensor | None, begin: int = 0, behind: bool = False) -> None:
+        """``weight`` (outputs, inputs), ``bias`` (outputs), of the channels from ``begin`` on.
+
+        ``behind``: the outputs come behind the channels there are, else instead of them.
+        """
         outputs, inputs = weight.shape
-        self.width = outputs
-        self._add("linear", (inputs, outputs), weight.new_zeros(outputs) if bias is None else bias)
+        self.width = outputs + (self.width if behind else 0)
+        given = weight.new_zeros(outputs) if bias is None else bias
+        self._add("linear", (inputs, outputs, begin, int(behind)), given)
         self._weights.append((weight, self._used, True))
         self._used += (outputs + -outputs % _PANEL) * inputs
+
+    def keep(self, begin: int, size: int) -> None:
+        self.width = size
+        self._add("keep", (size, begin))
 
     def glu(self) -> None:
         self.width //= 2
@@ -66,12 +91,52 @@ class Program:
 
     def recurrence(self, parameters: StepParameters) -> int:
         """Of ``ops.ssm_step``, with a skip. Returns where its numbers begin among those of a sequence's state."""
-        (channels, heads, pairs), place = parameters.c.shape, self.state_size
+        channels, heads, pairs = parameters.c.shape
         rank = 0 if parameters.p is None else len(parameters.p)
         given = [t for t in parameters if t is not None]
-        self._add("recurrence", (heads, pairs, channels, rank), *given, state=place)
-        self.state_size += 2 * heads * pairs
+        self._add("recurrence", (heads, pairs, channels, rank), *given, state=self.state_size)
         self.width = channels * heads
+        return self._placed(2 * heads * pairs)
+
+    def convolution(self, weight: Tensor, bias: Tensor | None, begin: int, code: int | None) -> int:
+        """``weight`` (channels, taps), of the channels from ``begin`` on, and an activation. Returns its place as
+        ``recurrence`` does: of the last inputs, (taps - 1, channels)."""
+        channels, taps = weight.shape
+        given = weight.new_zeros(channels) if bias is None else bias
+        sizes = (channels, taps, begin, 0 if code is None else 1 + code)
+        self._add("convolution", sizes, given, weight.mT, state=self.state_size)
+        return self._placed((taps - 1) * channels)
+
+    def selective(
+        self,
+        sizes: tuple[int, int, int, int],
+        places: Sequence[int | None],
+        a: Tensor,
+        d: Tensor,
+        bias: Tensor,
+        softplus: bool,
+        limits: tuple[float, float],
+    ) -> int:
+        """Of ``ops.selective_step``: heads, their width, entries and groups, and the channels where u, delta, b, c and
+        z begin (None: no z). The outputs are where u was. Returns its place as ``recurrence`` does: of the state."""
+        heads, width, entries, _ = sizes
+        begins = [-1 if place is None else place for place in places]
+        flags = int(a.numel() == heads), int(softplus), int(d.numel() == heads)
+        self._add(
+            "selective", (*sizes, *begins, *flags), self._numbers(*limits), a, d, bias, state=self.state_size
+        )
+        return self._placed(heads * width * entries)
+
+    def rms_norm(
+        self, gamma: Tensor, eps: float, groups: int, begin: int, gate: int | None, gate_first: bool
+    ) -> None:
+        """Over groups of the channels from ``begin`` on; ``gate``: where z begins, of which silu is a factor."""
+        sizes = len(gamma), groups, begin, -1 if gate is None else gate, int(gate_first)
+        self._add("rms_norm", sizes, self._numbers(eps), gamma)
+
+    def _placed(self, numbers: int) -> int:
+        place = self.state_size
+        self.state_size += numbers
         return place
 
     def finish(self) -> None:
@@ -81,7 +146,7 @@ class Program:
         for weight, at, panels in self._weights:
             native.pack.default(weight.detach().contiguous(), at, panels, self._packed)
         self._weights.clear()
-        self._code = torch.tensor(self._instructions, dtype=torch.int64).view(-1, 7)
+        self._code = torch.tensor(self._instructions, dtype=torch.int64).view(-1, 3 + _SIZES)
         self._in_order = torch.empty(0, dtype=torch.int64)
         self._run = native.step_program.default
 

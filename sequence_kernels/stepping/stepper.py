@@ -261,7 +261,7 @@ class Stepper:
 
     def _check_input(self, x: Tensor, position: tuple[str, ...], state_indices: Tensor | None) -> None:
         checks.tensors(x=x)
-        batch: list[tuple[str, Any]] = [(str(size), size) for size in self.batch_shape]
+        batch: list[tuple[str, Any]] = [("", size) for size in self.batch_shape]
         if state_indices is not None:
             if len(batch) != 1 or self._wholes():
                 raise ValueError(

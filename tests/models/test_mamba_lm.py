@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sequence_kernels import Mamba, Mamba2, MambaLM
+from sequence_kernels import Mamba, Mamba2, MambaLM, native
 from sequence_kernels.compat import export_mamba, load_mamba
 from sequence_kernels.models import sample
 
@@ -43,6 +43,52 @@ def test_any_split_and_steps_are_the_whole(kind: str) -> None:
     second, state = lm(tokens[:, 33:69], state)
     last, state = lm.step(tokens[:, 69], state)
     close(torch.cat((first, second, last.unsqueeze(1)), 1), whole)
+    for layer, want in zip(state, after, strict=True):
+        for part, other in zip(layer, want, strict=True):
+            close(part, other)
+
+
+@every_kind
+@pytest.mark.parametrize(
+    "options", [{}, {"tie_embeddings": False}, {"bias": True, "conv_bias": False}], ids=str
+)
+def test_the_stepper_is_the_model(kind: str, options: dict[str, Any]) -> None:
+    lm, tokens = model(kind, **options), some_tokens(3, 12)
+    want, after = lm(tokens, lm.default_state(3))
+    stepper = lm.stepper((3,))
+    assert (stepper._program is None) == (native.unavailable("cpu") is not None)
+    block = stepper.forward(tokens[:, :5])
+    steps = [stepper.step(tokens[:, t]) for t in range(5, 12)]
+    close(torch.cat((block, torch.stack(steps, 1)), 1), want)
+    for got, layer in zip(stepper.state, after, strict=True):
+        for part, other in zip(got, layer, strict=True):
+            close(part, other)
+    pool = lm.stepper((7,))
+    rows = [pool.step(tokens[:, t], state_indices=torch.tensor([6, -1, 2])) for t in range(12)]
+    close(torch.stack(rows, 1)[[0, 2]], want[[0, 2]])
+    with pytest.raises(TypeError, match=r"tokens must be a tensor of integers, got \(3, 16\) torch.float64"):
+        stepper.step(torch.randn(3, 16).double())
+
+
+@every_kind
+@torch.no_grad()
+def test_a_stepper_of_half_precision_sums_as_the_model_does(kind: str) -> None:
+    lm, tokens = model(kind).bfloat16(), some_tokens(3, 12)
+    want, _ = lm(tokens, lm.default_state(3))
+    stepper = lm.stepper((3,))
+    got = torch.stack([stepper.step(tokens[:, t]) for t in range(12)], 1)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), want.float(), rtol=0.02, atol=0.02 * float(want.abs().max()))
+
+
+@every_kind
+def test_many_tokens_are_generated_as_a_few_are(kind: str) -> None:
+    """From some number on a stepper does it."""
+    lm, tokens = model(kind), some_tokens(2, 5)
+    many, state = lm.generate(tokens, 40, temperature=0)
+    few, here = lm.generate(tokens, 20, temperature=0)
+    more, after = lm.generate(few[:, -1:], 20, state=here, temperature=0)
+    assert torch.equal(torch.cat((few, more), 1), many)
     for layer, want in zip(state, after, strict=True):
         for part, other in zip(layer, want, strict=True):
             close(part, other)

@@ -98,11 +98,12 @@ def selective_scan(
         b, c = b.to(a.dtype), c.to(a.dtype)
     tensors = (u if channels_last else u.mT, steps[0], a, b, c, d, steps[1], delta_bias, initial_state)
     backend = choose("selective_scan", backend, u)
-    y, final_state, _ = _selective_scan(*tensors, delta_softplus, *_limits(delta_limit), backend)
+    y, final_state, _ = _selective_scan(*tensors, delta_softplus, *limits(delta_limit), backend)
     return y if channels_last else y.mT, final_state
 
 
-def _limits(limit: Any) -> tuple[float, float]:
+def limits(limit: Any) -> tuple[float, float]:
+    """``delta_limit`` as two numbers."""
     if limit is None:
         return -math.inf, math.inf
     if not isinstance(limit, (tuple, list)) or len(limit) != 2:

@@ -9,12 +9,11 @@ dc = 2 sum g_c x'*, dd = sum g_c u, dp_r = sum s_r g', dq_r = 2 sum t_r x*; sums
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from ..dispatch import implement
+from ..slots import in_place
 
 
 def _next(
@@ -47,33 +46,10 @@ def ssm_step(
     return y.to(u.dtype).contiguous(), following
 
 
-def in_place(
-    step: Callable[..., tuple[Tensor, Tensor]], state: Tensor, u: Tensor, *parameters: Tensor | None
-) -> Tensor:
-    """Step, write the new states where the old ones were, and return y. The last parameter: ``state_indices``.
-
-    No shape depends on a value, so that a CUDA graph can capture it. An idle row does what the first busy one does,
-    and writes the same bits to the same slot; where all are idle, slot 0 gets its own bits.
-    """
-    state_indices, parameters = parameters[-1], parameters[:-1]
-    if state_indices is None:
-        y, new_state = step(state, u, *parameters)
-        state.copy_(new_state)
-        return y
-    busy = state_indices >= 0
-    if len(u) == 0 or len(state) == 0:
-        return step(state.new_zeros((len(u), *state.shape[1:])), torch.zeros_like(u), *parameters)[0]
-    row = torch.where(busy, torch.arange(len(u), device=u.device), busy.to(torch.int8).argmax())
-    slot = state_indices[row].clamp(min=0)
-    old = state[slot]
-    y, new_state = step(old, u[row], *parameters)
-    state[slot] = torch.where(busy[row].view(-1, 1, 1), new_state, old)
-    return y.masked_fill_(~busy.view(-1, *(1,) * (y.dim() - 1)), 0)
-
-
 @implement("ssm_step_", "torch")
-def ssm_step_(state: Tensor, u: Tensor, *parameters: Tensor | None) -> Tensor:
-    return in_place(ssm_step, state, u, *parameters)
+def ssm_step_(state: Tensor, u: Tensor, *rest: Tensor | None) -> Tensor:
+    parameters, state_indices = rest[:-1], rest[-1]
+    return in_place(lambda state, u: ssm_step(state, u, *parameters), state, (u,), state_indices)  # type: ignore
 
 
 def ssm_step_backward(
