@@ -198,28 +198,25 @@ def selective_state_update(
         batch, size = x.shape[0], state.shape[-1]
         rows = state_batch_indices
         before = state if rows is None else state[rows.clamp(min=0)]
+        real = torch.float64 if torch.float64 in (state.dtype, x.dtype) else torch.float32
 
-        def channels(t: Tensor | None, lead: int = 1) -> Tensor | None:  # heads are groups of channels
-            return None if t is None else t.expand(*t.shape[:lead], *x.shape[1:]).flatten(lead).unsqueeze(-1)
+        def channels(t: Tensor) -> Tensor:  # heads are groups of channels
+            return t.expand(x.shape).flatten(1)
 
-        def flat(t: Tensor | None) -> Tensor | None:
-            return None if t is None else t.expand(x.shape[1:]).flatten()
+        def parameter(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t.to(real).expand(x.shape[1:]).flatten()
 
-        b, c = (t.reshape(batch, -1, size, 1) for t in (B, C))
-        u, steps = channels(x), channels(dt)
-        assert u is not None
-        assert steps is not None
-        y, after = scan(
-            u,
-            steps,
-            A.expand(*x.shape[1:], size).reshape(-1, size),
-            b,
-            c,
-            flat(D),
-            channels(z),
-            flat(dt_bias),
-            dt_softplus,
-            before.reshape(batch, -1, size),
+        y, after = ops.selective_step(
+            before.to(real).flatten(1, -2),
+            channels(x),
+            channels(dt),
+            A.to(real).expand(*x.shape[1:], size).flatten(0, -2),
+            B.reshape(batch, -1, size),
+            C.reshape(batch, -1, size),
+            parameter(D),
+            None if z is None else channels(z),
+            parameter(dt_bias),
+            delta_softplus=bool(dt_softplus),
         )
         return _stored(state, rows, after.reshape(before.shape), y.reshape(x.shape))
 

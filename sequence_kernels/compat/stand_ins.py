@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
@@ -91,12 +92,22 @@ def made(name: str, functions: dict[str, Any], origin: str, package: bool = Fals
     return module
 
 
+def _is_there(name: str) -> bool:
+    """Whether a package is installed; of a compiled module, whether it also loads ("undefined symbol")."""
+    if importlib.util.find_spec(name) is None:
+        return False
+    try:
+        return "_cuda" not in name or importlib.import_module(name) is not None
+    except ImportError:
+        return False
+
+
 def absent(origin: str) -> dict[str, ModuleType]:
     """Modules for all packages of the table that nothing installed provides, by their names."""
     found: dict[str, ModuleType] = {}
     for name, functions in MODULES.items():
         above, _, last = name.rpartition(".")
-        if above in found or (not above and importlib.util.find_spec(name) is None):
+        if above in found or not (above or _is_there(name)):
             found[name] = made(
                 name, functions, origin, any(other.startswith(f"{name}.") for other in MODULES)
             )

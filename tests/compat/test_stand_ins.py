@@ -95,6 +95,19 @@ def test_what_is_installed_is_not_shadowed(tmp_path: Path, monkeypatch: pytest.M
         del sys.modules["causal_conv1d"]
 
 
+def test_a_compiled_module_that_does_not_load_is_stood_in_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compat.uninstall()
+    broken = "raise ImportError('undefined symbol: _ZN3c104cuda9SetDeviceEi')"
+    (tmp_path / "selective_scan_cuda.py").write_text(broken)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with compat.install():
+        assert named("selective_scan_cuda.fwd") is MODULES["selective_scan_cuda"]["fwd"]
+    with pytest.raises(ImportError, match="undefined symbol"):
+        importlib.import_module("selective_scan_cuda")
+
+
 class Sizes(SimpleNamespace):
     """Random arguments of a scan over two groups, and what a loop over time makes of them."""
 

@@ -353,6 +353,14 @@ def test_zamba2_does_not_depend_on_its_chunks() -> None:
     assert error(short, logits(made("zamba2", chunk_size=64), x)) < 1e-6
 
 
+@FAMILIES
+@pytest.mark.usefixtures("installed")
+def test_training_is_evaluation(name: str) -> None:
+    model, x = made(name), torch.randn(2, 9, 24, dtype=torch.float64)
+    mixer = mixers(model)[0]
+    assert torch.equal(mixer.train()(x), mixer.eval()(x))
+
+
 @pytest.mark.usefixtures("installed")
 def test_jamba_runs_without_kernels() -> None:
     x = tokens(2, 9)
