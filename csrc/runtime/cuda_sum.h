@@ -8,28 +8,45 @@ EMBEDDED_KERNELS(sum_segments);
 
 namespace sequence_kernels {
 
-// A complex tensor that fill(partial) computes in parts, `partial` (segments, *sizes), added up in their
-// order.
-template <typename Fill>
-Tensor sum_of_segments(int64_t segments, std::vector<int64_t> sizes, Dtype dtype, Device device,
-                       const Fill& fill) {
-  Tensor out = Tensor::empty(sizes, dtype, device);
-  if (segments == 1) {
-    fill(out);
-    return out;
+// A tensor that a kernel computes in parts, which are then added up in their order.
+class SumOfParts {
+ public:
+  SumOfParts(int64_t parts, const std::vector<int64_t>& sizes, Dtype dtype, Device device)
+      : out_(Tensor::empty(sizes, dtype, device)), parts_(parts) {
+    if (parts == 1) return;
+    std::vector<int64_t> all = sizes;
+    all.insert(all.begin(), parts);
+    partial_ = Tensor::empty(all, dtype, device);
   }
-  SumSegmentsParams params{};
-  params.count = 2;
-  for (int64_t size : sizes) params.count *= size;
-  params.segments = static_cast<int32_t>(segments);
-  sizes.insert(sizes.begin(), segments);
-  Tensor partial = Tensor::empty(sizes, dtype, device);
-  fill(partial);
-  params.partial = partial.data<void>(), params.out = out.mutable_data<void>();
-  const CudaKernel kernels[] = {{sum_segments_fatbin, "sum_segments_f32"},
-                                {sum_segments_fatbin, "sum_segments_f64"}};
-  launch(kernels[is_double(dtype)], device, params);
-  return out;
+  // (parts, *sizes)
+  Tensor& partial() { return partial_ ? *partial_ : out_; }
+  Tensor sum() && {
+    if (partial_) {
+      SumSegmentsParams params{};
+      params.count = is_complex(out_.dtype()) ? 2 : 1;
+      for (int64_t size : out_.sizes()) params.count *= size;
+      params.segments = static_cast<int32_t>(parts_);
+      params.partial = partial_->data<void>(), params.out = out_.mutable_data<void>();
+      const CudaKernel kernels[] = {{sum_segments_fatbin, "sum_segments_f32"},
+                                    {sum_segments_fatbin, "sum_segments_f64"}};
+      launch(kernels[is_double(out_.dtype())], out_.device(), params);
+    }
+    return std::move(out_);
+  }
+
+ private:
+  Tensor out_;
+  std::optional<Tensor> partial_;
+  int64_t parts_;
+};
+
+// The same of one that fill(partial) computes.
+template <typename Fill>
+Tensor sum_of_segments(int64_t segments, const std::vector<int64_t>& sizes, Dtype dtype, Device device,
+                       const Fill& fill) {
+  SumOfParts parts(segments, sizes, dtype, device);
+  fill(parts.partial());
+  return std::move(parts).sum();
 }
 
 }  // namespace sequence_kernels

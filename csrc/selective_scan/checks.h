@@ -79,4 +79,15 @@ inline ScanSizes check_scan(const ScanTensors& given) {
   return sizes;
 }
 
+inline void check_scan_gradients(const ScanSizes& sizes, const ScanTensors& given, const Tensor& g,
+                                 const Tensor& g_final, const Tensor& states) {
+  check(g.sizes() == given.u.sizes() && is_double(g.dtype()) == is_double(sizes.real) &&
+            g.device() == given.u.device(),
+        "selective_scan_backward expects the gradient of y like u");
+  check(
+      g_final.sizes() == sizes.state() && g_final.dtype() == sizes.parameter && g_final.is_contiguous() &&
+          states.sizes() == sizes.kept() && states.dtype() == sizes.real && states.is_contiguous(),
+      "selective_scan_backward expects contiguous g_final (B, D, N) and the states that selective_scan kept");
+}
+
 }  // namespace sequence_kernels

@@ -158,13 +158,7 @@ std::vector<Tensor> run_backward(const ScanSizes& sizes, const Tensor& g, const 
 std::vector<Tensor> scan_backward(const Tensor& g, const Tensor& g_final, const ScanTensors& given,
                                   const Tensor& states) {
   const ScanSizes sizes = check_scan(given);
-  check(g.sizes() == given.u.sizes() && is_double(g.dtype()) == is_double(sizes.real) &&
-            g.device() == given.u.device(),
-        "selective_scan_backward expects the gradient of y like u");
-  check(
-      g_final.sizes() == sizes.state() && g_final.dtype() == sizes.parameter && g_final.is_contiguous() &&
-          states.sizes() == sizes.kept() && states.dtype() == sizes.real && states.is_contiguous(),
-      "selective_scan_backward expects contiguous g_final (B, D, N) and the states that selective_scan kept");
+  check_scan_gradients(sizes, given, g, g_final, states);
   return is_double(sizes.real) ? run_backward<double>(sizes, g, g_final, states, given)
                                : run_backward<float>(sizes, g, g_final, states, given);
 }

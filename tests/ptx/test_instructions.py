@@ -220,6 +220,19 @@ def integers() -> dict[str, Case]:
     return found
 
 
+def reciprocal_of_upper_word(a: numbers.Number) -> numbers.Number:
+    def upper(x: numbers.Number) -> numbers.Number:
+        if numbers.is_nan(x) or not numbers.finite(x):
+            return x
+        pattern = numbers.bits(x, F64)
+        assert pattern is not None
+        x = numbers.number(pattern & ~0xFFFFFFFF, F64)
+        subnormal = not pattern & 0x7FF << 52
+        return numbers.signed(Fraction(0), numbers.negative(x)) if subnormal else x
+
+    return upper(numbers.divide(Fraction(1), upper(a)))
+
+
 def floats() -> dict[str, Case]:
     found = {}
     for name in ("f32", "f64"):
@@ -245,6 +258,7 @@ def floats() -> dict[str, Case]:
         ),
         "ex2.approx.f32": case("f32 f32", power_of_two, places=2),
         "ex2.approx.ftz.f32": case("f32 f32", lambda a: flushed(power_of_two(flushed(a))), places=2),
+        "rcp.approx.ftz.f64": case("f64 f64", reciprocal_of_upper_word),
         "div.full.f32": case("f32 f32 f32", numbers.divide, places=2),
         "div.approx.f32": case("f32 f32 f32", approximately_divided, places=2),
         "copysign.f32": case("b32 b32 b32", lambda a, b: a & 1 << 31 | b & ~(1 << 31)),

@@ -1,5 +1,6 @@
 // Arithmetic on floating point numbers, rounded to nearest even; compiled without contraction, so that only fma fuses.
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 #include <limits>
 
@@ -68,6 +69,17 @@ float power_of_two(float a) {
 float power_of_two_flushed(float a) {
   return flushed(power_of_two(flushed(a)));
 }
+// Of a number's upper word, to so many bits; subnormal numbers are zeros.
+double reciprocal_of_upper_word(double a) {
+  const auto upper = [](double x) {
+    uint64_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    bits &= ~uint64_t(0xffffffff);
+    std::memcpy(&x, &bits, sizeof x);
+    return std::fabs(x) < std::numeric_limits<double>::min() ? std::copysign(0.0, x) : x;
+  };
+  return a != a ? a : upper(1 / upper(a));
+}
 // Beyond 2^126 the reciprocal of the divisor is subnormal, and is taken for 0.
 float divide_approximately(float a, float b) {
   const float size = std::fabs(b);
@@ -100,6 +112,7 @@ void add_floats(Table& table) {
   table["abs.ftz.f32"] = each<absolute_flushed>();
   table["ex2.approx.f32"] = each<power_of_two>();
   table["ex2.approx.ftz.f32"] = each<power_of_two_flushed>();
+  table["rcp.approx.ftz.f64"] = each<reciprocal_of_upper_word>();
   table["div.approx.f32"] = each<divide_approximately>();
   table["div.full.f32"] = each<divide<float>>();
 }

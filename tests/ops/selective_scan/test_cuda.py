@@ -1,0 +1,165 @@
+"""The selective scan on the stand-in driver, host code and CUDA kernels, against the recurrence in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sequence_kernels.ops.selective_scan import reference
+from tests.cuda_driver import ORDERS, driver, skip_reason
+
+from ..sample import C128, F64
+from .test_selective_scan import Given, by_elements, draw, error, with_gradients
+
+pytestmark = [
+    pytest.mark.skipif(skip_reason() is not None, reason=str(skip_reason())),
+    pytest.mark.checks("oracle", "emulator", of="selective_scan/cuda"),
+]
+
+#: Batch, channels, length, size and groups. A lane a channel and several; segments; blocks that share b and c, or not.
+SIZES = [
+    (1, 3, 5, 4, None),
+    (2, 5, 70, 3, 1),
+    (1, 20, 67, 20, 2),
+    (1, 34, 6, 2, None),
+    (1, 6, 130, 3, 0),
+    (2, 3, 0, 2, 0),
+    (1, 3, 2, 60, None),
+]
+F32 = torch.float32
+
+
+def laid_out(given: Given, softplus: bool, limit: tuple[float, float], last: bool) -> list[Any]:
+    """The op's arguments, with the channels or the time side by side."""
+    u, delta, a, b, c, d, z, bias, state = given
+
+    def sequence(t: Tensor | None) -> Tensor | None:
+        return None if t is None else t.mT.contiguous() if last else t.mT
+
+    def matrix(t: Tensor) -> Tensor:
+        if t.dim() == 2:
+            return t.expand(len(u), 1, *t.shape)
+        t = t.movedim(-1, 1)
+        return (t if t.dim() == 4 else t.unsqueeze(2)).contiguous()
+
+    tensors = (sequence(u), sequence(delta), a, matrix(b), matrix(c), d, sequence(z), bias, state)
+    return [*(None if t is None else t.detach() for t in tensors), softplus, *limit]
+
+
+def gradients(given: Given) -> list[Tensor]:
+    """Of the results, as ``with_gradients`` weighs them; that of y as (B, L, D)."""
+    like = given.u, torch.empty(len(given.u), *given.a.shape, dtype=given.a.dtype)
+    found = [torch.cos(torch.arange(t.numel(), dtype=F64)).view(t.shape).to(t.dtype) for t in like]
+    return [found[0].mT, found[1]]
+
+
+def narrowed(call: list[Any], dtype: torch.dtype) -> list[Any]:
+    wide = {F64: dtype, C128: dtype.to_complex()}
+    return [t.to(wide[t.dtype]) if isinstance(t, Tensor) else t for t in call]
+
+
+def calls() -> Iterator[tuple[str, list[Any]]]:
+    """Native ops and arguments, so that each launch occurs."""
+    for sizes, dtype in (((1, 20, 67, 20, 1), F64), ((1, 3, 66, 2, 0), C128)):
+        given = draw(*sizes, dtype=dtype)
+        call = laid_out(given, True, (-math.inf, math.inf), True)
+        yield "selective_scan", call
+        *_, states = reference.selective_scan(*call)
+        yield "selective_scan_backward", [*gradients(given), *call, states]
+
+
+def check(given: Given, dtype: torch.dtype, softplus: bool, last: bool, **options: Any) -> None:
+    limit = (-math.inf, math.inf) if softplus else (0.05, 1.0)
+    leaves = [t.requires_grad_() for t in given.leaves()]
+    want = with_gradients(by_elements(given, softplus, limit), leaves)
+    call = narrowed(laid_out(given, softplus, limit, last), dtype)
+    y, final_state, states = driver().run("selective_scan", *call, **options)
+    g = narrowed(gradients(given), dtype)
+    found = driver().run("selective_scan_backward", *g, *call, states, **options)
+    du, d_delta, da, db, dc, dd, dz, d_bias, d_initial = found
+
+    def as_given(gradient: Tensor, matrix: Tensor) -> Tensor:
+        if matrix.dim() == 2:
+            return gradient.sum((0, 1))
+        gradient = gradient.movedim(1, -1)
+        return gradient if matrix.dim() == 4 else gradient.squeeze(1)
+
+    db, dc = as_given(db, given.b), as_given(dc, given.c)
+    got = [y.mT, final_state, du.mT, d_delta.mT, da, db, dc]
+    got += [t for t, of in ((dd, given.d), (dz.mT, given.z), (d_bias, given.delta_bias)) if of is not None]
+    got += [d_initial] if given.initial_state is not None else []
+    # Of complex states angles of some 30 are rounded, in float32, as in C++ and in plain torch.
+    bound = 1e-11 if dtype == F64 else 1e-5 if given.a.is_complex() else 2e-6
+    assert max(map(error, (t.to(w.dtype) for t, w in zip(got, want, strict=True)), want)) < bound
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("kind", [F64, C128])
+def test_results_and_gradients(sizes: tuple[Any, ...], kind: torch.dtype) -> None:
+    dtype = F32 if sizes[1] in (20, 34, 6) else F64
+    check(draw(*sizes, dtype=kind), dtype, True, last=kind == F64)
+
+
+def test_time_steps_that_are_limited() -> None:
+    for kind in (F64, C128):
+        check(draw(1, 3, 9, 2, dtype=kind), F64, False, last=True)
+
+
+def test_little_is_given() -> None:
+    """No skip, gate, bias or state, which are null."""
+    given = draw(1, 5, 67, 3, all_options=False)
+    check(given, F64, False, last=False)
+
+
+def test_half_precision_is_computed_in_float32() -> None:
+    given = draw(1, 5, 70, 4, 1)
+    call = narrowed(laid_out(given, True, (-math.inf, math.inf), True), F32)
+    for dtype in (torch.bfloat16, torch.float16):
+        halves = [t.to(dtype) if i in (0, 1, 6) else t for i, t in enumerate(call)]
+        single = [t.float() if i in (0, 1, 6) else t for i, t in enumerate(halves)]
+        results, want = driver().run("selective_scan", *halves), driver().run("selective_scan", *single)
+        assert results[0].dtype == dtype
+        assert torch.equal(results[0], want[0].to(dtype))
+        assert torch.equal(results[1], want[1])
+        g, g_final = narrowed(gradients(given), F32)
+        found = driver().run("selective_scan_backward", g.to(dtype), g_final, *halves, results[2])
+        exact = driver().run("selective_scan_backward", g.to(dtype).float(), g_final, *single, want[2])
+        assert all(torch.equal(one, other.to(one.dtype)) for one, other in zip(found, exact, strict=True))
+
+
+@pytest.mark.checks("sanitizers", of="selective_scan/cuda")
+@pytest.mark.parametrize("order", ["forward", "random"])
+def test_every_access_is_in_bounds_and_ordered(order: str) -> None:
+    for sizes, kind in (((1, 9, 67, 20, 1), F64), ((1, 3, 5, 2, 0), C128)):
+        check(draw(*sizes, dtype=kind), F64, True, last=True, check=True, order=order, seed=1)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_every_access_is_in_bounds_and_ordered_for_many_schedules(sizes: tuple[Any, ...], order: str) -> None:
+    for kind in (F64, C128):
+        check(draw(*sizes, dtype=kind), F64, True, last=False, check=True, order=order, seed=2)
+
+
+def test_time_is_cut_where_channels_are_few() -> None:
+    """Into as many segments as there are chunks, but no more than fill a GPU."""
+    for batch, length, segments in ((1, 130, 3), (1, 64, 1), (200, 65, 2), (200, 129, 3), (512, 65, 1)):
+        call = narrowed(laid_out(draw(batch, 1, length, 1, all_options=False), False, (0, 9), True), F32)
+        driver().record()
+        driver().run("selective_scan", *call)
+        found = [line.split()[0] for line in driver().launches()]
+        kernels = ["forward"] if segments == 1 else ["ends", "carry", "forward"]
+        assert found == [f"selective_scan_{kernel}_real_f32" for kernel in kernels]
+
+
+@pytest.mark.launches_nothing
+def test_a_state_that_no_warp_holds_is_refused() -> None:
+    call = laid_out(draw(1, 2, 3, 129), True, (0, 9), True)
+    with pytest.raises(RuntimeError, match="a channel has too many states for a warp"):
+        driver().run("selective_scan", *call)
