@@ -55,6 +55,19 @@ inline void store_part(Real* p, Vector<Real> v, int64_t count) {
   __builtin_memcpy(p, &v, static_cast<size_t>(count) * sizeof(Real));
 }
 
+// A whole vector, or what is left of one.
+template <typename Real>
+inline Vector<Real> load_up_to(const Real* p, int64_t count) {
+  return count >= kLanes<Real> ? load(p) : load_part(p, count);
+}
+template <typename Real>
+inline void store_up_to(Real* p, Vector<Real> v, int64_t count) {
+  if (count >= kLanes<Real>)
+    store(p, v);
+  else
+    store_part(p, v, count);
+}
+
 // The sum of the lanes, in a fixed order: halves of the register on top of each other.
 template <typename Real, int width = kLanes<Real>, typename Lanes>
 inline Real sum(Lanes v) {

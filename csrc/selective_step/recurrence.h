@@ -10,18 +10,6 @@
 namespace sequence_kernels {
 namespace {
 
-template <typename Real>
-inline Vector<Real> load_up_to(const Real* p, int64_t count) {
-  return count >= kLanes<Real> ? load(p) : load_part(p, count);
-}
-template <typename Real>
-inline void store_up_to(Real* p, Vector<Real> v, int64_t count) {
-  if (count >= kLanes<Real>)
-    store(p, v);
-  else
-    store_part(p, v, count);
-}
-
 // One channel, whose decays differ: sum_n c_n h'_n.
 template <typename Real>
 inline Real step_entries(int64_t size, Real dt, Real drive, const Real* a, const Real* b, const Real* c,

@@ -21,7 +21,6 @@ from torch.nn import functional as F
 from .. import ops
 from ..layers import mamba2, s6
 from ..layers.selective import wide
-from ..stepping.stages import root_mean_square
 
 Forward = Callable[..., Tensor]
 
@@ -190,7 +189,9 @@ def _mamba2(mixer: Any, x: Tensor, call: _Call) -> tuple[Tensor, Tensor, Tensor]
         return y * F.silu(z), window, state
     groups = getattr(norm, "n_groups", inner // getattr(norm, "group_size", inner))
     before = getattr(norm, "norm_before_gate", False)
-    return root_mean_square(y, norm.weight, norm.variance_epsilon, groups, z, not before), window, state
+    eps = norm.variance_epsilon
+    y = ops.gated_rms_norm(y, norm.weight, z, groups=groups, gate_first=not before, eps=eps)
+    return y, window, state
 
 
 def _limit(mixer: Any) -> tuple[float, float]:

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from .. import ops
 from ..layers.selective import wide
-from ..stepping.stages import root_mean_square
 
 Outputs = Tensor | tuple[Tensor, ...]
 
@@ -126,7 +125,7 @@ def mamba_inner_fn_no_out_proj(
 
 
 def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return root_mean_square(x, weight, eps)
+    return ops.gated_rms_norm(x, weight, eps=eps)
 
 
 def mamba_inner_fn(
@@ -380,7 +379,8 @@ def mamba_split_conv1d_scan_combined(
     )
     y, final = found[0].flatten(-2), found[1]
     if rmsnorm_weight is not None:
-        y = root_mean_square(y, rmsnorm_weight, rmsnorm_eps, ngroups, z, not norm_before_gate)
+        first = not norm_before_gate
+        y = ops.gated_rms_norm(y, rmsnorm_weight, z, groups=ngroups, gate_first=first, eps=rmsnorm_eps)
     y = torch.cat((F.silu(z0) * x0, y), -1) if aside else y
     if outproj_weight is not None:
         bias = None if outproj_bias is None else outproj_bias.to(outproj_weight.dtype)
@@ -521,7 +521,7 @@ def layernorm_fn(
     """The same of either norm, with a bias."""
     groups = 1 if group_size is None else x.shape[-1] // group_size
     if is_rms_norm and bias is None:
-        return root_mean_square(x, weight, eps, groups, z, not norm_before_gate)
+        return ops.gated_rms_norm(x, weight, z, groups=groups, gate_first=not norm_before_gate, eps=eps)
     gate = 1 if z is None else F.silu(wide(z))
     y = (wide(x) if norm_before_gate else wide(x) * gate).unflatten(-1, (groups, -1))
     shape = y.shape[-1:]

@@ -23,7 +23,6 @@ from ..stepping.stages import (
     Stage,
     holds,
     is_plain,
-    root_mean_square,
 )
 from .convolution import CausalConv
 from .pointwise import pointwise
@@ -45,7 +44,9 @@ class GatedRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, y: Tensor, z: Tensor | None = None) -> Tensor:
-        return root_mean_square(y, self.weight, self.eps, self.groups, z, not self.norm_before_gate)
+        return ops.gated_rms_norm(
+            y, self.weight, z, groups=self.groups, gate_first=not self.norm_before_gate, eps=self.eps
+        )
 
 
 class Mamba2(_SelectiveLayer):

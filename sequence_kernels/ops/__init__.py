@@ -7,6 +7,7 @@ from .dispatch import BACKENDS, BackendUnavailableError, explain, operations, us
 from .dplr_discretize import dplr_discretize
 from .dplr_generating import dplr_generating
 from .fft_conv import fft_conv
+from .gated_rms_norm import gated_rms_norm
 from .selective_scan import selective_scan
 from .selective_step import selective_step, selective_step_
 from .ssd import ssd
@@ -26,6 +27,7 @@ __all__ = [
     "dplr_generating",
     "explain",
     "fft_conv",
+    "gated_rms_norm",
     "operations",
     "selective_scan",
     "selective_step",

@@ -289,24 +289,9 @@ class Recurrence(InRows):
         super().allocate(batch_shape, device, room)
 
 
-def root_mean_square(
-    x: Tensor, weight: Tensor, eps: float, groups: int = 1, z: Tensor | None = None, gate_first: bool = True
-) -> Tensor:
-    """``x / sqrt(mean of squares + eps) weight`` over groups of channels, with a factor silu(z) before or after.
-
-    Computed in float32 (float64 of float64), and rounded once, to the dtype of x.
-    """
-    real = torch.float64 if x.dtype == torch.float64 else torch.float32
-    gate = None if z is None else F.silu(z.to(real))
-    y = x.to(real) if gate is None or not gate_first else x.to(real) * gate
-    y = y.unflatten(-1, (groups, -1))
-    y = F.rms_norm(y, y.shape[-1:], eps=eps).flatten(-2) * weight.to(real)
-    return (y if gate is None or gate_first else y * gate).to(x.dtype)
-
-
 @dataclass(frozen=True, eq=False)
 class RootMeanSquare(Stage):
-    """``root_mean_square`` of the channels from ``begin`` on; ``gate``: where those of z begin."""
+    """``ops.gated_rms_norm`` of the channels from ``begin`` on; ``gate``: where those of z begin."""
 
     weight: Tensor
     eps: float
@@ -318,8 +303,13 @@ class RootMeanSquare(Stage):
     def run(self, x: Tensor, passage: Passage) -> Tensor:
         size = len(self.weight)
         z = None if self.gate is None else x.narrow(-1, self.gate, size)
-        y = root_mean_square(
-            x.narrow(-1, self.begin, size), self.weight, self.eps, self.groups, z, self.gate_first
+        y = ops.gated_rms_norm(
+            x.narrow(-1, self.begin, size),
+            self.weight,
+            z,
+            groups=self.groups,
+            gate_first=self.gate_first,
+            eps=self.eps,
         )
         return _replaced(x, self.begin, y)
 
