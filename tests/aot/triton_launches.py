@@ -125,6 +125,14 @@ def _causal_conv1d(name: str, dtype: torch.dtype) -> Launches:
     return found
 
 
+def _ssd(name: str, dtype: torch.dtype) -> Launches:
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    x, b = torch.zeros(2, 256, 8, 64, dtype=dtype), torch.zeros(2, 256, 1, 128, dtype=dtype)
+    shapes = ((2, 256, 8), (8,)), ((8, 64), (2, 8, 64, 128))
+    (dt, a), (d, state) = ([torch.zeros(shape, dtype=real) for shape in pair] for pair in shapes)
+    return {name: ("sequence_kernels.ops.ssd.triton", "ssd", (x, dt, a, b, b, d, state))}
+
+
 def _ssm_conv(name: str, dtype: torch.dtype, dense: bool) -> Launches:
     """The backward pass divides sequences into segments, the forward pass does not."""
     module = "sequence_kernels.ops.ssm_conv.triton"
@@ -160,7 +168,9 @@ def _all() -> Iterator[Launches]:
             yield of(name, real)
         yield _ssm_conv(name, real, dense=False)
         yield _causal_conv1d(name, real)
+        yield _ssd(name, real)
     yield _causal_conv1d("bf16", torch.bfloat16)
+    yield _ssd("bf16", torch.bfloat16)
     yield _ssm_conv("f32", torch.float32, dense=True)
     yield _ssm_conv("bf16", torch.bfloat16, dense=False)
 

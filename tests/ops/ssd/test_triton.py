@@ -1,0 +1,55 @@
+"""The Triton kernels of state-space duality against plain torch in float64: interpreted, or compiled on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.triton_kernels import device, skip_reason
+
+if skip_reason() is not None:
+    pytest.skip(str(skip_reason()), allow_module_level=True)
+
+from sequence_kernels.ops.ssd import reference
+from sequence_kernels.ops.ssd import triton as kernels
+
+from .test_ssd import close, drawn
+
+pytestmark = pytest.mark.checks("oracle", "interpreter", "GPU", of="ssd/triton")
+
+DEVICE = device()
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 2**-5, torch.float16: 2**-8}
+#: Batch, length, heads, channels, groups and states: tiles that are filled, ragged, several, and none.
+CASES = [
+    ((1, 35, 2, 3, 1, 4), torch.float32, True),
+    ((1, 35, 2, 3, 1, 4), torch.float32, False),
+    ((1, 18, 2, 17, 2, 20), torch.float64, True),
+    ((1, 70, 2, 33, 1, 40), torch.float32, True),
+    ((1, 33, 2, 3, 2, 4), torch.bfloat16, True),
+    ((1, 33, 2, 3, 2, 4), torch.float16, False),
+    ((2, 0, 2, 3, 1, 4), torch.float64, True),
+]
+
+
+@pytest.mark.on_ptx
+@pytest.mark.parametrize(("sizes", "dtype", "whole"), CASES, ids=str)
+def test_results(sizes: Any, dtype: torch.dtype, whole: bool) -> None:
+    t = drawn(*sizes)
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    x, b, c = (t[name].to(dtype) for name in "xbc")
+    given = [x, t["dt"].abs().to(real), t["a"].to(real), b, c]
+    given += [t["d"].to(real), t["initial_state"].to(real)] if whole else [None, None]
+    want = reference.ssd(*(None if g is None else g.double() for g in given))
+    got = kernels.ssd(*(None if g is None else g.to(DEVICE) for g in given))
+    assert [r.dtype for r in got] == [dtype, real]
+    close(got, want, TOLERANCE[dtype])
+
+
+def test_fast_decays_lose_no_digits() -> None:
+    """Exponents are differences of sums of up to 1e3, whose rounding in float32 would show."""
+    t = {name: value.float() for name, value in drawn(1, 64, 1, 3, 1, 4).items()}
+    given = [t["x"], t["dt"].abs(), 60 * t["a"], t["b"], t["c"], None, None]
+    want = reference.ssd(*(None if g is None else g.double() for g in given))
+    close(kernels.ssd(*(None if g is None else g.to(DEVICE) for g in given)), want, 2e-6)
