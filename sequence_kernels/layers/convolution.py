@@ -12,7 +12,8 @@ from .. import ops
 from ..arguments import inputs, values
 from ..arguments.values import checked
 from ..module import SequenceModule
-from ..stepping.stages import Convolution, Elementwise, Stage, is_plain
+from ..stepping.recurrences import Convolution
+from ..stepping.stages import Elementwise, Stage, is_plain
 from .activations import inner_activation
 from .components import dropout_module
 from .padding import Lengths, without_padding

@@ -14,12 +14,11 @@ from .. import ops
 from ..arguments import values
 from ..arguments.values import checked
 from ..ops.padding import inside
+from ..stepping.recurrences import Selection, Selective
 from ..stepping.stages import (
     Kept,
     Pointwise,
     RootMeanSquare,
-    Selection,
-    Selective,
     Stage,
     holds,
     is_plain,

@@ -15,7 +15,8 @@ from ..arguments.values import checked
 from ..module import SequenceModule
 from ..ops.layouts import interleaved
 from ..ssm import SSKernel, System, convolve
-from ..stepping.stages import Join, Pointwise, Recurrence, Save, Stage
+from ..stepping.recurrences import Recurrence
+from ..stepping.stages import Join, Pointwise, Save, Stage
 from .activations import activation_module
 from .components import dropout_module, linear_activation
 from .padding import Lengths, without_padding

@@ -14,7 +14,8 @@ from .. import ops
 from ..arguments import values
 from ..arguments.values import checked
 from ..ops.padding import inside
-from ..stepping.stages import Kept, Linear, Selection, Selective, Stage, is_plain
+from ..stepping.recurrences import Selection, Selective
+from ..stepping.stages import Kept, Linear, Stage, is_plain
 from .pointwise import is_tensor, pointwise
 from .selective import State, _SelectiveLayer, bias_of_steps, is_step, wide
 
