@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sequence_kernels.ops.selective_scan import cuda as on_cuda
 from sequence_kernels.ops.selective_scan import reference
 from tests.cuda_driver import ORDERS, driver, skip_reason
 
@@ -163,3 +164,27 @@ def test_a_state_that_no_warp_holds_is_refused() -> None:
     call = laid_out(draw(1, 2, 3, 129), True, (0, 9), True)
     with pytest.raises(RuntimeError, match="a channel has too many states for a warp"):
         driver().run("selective_scan", *call)
+
+
+@pytest.mark.launches_nothing
+def test_what_kernels_do_not_take_is_prepared_or_left_to_torch() -> None:
+    """b and c of half precision or with their entries apart; a state that no warp holds. On CPU tensors, whose native
+    op takes the same."""
+    call = narrowed(laid_out(draw(1, 5, 7, 4, 1), True, (-math.inf, math.inf), True), F32)
+    call[3] = call[3].bfloat16()
+    call[4] = call[4].transpose(1, 3).contiguous().transpose(1, 3)
+    large = laid_out(draw(1, 2, 3, 129), True, (0, 9), True)
+    assert on_cuda.fits(call[2])
+    assert not on_cuda.fits(large[2])
+    for given, bound in ((call, 2e-6), (large, 1e-12)):
+        want = reference.selective_scan(*given)
+        got = on_cuda.selective_scan(*given)
+        g = torch.ones_like(want[0]), torch.ones_like(want[1])
+        got += on_cuda.selective_scan_backward(*g, *given[:9], got[2], *given[9:])
+        want += reference.selective_scan_backward(*g, *given[:9], want[2], *given[9:])
+        assert [r.dtype for r in got] == [w.dtype for w in want]
+        # A gradient in bfloat16 is rounded to 2^-9.
+        assert all(
+            error(r, w) < (4e-3 if w.dtype == torch.bfloat16 else bound)
+            for r, w in zip(got, want, strict=True)
+        )
