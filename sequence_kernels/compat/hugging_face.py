@@ -128,7 +128,7 @@ def accelerated(mixer: Any) -> Mixer:
     drawn = torch.randn(2, 11, mixer.hidden_size, generator=torch.Generator().manual_seed(0))
     x = drawn.to(weight.device, weight.dtype)
     training = mixer.training
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
         want, got = own(x).double(), ours.eval()(x).double()
     ours.train(training)
     apart = float((got - want).norm() / want.norm().clamp(min=1e-30))
@@ -211,8 +211,8 @@ def _convolved(mixer: Any, u: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
     old = u.new_zeros(batch, channels, width) if call.window is None else call.window.to(u.dtype)
     if length == 1 and call.real is None:  # a step: torch's own calls cost less than one of ours
         known = torch.cat((old[..., 1:], u.mT), -1)
-        y = (known * weight).sum(-1)
-        return F.silu(y if bias is None else y + bias).unsqueeze(1), known.detach()
+        y = (wide(known) * wide(weight)).sum(-1)
+        return F.silu(y if bias is None else y + bias).to(u.dtype).unsqueeze(1), known.detach()
     before = None if call.window is None else old[..., 1:]
     y, _ = ops.causal_conv1d(u.mT, weight, bias, activation="silu", initial_state=before)
     known = torch.cat((old, u.detach().mT), -1)

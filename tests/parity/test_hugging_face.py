@@ -382,3 +382,15 @@ def test_half_precision_is_no_worse(name: str) -> None:
     want, theirs = logits(exact, x), logits(model, x)
     with compat.install():
         assert error(logits(model, x), want) < 1.2 * error(theirs, want)
+
+
+@FAMILIES
+def test_accelerate_trains_under_autocast(name: str) -> None:
+    model, x = made(name).float().train(), tokens(2, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        want = model(x, labels=x, use_cache=False).loss
+        assert not compat.accelerate(model).skipped
+        loss = model(x, labels=x, use_cache=False).loss
+    loss.backward()
+    assert abs(loss.item() - want.item()) < 0.01
+    assert all(p.grad is not None for m in mixers(model) for p in m.parameters())
