@@ -51,24 +51,33 @@ struct Scaled {
   Complex<T> value;
   int32_t exponent;
 
-  __device__ __forceinline__ explicit Scaled(Complex<T> z, int32_t times = 0) : value(z), exponent(times) {
+  // Of z 2^times, where z is no denormal number.
+  __device__ __forceinline__ Scaled(Complex<T> z, int32_t times) : value(z), exponent(times) {
     const T size = max(fabs(z.x), fabs(z.y));
-    if (!(size > T(0)) || isinf(size)) return;
-    const int32_t shift = ilogb(size);
-    value = make_complex<T>(ldexp(z.x, -shift), ldexp(z.y, -shift)), exponent += shift;
+    if (!(size > T(0))) return;
+    const int32_t shift = exponent_of(size);
+    value = make_complex<T>(times_two_to(z.x, -shift), times_two_to(z.y, -shift)), exponent += shift;
+  }
+  static __device__ __forceinline__ Scaled of(Complex<T> z) {
+    const bool tiny = max(fabs(z.x), fabs(z.y)) < T(0x1p-60);
+    const T times = tiny ? T(0x1p64) : T(1);
+    return Scaled(make_complex<T>(z.x * times, z.y * times), tiny ? -64 : 0);
   }
 };
 
 // weight / (re + i im)^order of any size, for the few pairs that need it.
 template <class T>
 __device__ __attribute__((noinline)) Complex<T> any_term(Complex<T> weight, T re, T im, int32_t order) {
-  const Scaled<T> d(make_complex(re, im));
+  const Scaled<T> d = Scaled<T>::of(make_complex(re, im));
   const T squared = d.value.x * d.value.x + d.value.y * d.value.y;
   const Complex<T> inverse = make_complex(d.value.x / squared, -d.value.y / squared);
-  Scaled<T> term(weight);
+  Scaled<T> term = Scaled<T>::of(weight);
+#pragma unroll 1
   for (int32_t q = 0; q < order; ++q)
     term = Scaled<T>(multiply(term.value, inverse), term.exponent - d.exponent);
-  return make_complex<T>(ldexp(term.value.x, term.exponent), ldexp(term.value.y, term.exponent));
+  constexpr int32_t most = sizeof(T) == 4 ? 252 : 2044;  // infinite, and zero, by then
+  const int32_t exponent = min(max(term.exponent, -most), most);
+  return make_complex<T>(times_two_to(term.value.x, exponent), times_two_to(term.value.y, exponent));
 }
 
 // v times r plus, for pairs, conj(v) times r' is Re(v) (r + r') + Im(v) i (r - r'): two complex numbers for
@@ -96,8 +105,9 @@ __device__ __forceinline__ void product(const CauchyParams& p) {
   for (int64_t n0 = 0; n0 < p.N; n0 += depth) {
     const int count = static_cast<int>(min(p.N - n0, int64_t(depth)));
     __syncthreads();
-    for (int at = thread; at < count * SETS; at += threads) {
-      const int n = at % count, s = at / count;
+    static_assert(depth * SETS <= threads, "a thread loads one weight");
+    if (thread < count * SETS) {
+      const int n = thread % count, s = thread / count;
       if (s == 0) poles[n] = w[n0 + n];
       weights[n][s] = first_set + s < p.sets ? v[((first_set + s) * p.channels + c) * p.N + n0 + n] : zero;
     }
@@ -209,7 +219,7 @@ KERNEL(cauchy_one_f64, CauchyParams, 128, 4) {
 KERNEL(cauchy_four_f32, CauchyParams, 128) {
   cauchy::product<float, 4>(p);
 }
-KERNEL(cauchy_four_f64, CauchyParams, 128) {
+KERNEL(cauchy_four_f64, CauchyParams, 128, 4) {
   cauchy::product<double, 4>(p);
 }
 KERNEL(cauchy_transpose_one_f32, CauchyTransposeParams, 128) {

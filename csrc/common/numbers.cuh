@@ -48,10 +48,41 @@ __device__ __forceinline__ void load4(const double* p, double (&r)[4]) {
   r[0] = a.x, r[1] = a.y, r[2] = b.x, r[3] = b.y;
 }
 
+// 2^n, of a normal number.
+template <class T>
+__device__ __forceinline__ T two_to(int32_t n) {
+  T power;
+  if (sizeof(T) == 4) {
+    const uint32_t bits = static_cast<uint32_t>(n + 127) << 23;
+    memcpy(&power, &bits, sizeof(T));
+  } else {
+    const uint64_t bits = static_cast<uint64_t>(n + 1023) << 52;
+    memcpy(&power, &bits, sizeof(T));
+  }
+  return power;
+}
+// The n for which the normal number x > 0 is 2^n (1 to 2).
+__device__ __forceinline__ int32_t exponent_of(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof x);
+  return static_cast<int32_t>(bits >> 23) - 127;
+}
+__device__ __forceinline__ int32_t exponent_of(double x) {
+  uint64_t bits;
+  memcpy(&bits, &x, sizeof x);
+  return static_cast<int32_t>(bits >> 52) - 1023;
+}
+// x 2^n, for n up to twice a normal number's exponent.
+template <class T>
+__device__ __forceinline__ T times_two_to(T x, int32_t n) {
+  return x * two_to<T>(n / 2) * two_to<T>(n - n / 2);
+}
+
 // k^n for n >= 0, with 0^0 = 1.
 template <class T>
 __device__ __forceinline__ T integer_power(int64_t k, int32_t n) {
   T result = 1;
+#pragma unroll 1
   for (int32_t i = 0; i < n; ++i) result *= static_cast<T>(k);
   return result;
 }
@@ -89,9 +120,32 @@ __device__ __forceinline__ Complex<float> exponential(Exponent<float> e, int64_t
   sincospif(static_cast<float>(static_cast<int32_t>(phase >> 32)) * 0x1p-31f, &s, &c);
   return make_complex(magnitude * c, magnitude * s);
 }
+// 2^x for |x| up to 1/2.
+__device__ __forceinline__ double two_to_fraction(double x) {
+  constexpr double terms[] = {1.0,
+                              0.6931471805599453,
+                              0.24022650695910072,
+                              0.05550410866482158,
+                              0.009618129107628477,
+                              0.0013333558146428443,
+                              0.0001540353039338161,
+                              1.5252733804059841e-05,
+                              1.321548679014431e-06,
+                              1.01780860092397e-07,
+                              7.054911620801123e-09,
+                              4.4455382718708116e-10,
+                              2.567843599348821e-11,
+                              1.3691488853904128e-12};  // (ln 2)^k / k!
+  double sum = terms[13];
+#pragma unroll
+  for (int32_t k = 12; k >= 0; --k) sum = fma(sum, x, terms[k]);
+  return sum;
+}
 __device__ __forceinline__ Complex<double> exponential(Exponent<double> e, int64_t k) {
   const double steps = static_cast<double>(k), whole = rint(e.high * steps);
-  const double magnitude = exp2(fma(e.high, steps, -whole) + e.low * steps) * exp2(whole);
+  const int32_t scale =
+      static_cast<int32_t>(fmin(fmax(whole, -2044.0), 2044.0));  // zero, and infinity, by then
+  const double magnitude = times_two_to(two_to_fraction(fma(e.high, steps, -whole) + e.low * steps), scale);
   const int64_t phase = static_cast<int64_t>(e.turns * static_cast<uint64_t>(k));
   double s, c;
   sincospi(static_cast<double>(phase) * 0x1p-63, &s, &c);

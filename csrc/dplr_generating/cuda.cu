@@ -52,7 +52,7 @@ struct alignas(16) Pole {
 template <class T>
 __device__ __forceinline__ Pole<T> pole_of(Complex<T> w) {
   const T size = max(max(fabs(w.x), fabs(w.y)), sizeof(T) == 4 ? T(1e-30) : T(1e-150));
-  const T scale = ldexp(T(1), -ilogb(size)), re = scale * w.x;
+  const T scale = two_to<T>(-min(exponent_of(size), sizeof(T) == 4 ? 126 : 1022)), re = scale * w.x;
   return {re * w.x, re, w.y, scale};
 }
 
@@ -94,12 +94,15 @@ __device__ __forceinline__ void sum_products(const DplrGeneratingParams& p, int6
   for (int64_t n0 = 0; n0 < p.N; n0 += depth) {
     const int count = static_cast<int>(min(p.N - n0, int64_t(depth)));
     __syncthreads();
+#pragma unroll 1
     for (int at = threadIdx.x; at < count * COUNT; at += threads) {
       const int n = at % count, i = at / count;
       const Complex<T> pole = w[n0 + n];
       const Pole<T> prepared = pole_of<T>(pole);
       if (i == 0) poles[n] = prepared;
-      const int64_t product = first + i, j = product / (1 + p.rank), k = product % (1 + p.rank);
+      const int64_t product = first + i;
+      const uint32_t rights = static_cast<uint32_t>(1 + p.rank);
+      const int64_t j = static_cast<uint32_t>(product) / rights, k = static_cast<uint32_t>(product) % rights;
       Complex<T> v = make_complex(T(0), T(0));
       if (product < last) v = multiply(left_of(p, j, head, T())[n0 + n], right_of(p, k, head, T())[n0 + n]);
       const T turned = v.x * prepared.re + v.y * (prepared.scale * pole.y);
@@ -171,7 +174,7 @@ struct InWorkspace {
 #pragma unroll
       for (int i = 0; i < together; ++i)
         if (at + i < end)
-          visit(static_cast<int>((at + i) / (1 + rank)), static_cast<int>((at + i) % (1 + rank)), m[i]);
+          visit(static_cast<int>(at + i) / (1 + rank), static_cast<int>(at + i) % (1 + rank), m[i]);
     }
   }
   __device__ __forceinline__ Complex<T>& low(int i, int k) {
@@ -296,7 +299,10 @@ __device__ __forceinline__ void moments(const DplrGeneratingMomentsParams& p) {
       nodes[thread] = node;
 #pragma unroll
       for (int i = 0; i < COUNT; ++i) {
-        const int64_t product = first + i, j = product / (1 + p.rank), k = product % (1 + p.rank);
+        const int64_t product = first + i;
+        const uint32_t rights = static_cast<uint32_t>(1 + p.rank);
+        const int64_t j = static_cast<uint32_t>(product) / rights,
+                      k = static_cast<uint32_t>(product) % rights;
         Complex<T> gm = zero;
         if (product < all) {
           gm = factors[j * p.heads * p.L + l];
@@ -366,14 +372,18 @@ __device__ __forceinline__ void gradients(const DplrGeneratingGradientsParams& p
   void* to;
   int64_t row = 0;
   if (output < lefts) {
+#pragma unroll 1
     for (int64_t k = 0; k < rights; ++k) sum = add(sum, multiply(conjugate(right(k)), moment(output, k, 0)));
     to = output < p.channels ? p.dc : p.dq, row = output < p.channels ? output : output - p.channels;
   } else if (output < lefts + rights) {
     const int64_t k = output - lefts;
+#pragma unroll 1
     for (int64_t j = 0; j < lefts; ++j) sum = add(sum, multiply(conjugate(left(j)), moment(j, k, 0)));
     to = k == 0 ? p.db : p.dp, row = k == 0 ? 0 : k - 1;
   } else {
+#pragma unroll 1
     for (int64_t j = 0; j < lefts; ++j)
+#pragma unroll 1
       for (int64_t k = 0; k < rights; ++k)
         sum = add(sum, multiply(conjugate(multiply(left(j), right(k))), moment(j, k, 1)));
     to = p.dw;
@@ -395,7 +405,7 @@ KERNEL(dplr_generating_c1_r1_f64, DplrGeneratingParams, 128) {
 KERNEL(dplr_generating_c2_r1_f32, DplrGeneratingParams, 128) {
   generate<float, InRegisters<float, 2, 1>, false>(p);
 }
-KERNEL(dplr_generating_c2_r1_f64, DplrGeneratingParams, 128) {
+KERNEL(dplr_generating_c2_r1_f64, DplrGeneratingParams, 128, 4) {
   generate<double, InRegisters<double, 2, 1>, false>(p);
 }
 KERNEL(dplr_generating_c1_r2_f32, DplrGeneratingParams, 128) {
@@ -437,7 +447,7 @@ KERNEL(dplr_generating_factors_any_f64, DplrGeneratingParams, 128) {
 KERNEL(dplr_generating_moments_4_f32, DplrGeneratingMomentsParams, 128) {
   moments<float, 4>(p);
 }
-KERNEL(dplr_generating_moments_4_f64, DplrGeneratingMomentsParams, 128) {
+KERNEL(dplr_generating_moments_4_f64, DplrGeneratingMomentsParams, 128, 4) {
   moments<double, 4>(p);
 }
 KERNEL(dplr_generating_moments_6_f32, DplrGeneratingMomentsParams, 128, 4) {

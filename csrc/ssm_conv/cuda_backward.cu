@@ -90,7 +90,8 @@ __device__ __forceinline__ void backward_of_block(const SsmConvBackwardParams& p
   }
   Real gradients[held][1][4] = {};
 
-  for (int64_t group = split; group < over(p.B * p.segments, rows); group += p.splits) {
+  int64_t group = split;
+  do {  // one at least
     if (threadIdx.x < rows) row[threadIdx.x] = row_of(p, group * rows + threadIdx.x);
     __syncthreads();
     states.load(p.starts, p, h, row);
@@ -150,7 +151,7 @@ __device__ __forceinline__ void backward_of_block(const SsmConvBackwardParams& p
               if (t >= p.T || l0 + t >= p.L) continue;
               Real du = sum[e / 2][2 * half + e % 2];
               if (m == at_row.last) du += static_cast<const Real*>(p.tail_du)[home * p.T + t];
-              store_element(p.du, p.element, home * p.L + l0 + t, du);
+              store_element<Real, elements_of<Math>>(p.du, p.element, home * p.L + l0 + t, du);
             }
           }
         } else {
@@ -189,7 +190,8 @@ __device__ __forceinline__ void backward_of_block(const SsmConvBackwardParams& p
       }
       __syncthreads();
     }
-  }
+    group += p.splits;
+  } while (group < over(p.B * p.segments, rows));
 
 #pragma unroll
   for (int32_t q = 0; q < held; ++q) {

@@ -104,7 +104,8 @@ __device__ __forceinline__ void forward_of_block(const SsmConvForwardParams& p) 
           for (int32_t e = 0; e < 4; ++e) {
             const int32_t t = t0 + e / 2 * 8 + lane_column + e % 2;
             if (t < p.T && l0 + t < p.L)
-              store_element(p.y, p.element, home + l0 + t, sum[e / 2][2 * half + e % 2]);
+              store_element<Real, elements_of<Math>>(p.y, p.element, home + l0 + t,
+                                                     sum[e / 2][2 * half + e % 2]);
           }
         }
       } else {
@@ -133,12 +134,15 @@ __device__ __forceinline__ void forward_of_block(const SsmConvForwardParams& p) 
     __syncthreads();
   }
 
-  for (int32_t e = threadIdx.x; p.ends && e < rows * Sp; e += threads) {
-    const Row& at_row = row[e / Sp];
-    if (at_row.b >= 0 && e % Sp < p.S)
-      static_cast<Real*>(p.ends)[((at_row.b * p.H + h) * p.segments + at_row.segment) * p.S + e % Sp] =
-          states.before()(e / Sp, e % Sp);
-  }
+  if (p.ends)
+    by_fours<Real>(
+        int32_t(threadIdx.x), rows * Sp, threads, [&](int32_t e) { return states.before()(e / Sp, e % Sp); },
+        [&](int32_t e, Real value) {
+          const Row& at_row = row[e / Sp];
+          if (at_row.b >= 0 && e % Sp < p.S)
+            static_cast<Real*>(p.ends)[((at_row.b * p.H + h) * p.segments + at_row.segment) * p.S + e % Sp] =
+                value;
+        });
 }
 
 template <class Math, bool RESIDENT>

@@ -19,11 +19,16 @@ struct Share {
 template <class T, class Value>
 __device__ __forceinline__ void pack(T* to, int32_t height, int32_t width, Share share, const Value& value) {
   const int32_t stride = stride_of(width, sizeof(T));
-  for (int64_t e = share.first; e < int64_t(height) * width; e += share.step) {
-    const int32_t row = static_cast<uint32_t>(e) / static_cast<uint32_t>(width);
-    const int32_t column = static_cast<uint32_t>(e) % static_cast<uint32_t>(width);
-    to[int64_t(row) * stride + column] = static_cast<T>(value(row, column));
-  }
+  const auto row = [&](int64_t e) -> int32_t {
+    return static_cast<uint32_t>(e) / static_cast<uint32_t>(width);
+  };
+  const auto column = [&](int64_t e) -> int32_t {
+    return static_cast<uint32_t>(e) % static_cast<uint32_t>(width);
+  };
+  by_fours<T>(
+      share.first, int64_t(height) * width, share.step,
+      [&](int64_t e) { return static_cast<T>(value(row(e), column(e))); },
+      [&](int64_t e, T of) { to[int64_t(row(e)) * stride + column(e)] = of; });
 }
 
 // a_chunk as rows of states are multiplied by it, or a_chunk^*. Diagonal: by pairs, real and imaginary part
@@ -40,6 +45,7 @@ __device__ __forceinline__ void pack_transition(const Params& p, int64_t h, bool
       return n < S && k < S ? (adjoint ? a(n * S + k) : a(k * S + n)) - (n == k) : 0.0;
     });
   } else {
+#pragma unroll 1
     for (int64_t n = share.first; n < padded(S); n += share.step) {
       const double part = n < S ? (adjoint && n % 2 ? -a(n) : a(n)) : 0.0;
       Real* const pair = to + n / 2 * 4 + n % 2;

@@ -6,6 +6,16 @@
 
 namespace ssm_conv {
 
+// Those that a kind of arithmetic is chosen for.
+template <class Math>
+constexpr int32_t elements_of = elements_of_real<typename Math::Real>;
+template <>
+constexpr int32_t elements_of<Tf32Cores<true>> = float_elements;
+template <>
+constexpr int32_t elements_of<Tf32Cores<false>> = half_elements | float_elements;
+template <>
+constexpr int32_t elements_of<Bf16Cores> = bfloat16_elements;
+
 // Elements of sequences as a tile (rows, channels * padded(T)) of a chunk each: loads of the next chunk are
 // on their way while this one is computed.
 template <class Math, int32_t THREADS>
@@ -26,8 +36,8 @@ struct Tile {
     const int32_t t = e & ((1 << bits) - 1), r = (e >> bits) % rows, c = e / rows >> bits;
     const int64_t l = (row[r].first + i) * T + t;
     if (row[r].b < 0 || t >= T || l >= L) return static_cast<Operand>(typename Math::Real(0));
-    return static_cast<Operand>(
-        load_element<typename Math::Real>(data, element, row[r].b * batch + c * channel + head + l * step));
+    return static_cast<Operand>(load_element<typename Math::Real, elements_of<Math>>(
+        data, element, row[r].b * batch + c * channel + head + l * step));
   }
   __device__ __forceinline__ void put(int32_t e, Operand value, Operand* to) const {
     const int32_t t = e & ((1 << bits) - 1), r = (e >> bits) % rows, c = e / rows >> bits;
@@ -42,8 +52,9 @@ struct Tile {
 #pragma unroll
     for (int32_t n = 0; n < held_elements; ++n)
       if (threadIdx.x + n * THREADS < rows * width) put(threadIdx.x + n * THREADS, held[n], to);
-    for (int32_t e = threadIdx.x + held_elements * THREADS; e < rows * width; e += THREADS)
-      put(e, at(e, i), to);
+    by_fours<Operand>(
+        int32_t(threadIdx.x) + held_elements * THREADS, rows * width, THREADS,
+        [&](int32_t e) { return at(e, i); }, [&](int32_t e, Operand value) { put(e, value, to); });
   }
 };
 
@@ -80,14 +91,16 @@ struct States {
   template <class Params>
   __device__ __forceinline__ void load(const void* from, const Params& p, int64_t h, const Row* row) const {
     const int32_t width = padded(S);
-    for (int32_t e = threadIdx.x; e < rows * width; e += THREADS) {
-      const Row& at = row[e / width];
-      const int32_t k = e % width;
-      const bool given = from && at.b >= 0 && k < S;
-      set(now, e / width, e % width,
-          given ? static_cast<const Real*>(from)[((at.b * p.H + h) * p.segments + at.segment) * S + k]
-                : Real(0));
-    }
+    by_fours<Real>(
+        int32_t(threadIdx.x), rows * width, THREADS,
+        [&](int32_t e) {
+          const Row& at = row[e / width];
+          const int32_t k = e % width;
+          const bool given = from && at.b >= 0 && k < S;
+          return given ? static_cast<const Real*>(from)[((at.b * p.H + h) * p.segments + at.segment) * S + k]
+                       : Real(0);
+        },
+        [&](int32_t e, Real value) { set(now, e / width, e % width, value); });
   }
 };
 

@@ -92,12 +92,19 @@ __device__ __forceinline__ void transpose(const VandermondeTransposeParams& p) {
   const Complex<T> zero = make_complex(T(0), T(0));
   const Complex<T>* const x = static_cast<const Complex<T>*>(p.x) + row % p.channels * p.N;
   const Exponent<T> e = exponent<T>(n < p.N ? x[n] : zero);
-  for (int j = group; j < width; j += groups) columns[j][lane] = exponential(e, j);
+#pragma unroll 2
+  for (int i = 0; i < width / groups; ++i) {
+    const int j = i * groups + group;
+    const Complex<T> column = exponential(e, j);
+    columns[j][lane] = column;
+  }
 
   Complex<T> sum = zero;
   for (int64_t l0 = begin; l0 < end; l0 += steps * width) {
     __syncthreads();
-    for (int at = thread; at < steps * width * parts; at += threads) {
+#pragma unroll 4
+    for (int i = 0; i < tile * width / threads; ++i) {
+      const int at = i * threads + thread;
       const int j = at / parts % width, r = at / parts / width * parts + at % parts;
       const int64_t l = l0 + at / parts;
       weights[r][j] = l < end ? g[l * parts + at % parts] * integer_power<T>(l, p.power) : T(0);

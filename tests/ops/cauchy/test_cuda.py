@@ -119,6 +119,45 @@ def test_orders_beyond_an_unrolled_loop(plain: Device, sets: int, kind: str) -> 
             assert exact.relative_error(actual, expected) < TOLERANCE[kind]
 
 
+@pytest.mark.parametrize("kind", COMPLEX)
+@pytest.mark.parametrize("sets", [1, 4])
+def test_denormal_numbers(plain: Device, sets: int, kind: str) -> None:
+    """Distances whose squares are none, and weights that are denormal, or 0."""
+    v, z, w, g = data(sets, 1, 3, 7, kind, imaginary=False)
+    small = 2.0 ** (-70 if kind == "f32" else -600)
+    z, w = z * small, w * small
+    weak = 2.0 ** (-65 if kind == "f32" else -515)  # twice, so that its inverse is a number
+    v, g = v * weak * weak, g * weak * weak
+    v[..., 0], g[..., 0] = 0, 0
+    for given in (v, g):
+        assert 0 < given.abs().max() < torch.finfo(given.dtype).tiny
+
+    def scaled_up(x: Tensor, by: float) -> Tensor:
+        """In double, what the kernels are given, or give: exactly."""
+        return x.to(torch.complex128) * by
+
+    above = 1 / weak
+    of = [scaled_up(x, 1 / small) for x in (z, w)]
+    v_up, g_up = (scaled_up(scaled_up(x, above), above) for x in (v, g))
+    for pairs in (True, False):
+        got = scaled_up(scaled_up(plain.product(v, z, w, pairs, 1), small * above), above)
+        assert exact.relative_error(got, exact.product(v_up, *of, pairs, 1)) < TOLERANCE[kind]
+    got = scaled_up(scaled_up(plain.transpose(g, z, w, 1), small * above), above)
+    assert exact.relative_error(got, exact.transpose(g_up, *of, 1)) < TOLERANCE[kind]
+
+
+@pytest.mark.parametrize("kind", COMPLEX)
+@pytest.mark.parametrize("sets", [1, 4])
+def test_distances_whose_squares_are_infinite(plain: Device, sets: int, kind: str) -> None:
+    large = 2.0 ** (70 if kind == "f32" else 600)
+    v, z, w, g = data(sets, 1, 3, 7, kind, imaginary=False)
+    for pairs in (True, False):
+        got = plain.product(v, z * large, w * large, pairs, 1).to(torch.complex128) * large
+        assert exact.relative_error(got, exact.product(v, z, w, pairs, 1)) < TOLERANCE[kind]
+    got = plain.transpose(g, z * large, w * large, 1).to(torch.complex128) * large
+    assert exact.relative_error(got, exact.transpose(g, z, w, 1)) < TOLERANCE[kind]
+
+
 def test_no_poles(plain: Device) -> None:
     v, z, w, _ = data(2, 2, 0, 5, "f32")
     assert (plain.product(v, z, w, True, 1) == 0).all()

@@ -87,7 +87,9 @@ def test_against_dense_resolvents(plain: Device, shape: tuple[int, ...], kind: s
 
 
 @pytest.mark.parametrize("kind", COMPLEX)
-@pytest.mark.parametrize("shape", [*SHAPES, (1, 1, 1, 3, SEGMENT + 100), (2, 5, 1, 2, 7 * SEGMENT)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [*SHAPES, (1, 1, 1, 3, SEGMENT + 100), (2, 5, 1, 2, 7 * SEGMENT), (7, 6, 2, 1, 300)], ids=str
+)
 def test_gradients(plain: Device, shape: tuple[int, ...], kind: str) -> None:
     """Against the Cauchy products' adjoint in torch, which gradcheck holds against differences."""
     tensors = as_kernels_take(system(*shape), kind)

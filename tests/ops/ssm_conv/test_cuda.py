@@ -168,15 +168,34 @@ def test_powers_in_float32(dense: bool) -> None:
     compare(Device(0).backward(g, g_final, a), want, 1e-6, 1e-6)
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("dense", [True, False], ids=["dense", "diagonal"])
+@pytest.mark.parametrize(("math", "dtype", "precision", "rounded", "others"), MATHS[1:])
+def test_powers_in_float32_of_many_states(
+    math: str, dtype: torch.dtype, precision: int, rounded: float, others: float, dense: bool
+) -> None:
+    case = (3, 1, 1, 170, 16, 47 if dense else 46, dense, True)
+    a = arguments(case, dtype)
+    a = a._replace(a_powers=a.a_powers.to(torch.float32 if dense else torch.cfloat))
+    g, g_final = proof.gradients(proof.Sizes(*case), dtype)
+    want = reference.ssm_conv(*exact(*a)), reference.ssm_conv_backward(*exact(g, g_final, *a))
+    for device in (Device(precision), with_matrices_in_global_memory(case, dtype, precision)):
+        compare(device.forward(a), want[0], rounded, others)
+        compare(device.backward(g, g_final, a), want[1], rounded, others)
+
+
 #: As MATHS, and every other type that a product's sequences may have.
-EVERY_TYPE = [*MATHS, ("f32", torch.float16, 0, 3e-3, 1e-5), ("tf32", torch.bfloat16, 2, 5e-3, 5e-3)]
-#: Tiles of more than four elements a thread: as many more as a multiple of four, one more, two and three more.
+EVERY_TYPE = [*MATHS, ("f32", torch.float16, 0, 3e-3, 1e-5)]
+#: Tiles of more than four elements a thread, in all rows of a block and all chunks of a segment; then many segments.
 LOOPS = [
-    (1, 2, 1, 200, 64, 64, True, True),
-    (1, 1, 1, 300, 128, 4, False, True),
-    (17, 5, 1, 40, 16, 20, True, False),
+    (16, 2, 1, 550, 64, 64, True, True),
+    (16, 1, 1, 550, 64, 64, False, True),
+    (16, 1, 1, 1060, 128, 4, False, True),
+    (17, 8, 1, 140, 16, 20, True, False),
     (1, 3, 1, 70, 32, 48, False, True),
-    (1, 7, 1, 40, 16, 48, True, False),
+    (16, 7, 1, 140, 16, 48, True, False),
+    (1, 1, 1, 2600, 4, 7, True, True),
+    (1, 1, 1, 2600, 4, 6, False, True),
 ]
 
 

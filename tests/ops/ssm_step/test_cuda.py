@@ -28,6 +28,7 @@ SHAPES: list[tuple[int, int, int, int, int | None]] = [
     (17, 2, 70, 2, 1),
     (3, 130, 2, 1, 3),
     (2, 3, 0, 1, 1),
+    (1, 3, 0, 2, 1),
 ]
 
 
@@ -59,7 +60,9 @@ def test_state_indices(rank: int | None) -> None:
     state_indices = [4, -1, 0, 5, 2, -1, 1, 99, -2, 8]  # of 9 slots
     run(exact.sample(10, 3, 5, 2, rank, state_indices=state_indices, slots=9), in_place=True)
     for slot in (1, -1, 2):
-        run(exact.sample(1, 3, 5, 2, rank, state_indices=[slot], slots=2), in_place=True)
+        for pairs, channels in ((5, 2), (70, 0), (70, 2)):
+            some = exact.sample(1, 3, pairs, channels, rank and 2, state_indices=[slot], slots=2)
+            run(some, in_place=True)
 
 
 def test_results_do_not_depend_on_the_order_of_threads() -> None:

@@ -108,6 +108,7 @@ def test_smallest_sizes(plain: Device, sizes: tuple[int, int], kind: str) -> Non
     v, x, g = data(2, 2, N, L, kind)
     out = plain.product(v, x, L, True, 0)
     torch.testing.assert_close(out, 2 * v.real.sum(-1, keepdim=True).expand(2, 2, L))
+    torch.testing.assert_close(plain.product(v, x, L, False, 0), v.sum(-1, keepdim=True).expand(2, 2, L))
     if N:
         torch.testing.assert_close(plain.transpose(g, x, 0), g.expand(2, 2, N))
 
