@@ -150,7 +150,7 @@ def test_every_access_is_in_bounds_and_ordered_for_many_schedules(sizes: tuple[A
 
 def test_time_is_cut_where_channels_are_few() -> None:
     """Into as many segments as there are chunks, but no more than fill a GPU."""
-    for batch, length, segments in ((1, 130, 3), (1, 64, 1), (200, 65, 2), (200, 129, 3), (512, 65, 1)):
+    for batch, length, segments in ((1, 130, 3), (1, 64, 1), (200, 65, 2), (512, 65, 1)):
         call = narrowed(laid_out(draw(batch, 1, length, 1, all_options=False), False, (0, 9), True), F32)
         driver().record()
         driver().run("selective_scan", *call)
