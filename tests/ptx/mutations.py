@@ -9,6 +9,10 @@ from typing import NamedTuple
 
 STATEMENT = re.compile(r"^(?P<indent>\s*)(?P<guard>@!?%p\d+\s+)?(?P<opcode>[a-z][\w.:]*)(?P<rest>[^;]*);")
 REGISTER = re.compile(r"%[a-z]+\d+")
+#: Have index and divisor any bits above 32, and the jump by that: up to the line in question.
+DIVISION = re.compile(
+    r"and\.b64\s+(%rd\d+), %rd\d+, -4294967296;(\s*setp\.\w+\.s64\s+(%p\d+), \1, 0;(\s*@!?\3 bra[^;]*;)?)?$"
+)
 
 #: An opcode's beginning, and what it becomes.
 OPERATORS = {
@@ -114,9 +118,17 @@ KINDS: dict[str, Callable[[Statement, Sequence[str], Random], Statement | None]]
 }
 
 
+def chooses_division(lines: Sequence[str], line: int) -> bool:
+    """Does a line (from 1) only choose between a division of 64 bits and one of 32, which have the same result?"""
+    code = [each for each in lines[max(0, line - 8) : line] if STATEMENT.match(each)]
+    return bool(STATEMENT.match(lines[line - 1])) and DIVISION.search("\n".join(code)) is not None
+
+
 def changed(text: str, line: int, kind: str, random: Random) -> str | None:
-    """The text with a change of that kind in a line (from 1), if there is one."""
+    """The text with a change of that kind in a line (from 1), if there is one that could make a difference."""
     lines = text.splitlines()
+    if chooses_division(lines, line):
+        return None
     found = statement(lines[line - 1])
     other = KINDS[kind](found, lines[max(0, line - 12) : line + 4], random) if found else None
     if other is None or other == found:

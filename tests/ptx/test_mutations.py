@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from .mutations import changed, statement
+from .mutations import changed, chooses_division, statement
 
 TEXT = """.visible .entry k() {
 \t.reg .b32 %r<9>;
@@ -46,3 +46,12 @@ def test_a_register_becomes_another_source() -> None:
 def test_a_statement_is_its_parts() -> None:
     for line in TEXT.splitlines()[2:-1]:
         assert str(statement(line)) == line
+
+
+def test_what_chooses_a_division_is_left_alone() -> None:
+    """The results of both are the same."""
+    text = ["and.b64 \t%rd4, %rd1, -4294967296;", "setp.eq.s64 \t%p1, %rd4, 0;", "@%p1 bra \t$L__BB0_3;"]
+    text += ["div.s64 \t%rd5, %rd1, %rd2;", "setp.eq.s64 \t%p2, %rd5, 0;", "@%p2 bra \t$L__BB0_4;"]
+    assert [chooses_division(text, line) for line in range(1, 7)] == [True, True, True, False, False, False]
+    assert changed("\n".join(text), 2, "immediate", Random(0)) is None
+    assert changed("\n".join(text), 5, "immediate", Random(0)) is not None
