@@ -14,7 +14,7 @@ from sequence_kernels.ops.selective_scan import cuda as on_cuda
 from sequence_kernels.ops.selective_scan import reference
 from tests.cuda_driver import ORDERS, driver, skip_reason
 
-from ..sample import C128, F64
+from ..sample import C128, F64, real
 from .test_selective_scan import Given, by_elements, draw, error, with_gradients
 
 pytestmark = [
@@ -188,3 +188,27 @@ def test_what_kernels_do_not_take_is_prepared_or_left_to_torch() -> None:
             error(r, w) < (4e-3 if w.dtype == torch.bfloat16 else bound)
             for r, w in zip(got, want, strict=True)
         )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "b_size", "c_size"),
+    [
+        ((2, 130, 20, 20), (1, 1), (130, 2)),
+        ((1, 70, 24, 40), (70, 3), (1, 2)),
+        ((2, 66, 5, 3), (1, 5), (66, 1)),
+        ((2, 5, 7, 0), (5, 1), (5, 1)),
+        ((0, 5, 7, 2), (5, 1), (5, 1)),
+    ],
+)
+def test_b_and_c_of_other_times_and_groups(sizes: Any, b_size: Any, c_size: Any) -> None:
+    """Constant ones that a block shares; groups of b across those of c; no state, and no sequences."""
+    batch, length, channels, size = sizes
+    u, delta, z, g = (real(batch, length, channels, seed=i) for i in range(4))
+    b, c = (real(batch, *of, size, seed=4) for of in (b_size, c_size))
+    rates, d = -real(channels, size, seed=5).abs(), real(channels, seed=6)
+    state, g_final = (real(batch, channels, size, seed=i) for i in (7, 8))
+    call = [u, delta, rates, b, c, d, z, d, state, True, -math.inf, math.inf]
+    want, got = reference.selective_scan(*call), driver().run("selective_scan", *call)
+    want += reference.selective_scan_backward(g, g_final, *call[:9], want[2], *call[9:])
+    got = [*got, *driver().run("selective_scan_backward", g, g_final, *call, got[2])]
+    assert max(map(error, got, want)) < 1e-11
