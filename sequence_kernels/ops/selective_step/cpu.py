@@ -15,33 +15,19 @@ from ..layouts import plain
 def _run(state: Tensor, inputs: Any, state_indices: Tensor | None, numbers: Any, to: Tensor) -> Tensor:
     """``state`` and ``to`` are contiguous, and may be the same."""
     u, delta, a, b, c, d, z, bias = inputs
-    batch = u.dim() - 2
-
-    def rows(t: Tensor | None) -> Tensor | None:
-        """(rows, ...) in the precision of the state."""
-        if t is None:
-            return None
-        return plain(t.to(state.dtype)).view(math.prod(t.shape[:batch]), *t.shape[batch:])
-
-    def parameter(t: Tensor | None) -> Tensor | None:
-        return None if t is None else plain(t)
-
-    slots = math.prod(state.shape[:-3]), *state.shape[-3:]
-    y = torch.ops.sequence_kernels_native.selective_step.default(
-        state.view(slots),
-        None if state_indices is None else plain(state_indices.to(torch.int64)),
-        rows(u),
-        rows(delta),
-        parameter(a),
-        rows(b),
-        rows(c),
-        parameter(d),
-        rows(z),
-        parameter(bias),
-        *numbers,
-        to.view(slots),
+    batch, real = u.dim() - 2, state.dtype
+    rows = [t for t in (u, delta, b, c, z) if t is not None]
+    rows = [t if t.dtype == real and t.is_contiguous() else plain(t.to(real)) for t in rows]
+    if batch != 1:
+        rows = [t.view(math.prod(t.shape[:batch]), *t.shape[batch:]) for t in rows]
+        state, to = (t.view(math.prod(t.shape[:-3]), *t.shape[-3:]) for t in (state, to))
+    a, d, bias = (None if t is None else plain(t) for t in (a, d, bias))
+    indices = None if state_indices is None else plain(state_indices.to(torch.int64))
+    native = torch.ops.sequence_kernels_native.selective_step.default
+    y = native(
+        state, indices, *rows[:2], a, *rows[2:4], d, None if z is None else rows[4], bias, *numbers, to
     )
-    return y.view(u.shape).to(u.dtype)
+    return y if y.shape == u.shape and y.dtype == u.dtype else y.view(u.shape).to(u.dtype)
 
 
 @implement("selective_step", "cpu")
