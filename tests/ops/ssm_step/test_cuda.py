@@ -54,15 +54,19 @@ def test_step(shape: Any, dtype: torch.dtype) -> None:
     run(exact.sample(*shape, dtype=dtype, skip=False), in_place=True)
 
 
+@pytest.mark.parametrize("dtype", exact.TOLERANCE, ids=str)
 @pytest.mark.parametrize("rank", [None, 1])
-def test_state_indices(rank: int | None) -> None:
+def test_state_indices(rank: int | None, dtype: torch.dtype) -> None:
     """Idle rows give 0, slots that do not exist NaN; the states of others keep their bits."""
-    state_indices = [4, -1, 0, 5, 2, -1, 1, 99, -2, 8]  # of 9 slots
-    run(exact.sample(10, 3, 5, 2, rank, state_indices=state_indices, slots=9), in_place=True)
+    mixed = [4, -1, 0, 5, 2, -1, 1, 99, -2, 8]  # of 9 slots
+    for state_indices in (mixed, [-1] * 9, [9] * 9):
+        rows = len(state_indices)
+        of = {"state_indices": state_indices, "slots": 9, "dtype": dtype}
+        run(exact.sample(rows, 3, 5, 2, rank, **of), in_place=True)
     for slot in (1, -1, 2):
         for pairs, channels in ((5, 2), (70, 0), (70, 2)):
-            some = exact.sample(1, 3, pairs, channels, rank and 2, state_indices=[slot], slots=2)
-            run(some, in_place=True)
+            some = {"state_indices": [slot], "slots": 2, "dtype": dtype}
+            run(exact.sample(1, 3, pairs, channels, rank and 2, **some), in_place=True)
 
 
 def test_results_do_not_depend_on_the_order_of_threads() -> None:
