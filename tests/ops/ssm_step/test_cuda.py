@@ -59,7 +59,8 @@ def test_step(shape: Any, dtype: torch.dtype) -> None:
 def test_state_indices(rank: int | None, dtype: torch.dtype) -> None:
     """Idle rows give 0, slots that do not exist NaN; the states of others keep their bits."""
     mixed = [4, -1, 0, 5, 2, -1, 1, 99, -2, 8]  # of 9 slots
-    for state_indices in (mixed, [-1, 9] * 5, [9, -1] * 5):
+    apart = [[(-1, 9)[row >> bit & 1] for row in range(8)] for bit in range(3)]  # every two rows of a block
+    for state_indices in (mixed, *apart):
         rows = len(state_indices)
         of = {"state_indices": state_indices, "slots": 9, "dtype": dtype}
         run(exact.sample(rows, 3, 5, 2, rank, **of), in_place=True)
