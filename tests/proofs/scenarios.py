@@ -332,7 +332,7 @@ def tuned() -> dict[str, Any]:
     def chosen(pairs: int) -> str:
         return dispatch.choose(OP, None, torch.ones(1, pairs, dtype=torch.complex64, device=DEVICE))
 
-    tune.SAMPLES = 1
+    tune.SAMPLES = 3  # the best of them, where other programs take a core for a while
     dispatch.workloads = small
     found: dict[str, Any] = {}
     with (
