@@ -33,6 +33,7 @@ from sequence_kernels import (
     parameter_groups,
     use_backend,
 )
+from sequence_kernels.compat.hugging_face import Mixer
 from sequence_kernels.layers import activations, components, norms, residuals, series_norms
 from sequence_kernels.models import merge_states, select_state, split_states
 from sequence_kernels.optim import CarriesOptions, parameter_options
@@ -97,6 +98,14 @@ def _tokens(module: Any) -> Tensor:
     return module(torch.ones(2, 4, WIDTH), None, tokens, torch.tensor([6, 6]))[0]
 
 
+def _hugging_face_mixer() -> Mixer:
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.mamba.modeling_mamba import MambaMixer
+
+    config = transformers.MambaConfig(hidden_size=WIDTH, state_size=2, time_step_rank=2)
+    return Mixer(MambaMixer(config, layer_idx=0))
+
+
 #: How classes that are no SequenceModule are made and run; one that is not here is made from its width alone.
 PARTS: dict[type[nn.Module], tuple[Make, Run]] = {
     S4Decoder: (lambda: S4Decoder(5, WIDTH, n_layers=1, dropout=0.0), _tokens),
@@ -104,6 +113,7 @@ PARTS: dict[type[nn.Module], tuple[Make, Run]] = {
         lambda: MambaLM(5, WIDTH, 1, d_state=2),
         lambda m: m((torch.arange(12).view(2, 6) % 5).to(m.backbone.embedding.weight.device))[0],
     ),
+    Mixer: (_hugging_face_mixer, through),
     SSKernel: (lambda: SSKernel(WIDTH, 4, lr={"B": 0.0}), kernel_of),
     DPLRSSM: (lambda: SSKernel(WIDTH, 4).kernel, kernel_of),
     DiagonalSSM: (lambda: SSKernel(WIDTH, 4, mode="diag", lr=1e-3).kernel, kernel_of),
