@@ -67,7 +67,7 @@ class _Mixer(nn.Module):
         return self._go_on(hidden_states, (conv_state, ssm_state)), conv_state, ssm_state
 
     def allocate_inference_cache(
-        self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any
+        self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None
     ) -> Cache:
         """Zeros, in the dtype of the weights unless one is given."""
         layer: Any = self.__dict__["layer"]
@@ -181,8 +181,11 @@ class Mamba2(_Mixer):
     ) -> Tensor:
         """``(B, L, d_model)``, or with ``seqlen`` ``(B L, d_model)``, to the same.
 
-        With ``seq_idx`` (B, L) every run of a number is a sequence of its own; ``cu_seqlens`` alone separates nothing.
+        With ``seq_idx`` (B, L) every run of a number is a sequence of its own; ``cu_seqlens`` needs it, as it separates
+        nothing by itself.
         """
+        if cu_seqlens is not None and seq_idx is None:
+            raise ValueError("cu_seqlens needs seq_idx, which is what separates sequences; got None")
         x = u if seqlen is None else u.unflatten(0, (-1, seqlen))
         if seq_idx is None:
             y = self._cached(x, inference_params)

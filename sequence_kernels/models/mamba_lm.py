@@ -163,10 +163,11 @@ class MambaLM(nn.Module):
         return TokenStepper(self, batch_shape, **options)
 
     def takes(self, method: str) -> frozenset[str] | None:
-        """The names of the arguments that a method takes."""
-        return keywords.taken(getattr(type(self), method))
+        """The names of the arguments that a method takes besides the tokens."""
+        taken = keywords.taken(getattr(type(self), method))
+        return None if taken is None else taken - {"tokens"}
 
-    def stages(self, **kwargs: Any) -> list[Stage]:
+    def stages(self) -> list[Stage]:
         """What ``step`` does in eval mode, of tokens that are embedded."""
         head = self.backbone.embedding.weight if self.lm_head is None else self.lm_head.weight
         half = head.dtype not in (torch.float32, torch.float64)  # the sum is then wider

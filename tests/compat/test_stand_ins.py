@@ -432,3 +432,13 @@ def test_the_gated_norm() -> None:
     norm = module.RMSNorm(8, group_size=4, norm_before_gate=False, dtype=torch.float64)
     close(norm(x, z), want)
     close(module.rmsnorm_fn(x, weight, bias, z, 1e-5, 4, False), want * weight + bias)
+
+
+def test_what_would_be_ignored_is_refused() -> None:
+    from mamba_ssm import Mamba2  # type: ignore[import-not-found]
+
+    mixer = Mamba2(8, d_state=4, headdim=4)
+    with pytest.raises(ValueError, match="cu_seqlens needs seq_idx"):
+        mixer(torch.ones(1, 6, 8), cu_seqlens=torch.tensor([0, 2, 6]))
+    with pytest.raises(TypeError, match="dtpye"):
+        mixer.allocate_inference_cache(1, 1, dtpye=torch.float64)

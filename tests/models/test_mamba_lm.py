@@ -66,6 +66,9 @@ def test_the_stepper_is_the_model(kind: str, options: dict[str, Any]) -> None:
     pool = lm.stepper((7,))
     rows = [pool.step(tokens[:, t], state_indices=torch.tensor([6, -1, 2])) for t in range(12)]
     close(torch.stack(rows, 1)[[0, 2]], want[[0, 2]])
+    for typo in ("tokens", "rate", "state_dtpye"):
+        with pytest.raises(TypeError, match=rf"MambaLM.stepper takes no argument '{typo}'"):
+            lm.stepper((3,), **{typo: 1})
     with pytest.raises(TypeError, match=r"tokens must be a tensor of integers, got \(3, 16\) torch.float64"):
         stepper.step(torch.randn(3, 16).double())
 
