@@ -1,4 +1,4 @@
-// The selective scan on CUDA tensors: the ops that register.cpp defines, by the kernels in cuda.cu.
+// The selective scan on CUDA tensors: the ops that register.cpp defines, by the kernels in cuda.cu and cuda_backward.cu.
 
 #include "selective_scan/cuda.h"
 
@@ -8,6 +8,7 @@
 #include "selective_scan/checks.h"
 
 EMBEDDED_KERNELS(selective_scan);
+EMBEDDED_KERNELS(selective_scan_backward);
 
 namespace sequence_kernels {
 namespace {
@@ -16,17 +17,15 @@ namespace cuda = ::selective_scan;
 
 // By [complex][double].
 using Kernels = CudaKernel[2][2];
-#define KERNELS(kind)                                                    \
-  {                                                                      \
-    {{selective_scan_fatbin, "selective_scan_" kind "_real_f32"},        \
-     {selective_scan_fatbin, "selective_scan_" kind "_real_f64"}},       \
-    {                                                                    \
-      {selective_scan_fatbin, "selective_scan_" kind "_complex_f32"},    \
-          {selective_scan_fatbin, "selective_scan_" kind "_complex_f64"} \
-    }                                                                    \
+#define KERNELS(fatbin, kind)                                                                          \
+  {                                                                                                    \
+    {{fatbin, "selective_scan_" kind "_real_f32"}, {fatbin, "selective_scan_" kind "_real_f64"}}, {    \
+      {fatbin, "selective_scan_" kind "_complex_f32"}, {fatbin, "selective_scan_" kind "_complex_f64"} \
+    }                                                                                                  \
   }
-const Kernels ends = KERNELS("ends"), carry = KERNELS("carry"), forward = KERNELS("forward"),
-              backward = KERNELS("backward");
+const Kernels ends = KERNELS(selective_scan_fatbin, "ends"), carry = KERNELS(selective_scan_fatbin, "carry"),
+              forward = KERNELS(selective_scan_fatbin, "forward"),
+              backward = KERNELS(selective_scan_backward_fatbin, "backward");
 #undef KERNELS
 
 // So many blocks fill a GPU: as long as there are fewer, time is cut.
