@@ -1,4 +1,4 @@
-// Which instruction set to run on this machine.
+// Which instruction set to run on this machine. Without torch.
 #pragma once
 
 #include <type_traits>
@@ -9,6 +9,9 @@ namespace sequence_kernels {
 
 // The best instruction set that this machine has, or the lower one that a test has asked for.
 Isa instruction_set();
+
+// Runs no higher one than that from now on; returns what will run.
+Isa limit_instruction_set(Isa highest);
 
 // Call function(std::integral_constant<Isa, ...>) for the instruction set of this machine.
 template <typename Function>

@@ -1,17 +1,15 @@
-// Programs as an op of torch: every instruction checked against the memory that it is given.
+// Programs as an op of torch.
 
 #include <algorithm>
 
 #include "runtime/cpu_isa.h"
 #include "runtime/library.h"
-#include "step_program/step_program.h"
+#include "step_program/checks.h"
 
 namespace sequence_kernels {
 namespace {
 
 constexpr int64_t kFields = sizeof(Instruction) / sizeof(int64_t);
-
-constexpr int64_t kActivations = static_cast<int64_t>(Activation::sigmoid);
 
 // Products of weights and channels below which a second thread costs more than it saves.
 constexpr int64_t kWorthAThread = 1 << 22;
@@ -22,116 +20,6 @@ int64_t elements(const std::vector<int64_t>& shape) {
   return count;
 }
 
-int64_t padded(int64_t size) {
-  return (size + kPanel - 1) / kPanel * kPanel;
-}
-
-// What a run needs to know of its program; throws for one that would leave its memory.
-struct Checked {
-  int64_t channels, widest, levels = 0, max_rank = 0;
-
-  Checked(const Instruction* program, int64_t count, int64_t input, int64_t weights, int64_t state)
-      : channels(input), widest(input) {
-    int64_t kept[16];
-    int64_t level = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      const Instruction& at = program[i];
-      const int64_t* size = at.size;
-      for (int64_t s : at.size) check(s >= -1 && s < (1 << 30), "a program has a size out of range");
-      const auto reads = [&](int64_t elements) {
-        check(at.weights >= 0 && elements <= weights - at.weights, "a program reads beyond its weights");
-      };
-      const auto holds = [&](int64_t elements) {
-        check(at.state >= 0 && elements <= state - at.state, "a program's state does not fit");
-      };
-      const auto within = [&](int64_t begin, int64_t count) {
-        return begin >= 0 && count >= 0 && begin + count <= channels;
-      };
-      switch (at.code) {
-        case Code::save:
-          check(level < 16, "a program nests residuals too deeply");
-          kept[level++] = channels;
-          levels = level > levels ? level : levels;
-          break;
-        case Code::residual:
-          check(level > 0 && kept[level - 1] == channels, "a program's residual does not fit");
-          --level;
-          reads(2);
-          break;
-        case Code::norm:
-          reads(kPanel + 2 * padded(channels));
-          break;
-        case Code::linear:
-          check(within(size[2], size[0]) && size[1] >= 0 && (size[3] == 0 || size[3] == 1),
-                "a program's linear map does not fit");
-          reads(padded(size[1]) * (1 + size[0]));
-          channels = size[1] + (size[3] ? channels : 0);
-          break;
-        case Code::glu:
-          check(size[0] >= 0 && 2 * size[0] == channels, "a program's gate does not fit");
-          channels = size[0];
-          break;
-        case Code::activation:
-          check(size[0] >= 0 && size[0] <= kActivations, "a program has an unknown activation");
-          break;
-        case Code::recurrence: {
-          const int64_t poles = 2 * size[0] * size[1];
-          check(size[0] == channels && size[1] >= 0 && size[2] >= 0 && size[3] >= 0,
-                "a program's recurrence does not fit");
-          holds(poles);
-          check(double(size[2] + size[3] + 1) * double(poles + 1) < 0x1p60,
-                "a program's recurrence is too large");
-          reads(2 * padded(poles) + padded(size[2] * poles) + padded(size[2] * size[0]) +
-                2 * padded(size[3] * poles));
-          channels = size[2] * size[0];
-          max_rank = size[3] > max_rank ? size[3] : max_rank;
-          break;
-        }
-        case Code::convolution: {
-          const int64_t taps = size[1];
-          check(within(size[2], size[0]) && taps > 0 && size[3] >= 0 && size[3] <= kActivations + 1,
-                "a program's convolution does not fit");
-          holds((taps - 1) * size[0]);
-          reads(padded(size[0]) + padded(taps * size[0]));
-          break;
-        }
-        case Code::selective: {
-          const auto model = named<Selective>(at);
-          const int64_t heads = model.heads, width = model.width, entries = model.size, groups = model.groups;
-          check(heads >= 0 && width >= 0 && entries >= 0 && groups >= 0 &&
-                    double(heads) * double(width) * double(entries) < 0x1p60,
-                "a program's selective step has a size out of range");
-          const int64_t shared = groups * entries, outputs = heads * width;
-          check((groups > 0 ? heads % groups == 0 : heads == 0) &&
-                    (model.scalar == 1 || (model.scalar == 0 && width == 1)) && within(model.u, outputs) &&
-                    within(model.delta, heads) && within(model.b, shared) && within(model.c, shared) &&
-                    (model.z == -1 || within(model.z, outputs)),
-                "a program's selective step does not fit");
-          holds(outputs * entries);
-          reads(kPanel + padded(heads * (model.scalar ? 1 : entries)) +
-                padded(model.skip_of_heads ? heads : outputs) + padded(heads));
-          break;
-        }
-        case Code::rms_norm: {
-          const auto norm = named<RootMeanSquare>(at);
-          check(within(norm.begin, norm.channels) && (norm.z == -1 || within(norm.z, norm.channels)) &&
-                    (norm.groups > 0 ? norm.channels % norm.groups == 0 : norm.channels == 0),
-                "a program's norm does not fit");
-          reads(kPanel + padded(norm.channels));
-          break;
-        }
-        case Code::keep:
-          check(within(size[1], size[0]), "a program keeps channels that are not there");
-          channels = size[0];
-          break;
-        default:
-          check(false, "a program has an unknown instruction");
-      }
-      widest = channels > widest ? channels : widest;
-    }
-  }
-};
-
 template <typename Real>
 Tensor run(const Tensor& program, const Tensor& weights, Tensor& state, const Tensor& state_indices,
            const Tensor& x) {
@@ -140,8 +28,8 @@ Tensor run(const Tensor& program, const Tensor& weights, Tensor& state, const Te
   arguments.instructions = program.sizes()[0], arguments.rows = shape[0], arguments.input = shape[1];
   arguments.program = reinterpret_cast<const Instruction*>(program.data<int64_t>());
   arguments.state_size = state.sizes()[1];
-  const Checked found(arguments.program, arguments.instructions, arguments.input, weights.sizes()[0],
-                      arguments.state_size);
+  Examination found(arguments.input, weights.sizes()[0], arguments.state_size);
+  if (const char* fault = found.fault(arguments.program, arguments.instructions)) fail(fault);
   arguments.output = found.channels, arguments.levels = found.levels, arguments.max_rank = found.max_rank;
   arguments.width = padded(found.widest) + kPanel;
   arguments.weights = weights.data<Real>(), arguments.state = state.mutable_data<Real>();
