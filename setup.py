@@ -1,4 +1,5 @@
-"""Builds sequence_kernels/_native_cpu.so, if there is a C++ compiler; everything else is in pyproject.toml.
+"""Builds, if there is a C++ compiler, sequence_kernels/_native_cpu.so and, for programs in C,
+sequence_kernels/stream/lib/libsequence_stream.so; everything else is in pyproject.toml.
 
 SEQUENCE_KERNELS_CUDA=13.0 asks for sequence_kernels/_native_cuda.so too, compiled for that CUDA by what
 tools/cuda_compiler.py finds. Beside each library a .json file says what it was built with, its size and its hash.
@@ -38,6 +39,13 @@ INSTRUCTION_SETS = {
 }
 FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -ffp-contract=fast -Wall -Wextra -Wno-psabi"
 NVCC_FLAGS = "-std=c++17 -O3 -fatbin"
+
+
+# libsequence_stream: the interpreter of step programs, and what needs neither torch nor libstdc++.
+STREAM = ("step_program/cpu", "runtime/cpu_isa", "stream/")
+# What libc and libm do not have is an error.
+STREAM_LINK = "-Wl,-soname,libsequence_stream.so -Wl,-z,defs -Wl,--gc-sections -nodefaultlibs -lm -lc -lgcc"
+STREAM_FILES = ("lib/libsequence_stream.so", "include/sequence_stream.h")
 
 
 def find_compiler() -> str | None:
@@ -85,9 +93,14 @@ def ninja_file(compiler: str, cuda: Cuda | None, folder: Path) -> str:
         f"  command = {compiler} -shared -nostdlib -x c /dev/null -o $out -Wl,-soname,$out",
         "rule link",
         f"  command = {compiler} -shared -s $in -o $out -L. -Wl,--no-as-needed -ltorch -Wl,--as-needed",
+        "rule link_stream",
+        f"  command = {compiler} -shared -s $in -o $out {STREAM_LINK}",
+        "rule copy",
+        "  command = cp $in $out",
         "build libtorch.so: stub",
     ]
     libraries: dict[str, list[str]] = {"cpu": []}
+    stream: list[str] = []
     if cuda:
         libraries["cuda"] = ["runtime/old_libstdcxx.o"]
         lines += cuda_rules(compiler, cuda, include)
@@ -109,9 +122,16 @@ def ninja_file(compiler: str, cuda: Cuda | None, folder: Path) -> str:
         if is_op or not variants:
             variants = {**variants, "": ""}
         for name, extra in variants.items():
-            library.append(f"{stem}.{name}.o" if name else f"{stem}.o")
-            lines.append(f"build {library[-1]}: compile {ninja_path(source)}")
+            made = f"{stem}.{name}.o" if name else f"{stem}.o"
+            if stem.startswith(STREAM):
+                stream.append(made)
+            if source.parent.name != "stream":
+                library.append(made)
+            lines.append(f"build {made}: compile {ninja_path(source)}")
             lines.append(f"  flags = {extra} -DSEQUENCE_KERNELS_ISA={name}" if name else "")
+    shared, header = (ninja_path(folder / "stream" / name) for name in STREAM_FILES)
+    lines.append(f"build {shared}: link_stream {' '.join(stream)}")
+    lines.append(f"build {header}: copy {ninja_path(ROOT / 'csrc/stream/sequence_stream.h')}")
     for name, objects in libraries.items():
         lines.append(
             f"build {ninja_path(folder / f'_native_{name}.so')}: link {' '.join(objects)} | libtorch.so"
@@ -181,6 +201,10 @@ class BuildNative(build_ext):
         super().copy_extensions_to_source()
         for facts in (Path(self.build_lib) / "sequence_kernels").glob("_native_*.json"):
             shutil.copy(facts, ROOT / "sequence_kernels")
+        for name in STREAM_FILES:
+            to = ROOT / "sequence_kernels/stream" / name
+            to.parent.mkdir(exist_ok=True)
+            shutil.copy(Path(self.build_lib) / "sequence_kernels/stream" / name, to)
 
 
 class Wheel(bdist_wheel):

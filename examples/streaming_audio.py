@@ -4,7 +4,8 @@ The speech is synthesised by espeak-ng, or read from a WAV file of your own (--a
 take white noise away from a few sentences; then a sentence that it has never heard arrives in blocks of 10 ms, as
 from a microphone, and once more sample by sample. Both must equal the same model run over the whole recording at once.
 
-Everything it makes goes to runs/streaming_audio/: noisy.wav, cleaned.wav and streaming_audio.png.
+Everything it makes goes to runs/streaming_audio/: noisy.wav, cleaned.wav and streaming_audio.png. --save writes the
+model for programs without Python: examples/c_stream/clean.c is one.
 """
 
 from __future__ import annotations
@@ -251,6 +252,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the initial values and the noise")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the stream (default: 1)")
+    parser.add_argument(
+        "--save", type=Path, help="where to write a step of the model, for the C library (.skp)"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where to write (default: runs)")
     options = parser.parse_args(arguments)
     if options.steps is None:
@@ -291,6 +295,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"speech over noise, unheard sentence: {before:.1f} dB before, {after:.1f} dB after\n")
 
     stepper = model.stepper()
+    if options.save is not None:
+        stepper.save(options.save)
     by_block = stream(stepper, noisy, round(BLOCK_SECONDS * rate))
     by_sample = stream(stepper, noisy, 1)
     print(

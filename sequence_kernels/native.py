@@ -36,6 +36,11 @@ def unavailable(name: str) -> str | None:
         return _reasons[name]
 
 
+def how_to_build(name: str) -> str:
+    """What to do where the library ``name`` was not built."""
+    return _FIX[name]
+
+
 def built_with(name: str) -> dict[str, Any] | None:
     """What compiled the library ``name`` and for what (setup.py writes it); None where nothing readable says so."""
     try:

@@ -127,6 +127,8 @@ WHOLE = {
         {"compiler": "g++", "size": 9, "sha256": hashlib.sha256(b"a library").hexdigest()}
     ).encode(),
     "sequence_kernels/py.typed": b"",
+    "sequence_kernels/stream/lib/libsequence_stream.so": b"another library",
+    "sequence_kernels/stream/include/sequence_stream.h": b"",
     "sequence_kernels/native.py": b"",
     "sequence_kernels-0.1.0.dist-info/RECORD": b"",
 }
@@ -142,6 +144,8 @@ NAME = "sequence_kernels-0.1.0-py3-none-manylinux_2_28_x86_64.whl"
         (NAME.replace("manylinux_2_28", "linux"), {}, "is not a manylinux wheel for every Python 3"),
         (NAME, {"sequence_kernels/py.typed": None}, "it lacks py.typed"),
         (NAME, {"sequence_kernels/_native_cpu.so": None}, "it lacks _native_cpu.so"),
+        (NAME, {"sequence_kernels/stream/lib/libsequence_stream.so": None}, "it lacks stream/lib/lib"),
+        (NAME, {"sequence_kernels/stream/include/sequence_stream.h": None}, "it lacks stream/include/"),
         (NAME, {"sequence_kernels/_native_cpu.json": None}, "it lacks _native_cpu.json"),
         (NAME, {"sequence_kernels/_native_cpu.so": b"a librory"}, "does not tell the size and hash"),
         (NAME, {"sequence_kernels/_native_cuda.so": b""}, "has no sequence_kernels/_native_cuda.json"),

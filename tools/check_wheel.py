@@ -42,7 +42,8 @@ def faults(wheel: Path) -> list[str]:
         found.append(f"{wheel.name} is not a manylinux wheel for every Python 3")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-        wanted = ("_native_cpu.so", "_native_cpu.json", "py.typed")
+        stream = ("stream/lib/libsequence_stream.so", "stream/include/sequence_stream.h")
+        wanted = ("_native_cpu.so", "_native_cpu.json", "py.typed", *stream)
         found += [f"it lacks {name}" for name in wanted if f"sequence_kernels/{name}" not in names]
         found += [
             f"it holds {name}"
@@ -55,7 +56,7 @@ def faults(wheel: Path) -> list[str]:
                 said, library = json.loads(archive.read(facts)), archive.read(name)
                 if not fingerprint(library).items() <= said.items():
                     found.append(f"{facts} does not tell the size and hash of {name}")
-            elif name.endswith(".so") and name != "sequence_kernels/_native_cpu.so":
+            elif name.endswith(".so") and name.removeprefix("sequence_kernels/") not in wanted:
                 found.append(f"{name} has no {facts}")
     return found
 

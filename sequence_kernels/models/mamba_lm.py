@@ -56,8 +56,11 @@ class TokenStepper(Stepper):
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         _check_tokens(tokens)
+        return F.embedding(tokens, self._embedding()).to(self.dtype)
+
+    def _embedding(self) -> Tensor:
         backbone: Any = cast("MambaLM", self._source).backbone
-        return F.embedding(tokens, backbone.embedding.weight.detach()).to(self.dtype)
+        return backbone.embedding.weight.detach()
 
 
 def _check_tokens(tokens: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +32,21 @@ _CODES = {
 _SIZES = 12  # of an instruction
 
 
+class Panels(NamedTuple):
+    """Where the weight of a linear map lies among a program's numbers."""
+
+    begin: int
+    end: int
+
+
+def packed_panels(weight: Tensor) -> Tensor:
+    """``weight`` (outputs, inputs) as the interpreter has it: see csrc/step_program/step_program.h."""
+    outputs, inputs = weight.shape
+    packed = weight.new_empty((outputs + -outputs % _PANEL) * inputs)
+    torch.ops.sequence_kernels_native.pack.default(weight.detach().contiguous(), 0, True, packed)
+    return packed
+
+
 class Program:
     """Instructions over the channels of a sequence, and the numbers they need.
 
@@ -43,6 +59,7 @@ class Program:
         self.state_size = 0  # numbers that the state of a sequence has
         self._instructions: list[list[int]] = []
         self._weights: list[tuple[Tensor, int, bool]] = []  # where each goes, and whether in panels
+        self.panels: list[Panels] = []
         self._used = 0
 
     def _add(self, name: str, sizes: tuple[int, ...] = (), *weights: Tensor, state: int = 0) -> None:
@@ -75,7 +92,9 @@ class Program:
         given = weight.new_zeros(outputs) if bias is None else bias
         self._add("linear", (inputs, outputs, begin, int(behind)), given)
         self._weights.append((weight, self._used, True))
+        at = self._used
         self._used += (outputs + -outputs % _PANEL) * inputs
+        self.panels.append(Panels(at, self._used))
 
     def keep(self, begin: int, size: int) -> None:
         self.width = size
@@ -141,16 +160,16 @@ class Program:
 
     def finish(self) -> None:
         """Copy the numbers and make it ready to run."""
-        self._packed = torch.zeros(self._used, dtype=self.dtype)
+        self.packed = torch.zeros(self._used, dtype=self.dtype)
         native = torch.ops.sequence_kernels_native
         for weight, at, panels in self._weights:
-            native.pack.default(weight.detach().contiguous(), at, panels, self._packed)
+            native.pack.default(weight.detach().contiguous(), at, panels, self.packed)
         self._weights.clear()
-        self._code = torch.tensor(self._instructions, dtype=torch.int64).view(-1, 3 + _SIZES)
+        self.code = torch.tensor(self._instructions, dtype=torch.int64).view(-1, 3 + _SIZES)
         self._in_order = torch.empty(0, dtype=torch.int64)
         self._run = native.step_program.default
 
     def run(self, state: Tensor, x: Tensor, state_indices: Tensor | None = None) -> Tensor:
         """Step x ``(rows, channels)`` from and to ``state`` ``(slots, state_size)``; -1 is an idle row."""
         state_indices = self._in_order if state_indices is None else state_indices
-        return self._run(self._code, self._packed, state, state_indices, x.contiguous())
+        return self._run(self.code, self.packed, state, state_indices, x.contiguous())

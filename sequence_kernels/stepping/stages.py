@@ -37,6 +37,9 @@ class Stage:
     #: Whether it depends on nothing but its own tensors: not on a module, which must then be in eval mode.
     fixed: ClassVar[bool] = True
 
+    def __str__(self) -> str:
+        return f"the stage {type(self).__name__}"
+
     def run(self, x: Tensor, passage: Passage) -> Tensor | None:
         """Map a step or a block; None where a module gives no output yet."""
         raise NotImplementedError
@@ -187,6 +190,9 @@ class Elementwise(Stage):
     function: Callable[[Tensor], Tensor]
     code: int | None = None
 
+    def __str__(self) -> str:
+        return f"the function {getattr(self.function, '__name__', type(self.function).__name__)}"
+
     def run(self, x: Tensor, passage: Passage) -> Tensor:
         return self.function(x)
 
@@ -282,6 +288,9 @@ class Whole(Carrier):
     def __init__(self, module: Steppable, arguments: dict[str, Any]) -> None:
         self._module = module
         self._arguments = arguments
+
+    def __str__(self) -> str:
+        return f"the step of a {type(self._module).__name__}"
 
     def run(self, x: Tensor, passage: Passage) -> Tensor | None:
         """One step or a block by the module's own steps, of which some may give None."""

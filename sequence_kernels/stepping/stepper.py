@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from ..ops import checks
 from ..ops.dispatch import choose
 from .graphs import CAPTURES, Capture, StepGraph
 from .program import Program
+from .saved import save
 from .stages import Carrier, Passage, Steppable, Whole, stages_of, tensors_of, with_tensors
 from .watched import Watched
 
@@ -105,16 +107,21 @@ class Stepper:
             self._source = cast("Steppable", _copied(module, self).to(**self._target).eval())
             self._stages = stages_of(self._source, **self._arguments)
         self._carriers = [stage for stage in self._stages if isinstance(stage, Carrier)]
-        self._program = self._translated()
+        translated = self._translated()
+        self._program = translated if isinstance(translated, Program) else None
+        self._unserved = None if isinstance(translated, Program) else translated
 
-    def _translated(self) -> Program | None:
-        """The stages as a program of the C++ interpreter; None if it cannot serve them."""
+    def _translated(self) -> Program | str:
+        """The stages as a program of the C++ interpreter; or why it cannot serve them."""
         example = torch.empty(0, dtype=self._inner, device=self.device)
-        if self._inner not in checks.REAL or choose("ssm_step_", None, example) != "cpu":
-            return None
+        if self._inner not in checks.REAL:
+            return f"it computes in {self._inner}"
+        if (backend := choose("ssm_step_", None, example)) != "cpu":
+            return f"on {self.device} its backend is {backend!r}"
         program = Program(self.module.d_model, self._inner)
-        if not all(stage.translate(program) for stage in self._stages):
-            return None
+        for stage in self._stages:
+            if not stage.translate(program):
+                return f"the interpreter does not know {stage}"
         program.finish()
         return program
 
@@ -225,6 +232,34 @@ class Stepper:
         state_indices = None if state_indices is None else state_indices.to(torch.int64)
         y = self._by_stages(rows, state_indices)
         return self._narrowed(y.view(*x.shape[:-2], *y.shape[-2:]))
+
+    def save(self, path: str | os.PathLike[str], *, weights: str = "float32") -> None:
+        """Write a step as a file (.skp), which libsequence_stream runs without Python and torch: docs/c-library.md.
+
+        Its rows are float32, and it computes as this stepper does, in float64 where that has ``state_dtype=float64``.
+        The state is not part of it.
+
+        Args:
+            path: of the file.
+            weights: "bfloat16" stores the weights of linear maps rounded to that, in half the bytes.
+
+        Raises ValueError where a step does not run in one call of the C++ interpreter, or x is not float32.
+        """
+        self._check_fresh()
+        if self.dtype is not torch.float32:
+            raise ValueError(
+                "a saved step takes and gives float32; make the stepper with dtype=torch.float32 (and "
+                f"state_dtype=torch.float64 to compute in that), got dtype {self.dtype}"
+            )
+        if self._program is None:
+            raise ValueError(
+                f"only a step that the C++ interpreter runs in one call can be saved, and here {self._unserved}"
+            )
+        save(path, self._program, self.module.d_model, weights, self._embedding())
+
+    def _embedding(self) -> Tensor | None:
+        """What makes x of tokens, (tokens, d_model)."""
+        return None
 
     def _widened(self, x: Tensor) -> Tensor:
         return x if self._inner is self.dtype else x.to(self._inner)

@@ -1,0 +1,1 @@
+"""Saved steps, and the C library that runs them."""
