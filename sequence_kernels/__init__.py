@@ -1,6 +1,7 @@
 """State-space sequence layers on hand-written kernels. Importing this loads no compiled library and touches no GPU."""
 
 from . import compat, layers, ops
+from .freezing import freeze, frozen_state, thawed_state
 from .layers import *  # noqa: F403 (what it exports, type checkers follow)
 from .models import (
     MambaLM,
@@ -32,8 +33,11 @@ __all__ = [
     "Stepper",
     "TransposedModule",
     "compat",
+    "freeze",
+    "frozen_state",
     "ops",
     "parameter_groups",
+    "thawed_state",
     "use_backend",
 ]
 __all__ += layers.__all__

@@ -54,6 +54,20 @@ def constant_for_compiler(function: Function) -> Function:
     return function
 
 
+@constant_for_compiler
+def exports_to_onnx() -> bool:
+    """Whether ``torch.onnx.export`` is at work, to which an op of ours means nothing."""
+    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+
+
+def scan(function: Callable[..., Any], initial: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """``carry, out = function(carry, input)`` over the first dimension, for exporters: the last carry, and all outs."""
+    from torch._higher_order_ops.scan import scan as higher_order_scan
+
+    carried, outs = higher_order_scan(function, initial, inputs)
+    return carried, outs
+
+
 def in_forward_mode() -> bool:
     """Whether ``torch.func.jvp`` is the innermost transform at work."""
     innermost = transform()

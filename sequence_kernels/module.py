@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .arguments import keywords
+from .arguments import keywords, values
 from .arguments.values import checked
+from .freezing import freeze
+from .ssm import FrozenSystem
 from .stepping.stages import Stage, Whole
 from .stepping.stepper import Stepper
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class _Width:
@@ -88,6 +93,26 @@ class SequenceModule(nn.Module):
     ) -> Stepper:
         """The module made ready to run through time, with a state of its own: see ``Stepper``."""
         return Stepper(self, batch_shape, device, dtype, **kwargs)
+
+    def freeze(self, rate: float = 1.0) -> Self:
+        """A copy for inference, with systems and chunk matrices as constants and real states: see ``freeze``."""
+        return freeze(self, rate)
+
+    def freeze_here(self, rate: float) -> None:
+        """Part of ``freeze``: replace what parameters have to be discretised for; nothing, where nothing has.
+
+        A layer that takes a ``rate`` and does not say how it is frozen counts elements, and refuses another than 1.
+        """
+        if "rate" in (type(self)._taken["forward"] or ()):
+            values.unit_rate(self, rate)
+
+    def train(self, mode: bool = True) -> Self:
+        if mode and any(isinstance(part, FrozenSystem) for part in self.modules()):
+            raise RuntimeError(
+                f"this {type(self).__name__} is frozen: its systems are constants, and it cannot be trained; train the "
+                "module that it was made of"
+            )
+        return super().train(mode)
 
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Any:
         """The state before the first element, for a batch of the given shape; None if there is no state."""

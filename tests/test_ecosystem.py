@@ -37,7 +37,7 @@ from sequence_kernels.compat.hugging_face import Mixer
 from sequence_kernels.layers import activations, components, norms, residuals, series_norms
 from sequence_kernels.models import merge_states, select_state, split_states
 from sequence_kernels.optim import CarriesOptions, parameter_options
-from sequence_kernels.ssm import DPLRSSM, DiagonalSSM
+from sequence_kernels.ssm import DPLRSSM, DiagonalSSM, FrozenSystem
 from sequence_kernels.ssm.kernel import SSKernel
 from sequence_kernels.ssm.parameters import SSMParameters
 from tests.test_law import WIDTH, cases, close, forward, keeps_length, layout_of, steps, tensors
@@ -117,6 +117,10 @@ PARTS: dict[type[nn.Module], tuple[Make, Run]] = {
     SSKernel: (lambda: SSKernel(WIDTH, 4, lr={"B": 0.0}), kernel_of),
     DPLRSSM: (lambda: SSKernel(WIDTH, 4).kernel, kernel_of),
     DiagonalSSM: (lambda: SSKernel(WIDTH, 4, mode="diag", lr=1e-3).kernel, kernel_of),
+    FrozenSystem: (
+        lambda: FrozenSystem(S4D(WIDTH, d_state=4).double().system(), torch.ones(1, WIDTH)),
+        lambda m: m.convolve(torch.linspace(-1, 1, WIDTH * LENGTH).view(1, WIDTH, LENGTH).to(m.d))[0],
+    ),
     StateDecoder: (_WithStateDecoder, through),
     StateEncoder: (lambda: StateEncoder(_small()), through),
     norms.TransposedLN: (lambda: norms.TransposedLN(WIDTH, dim=-1), through),

@@ -8,7 +8,15 @@ from torch import Tensor, nn
 from .. import ops
 from ..arguments.values import checked
 from ..ops.layouts import as_complex
-from ..ssm import DiagonalSystem, SampledDiagonalSystem, System, convolve, diagonal_init, discretize
+from ..ssm import (
+    DiagonalSystem,
+    FrozenSystem,
+    SampledDiagonalSystem,
+    System,
+    convolve,
+    diagonal_init,
+    discretize,
+)
 from ..ssm.parameters import initial_log_dt, step_sizes
 from .mixed import _MixedLayer
 
@@ -36,6 +44,7 @@ class DSS(_MixedLayer):
     """
 
     dynamics = ("Lambda", "log_dt")
+    constants: FrozenSystem | None
 
     @checked
     def __init__(
@@ -70,6 +79,8 @@ class DSS(_MixedLayer):
 
     def system(self, rate: float = 1.0) -> System:
         """The discrete system for inputs sampled at ``rate`` times the step that the model was made for."""
+        if self.constants is not None:
+            raise self._frozen_error()
         modes, w = self.Lambda.double(), as_complex(self.W)
         real = -modes[:, 0].exp() if self.version == "exp" else modes[:, 0]
         a = torch.complex(real, modes[:, 1]).unsqueeze(0)  # one copy for all heads
@@ -86,9 +97,20 @@ class DSS(_MixedLayer):
         lengths: Tensor | None,
         rate: float,
     ) -> tuple[Tensor, Tensor | None]:
-        y, next_state = convolve(self.system(rate), u.mT, self.D.unsqueeze(0), state, lengths)
+        if self.constants is None:
+            y, next_state = convolve(self.system(rate), u.mT, self.D.unsqueeze(0), state, lengths)
+        else:
+            self._unit_rate(rate)
+            y, next_state = self.constants.convolve(u.mT, state, lengths)
         return y.squeeze(1).mT, next_state
 
     def _element(self, u: Tensor, state: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-        y, next_state = ops.ssm_step(state, u, *self.system(rate).step_parameters(self.D.unsqueeze(0)))
+        if self.constants is None:
+            y, next_state = ops.ssm_step(state, u, *self.system(rate).step_parameters(self.D.unsqueeze(0)))
+        else:
+            self._unit_rate(rate)
+            y, next_state = self.constants.step(u, state)
         return y.squeeze(-2), next_state
+
+    def _constants(self, rate: float) -> FrozenSystem:
+        return FrozenSystem(self.system(rate), self.D.unsqueeze(0))

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..arguments import inputs
-from ..module import SequenceModule
-from ..ops.layouts import as_complex, interleaved
+from ..ops.layouts import as_complex
 from ..optim import CarriesOptions
-from ..ssm.scan import diagonal_scan
+from ..ssm import FrozenSystem, convolve
+from ..ssm.scan import Convolution, diagonal_scan, scan_system
 from .activations import inner_activation
 from .components import dropout_module, linear_activation
 from .padding import Lengths, without_padding
+from .systems import _SystemLayer
 
 
-class _MixedLayer(CarriesOptions, SequenceModule):
+class _MixedLayer(CarriesOptions, _SystemLayer):
     """``output_linear(dropout(activation(recurrence(x))))`` with a complex state ``(*batch_shape, *state_shape)``.
 
     A subclass gives ``_sequence`` and ``_element``, the recurrence over a batch of sequences and over one element.
@@ -48,6 +48,7 @@ class _MixedLayer(CarriesOptions, SequenceModule):
         super().__init__()
         self.d_model = self.d_output = d_model
         self.state_shape = state_shape
+        self.constants = None
         self.transposed = transposed
         self.activation = inner_activation(activation, -1, d_model)
         self.dropout = dropout_module(dropout, tied=tie_dropout, transposed=False)
@@ -86,13 +87,13 @@ class _MixedLayer(CarriesOptions, SequenceModule):
         batch = math.prod(batch_shape)
         if state is not None:
             self._check_state(state, batch_shape)
-            state = state.reshape(batch, *self.state_shape)
+            state = state.reshape(batch, *self._state_sizes)
         rows = u.reshape(batch, *u.shape[-2:])
         if lengths is not None:
             rows, lengths = without_padding(rows, lengths, transposed=False)
         y, next_state = self._sequence(rows, state, lengths, rate)
         y = self.output_linear(self.dropout(self.activation(y.reshape(u.shape))))
-        next_state = None if next_state is None else next_state.reshape(*batch_shape, *self.state_shape)
+        next_state = None if next_state is None else next_state.reshape(*batch_shape, *self._state_sizes)
         return (y.mT if self.transposed else y), next_state
 
     def step(self, x: Tensor, state: Tensor | None = None, rate: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -104,30 +105,22 @@ class _MixedLayer(CarriesOptions, SequenceModule):
         y, next_state = self._element(x, state, rate)
         return self.output_linear(self.dropout(self.activation(y))), next_state
 
-    def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:
-        """Zeros, complex, on the device of the parameters by default."""
-        weight = next(self.parameters())
-        dtype = torch.complex128 if weight.dtype == torch.float64 else torch.complex64
-        return torch.zeros(*batch_shape, *self.state_shape, dtype=dtype, device=device or weight.device)
 
-    @property
-    def state_to_tensor(self) -> Callable[[Tensor], Tensor]:
-        """A state as real numbers ``(*batch_shape, d_state)``: real and imaginary parts."""
-        dims = len(self.state_shape)
-        return lambda state: interleaved(state).flatten(-dims)
+class _FrozenMaps(nn.Module):
+    """``x_t = exp(exponents) x_{t-1} + b u_t``, ``y_t = c x_t + d u_t`` as constants: see ``_DiagonalLayer``."""
 
-    @property
-    def d_state(self) -> int:
-        """Real numbers in the state of one sequence."""
-        return 2 * math.prod(self.state_shape)
+    b: Tensor
+    c: Tensor
+    d: Tensor
+    a_minus_one: Tensor
 
-    def _check_state(self, state: Tensor, batch_shape: torch.Size) -> None:
-        expected = (*batch_shape, *self.state_shape)
-        if not isinstance(state, Tensor) or not state.is_complex():
-            kind = state.dtype if isinstance(state, Tensor) else type(state).__name__
-            raise TypeError(f"state must be a complex tensor of shape {expected}, got {kind}")
-        if state.shape != expected:
-            raise ValueError(f"state must have shape {expected}, got {tuple(state.shape)}")
+    def __init__(self, exponents: Tensor, b: Tensor, c: Tensor, d: Tensor) -> None:
+        super().__init__()
+        self.system = FrozenSystem(scan_system(exponents, c.dtype))
+        wide = self.system.taps.dtype
+        a_minus_one = torch.view_as_real(torch.expm1(exponents)).to(wide)
+        for name, value in (("b", b), ("c", c), ("d", d), ("a_minus_one", a_minus_one)):
+            self.register_buffer(name, value.detach().clone())
 
 
 class _DiagonalLayer(_MixedLayer):
@@ -140,6 +133,7 @@ class _DiagonalLayer(_MixedLayer):
     B: Tensor
     C: Tensor
     D: Tensor
+    constants: _FrozenMaps | None
 
     def _discrete(self, rate: float) -> tuple[Tensor, Tensor]:
         """The exponents ``(N,)`` and the factors ``(N,)`` of the rows of B, complex128."""
@@ -152,6 +146,9 @@ class _DiagonalLayer(_MixedLayer):
         c = self.scale * torch.cat((self.C[..., 0], -self.C[..., 1]), -1)
         return exponents, torch.cat((b.real, b.imag)).to(c.dtype), c
 
+    def _constants(self, rate: float) -> _FrozenMaps:
+        return _FrozenMaps(*self._matrices(rate), self.D)
+
     def _sequence(
         self,
         u: Tensor,
@@ -159,15 +156,51 @@ class _DiagonalLayer(_MixedLayer):
         lengths: Tensor | None,
         rate: float,
     ) -> tuple[Tensor, Tensor | None]:
-        exponents, b, c = self._matrices(rate)
+        run: Convolution
+        if self.constants is None:
+            exponents, b, c = self._matrices(rate)
+            d, system = self.D, scan_system(exponents, c.dtype)
+
+            def run(u: Tensor, state: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+                return convolve(system, u, None, state, lengths)
+        else:
+            self._unit_rate(rate)
+            b, c, d, run = (
+                self.constants.b,
+                self.constants.c,
+                self.constants.d,
+                self.constants.system.convolve,
+            )
         real, imag = nn.functional.linear(u, b).mT.chunk(2, 1)
-        real, imag, next_state = diagonal_scan(exponents, real, imag, state, lengths)
-        return nn.functional.linear(torch.cat((real, imag), 1).mT, c) + self.D * u, next_state
+        start = None if state is None else _pairs(state)
+        real, imag, final = diagonal_scan(run, real, imag, start, lengths)
+        y = nn.functional.linear(torch.cat((real, imag), 1).mT, c) + d * u
+        if state is None or final is None:
+            return y, None
+        return y, torch.view_as_complex(final) if state.is_complex() else final.flatten(-2)
 
     def _element(self, u: Tensor, state: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+        if self.constants is not None:
+            self._unit_rate(rate)
+            return self._frozen_element(self.constants, u, state)
         exponents, b, c = self._matrices(rate)
         real, imag = nn.functional.linear(u, b).to(state.real.dtype).chunk(2, -1)
         moved = torch.expm1(exponents).to(state.dtype) * state + torch.complex(real, imag)
         state = state + moved
         parts = torch.cat((state.real, state.imag), -1).to(u.dtype)
         return nn.functional.linear(parts, c) + self.D * u, state
+
+    @staticmethod
+    def _frozen_element(constants: _FrozenMaps, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """In real numbers alone, which go into any file."""
+        re, im = _pairs(state).unbind(-1)
+        a_re, a_im = constants.a_minus_one.unbind(-1)
+        real, imag = nn.functional.linear(u, constants.b).to(state.dtype).chunk(2, -1)
+        re, im = re + (a_re * re - a_im * im + real), im + (a_re * im + a_im * re + imag)
+        y = nn.functional.linear(torch.cat((re, im), -1).to(u.dtype), constants.c) + constants.d * u
+        return y, torch.stack((re, im), -1).flatten(-2)
+
+
+def _pairs(state: Tensor) -> Tensor:
+    """A state, complex or frozen, as ``(..., N, 2)``."""
+    return torch.view_as_real(state.resolve_conj()) if state.is_complex() else state.unflatten(-1, (-1, 2))

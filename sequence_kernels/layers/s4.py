@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,18 +11,17 @@ from torch import Tensor, nn
 from .. import ops
 from ..arguments import inputs, keywords, values
 from ..arguments.values import checked
-from ..module import SequenceModule
-from ..ops.layouts import interleaved
-from ..ssm import SSKernel, System, convolve
-from ..stepping.recurrences import Recurrence
+from ..ssm import FrozenSystem, SSKernel, System, convolve
+from ..stepping.recurrences import FrozenRecurrence, Recurrence
 from ..stepping.stages import Join, Pointwise, Save, Stage
 from .activations import activation_module
 from .components import dropout_module, linear_activation
 from .padding import Lengths, without_padding
 from .pointwise import pointwise
+from .systems import _SystemLayer
 
 
-class S4(SequenceModule):
+class S4(_SystemLayer):
     """Structured state-space sequence layer (Gu et al., 2021), with ESPnet's arguments and parameter names.
 
     ``y = output_linear(dropout(activation(K * x + D x)))`` with a convolution kernel K a head and channel that comes
@@ -51,6 +49,8 @@ class S4(SequenceModule):
 
     The state is complex, ``(*batch_shape, heads, d_state / 2)``.
     """
+
+    constants: FrozenSystem | None
 
     @checked
     def __init__(
@@ -89,10 +89,11 @@ class S4(SequenceModule):
                 "activation and hyper_act cannot be 'glu', which would halve the width; use postact='glu'"
             )
         self.d_model = self.d_output = d_model
-        self.n = d_state // 2
         self.l_max = l_max
         self.channels = channels
         self.heads = heads = d_model // (bottleneck or 1)
+        self.state_shape = (heads, d_state // 2)
+        self.constants = None
         readouts = channels if hyper_act is None else 2 * channels
         self.bidirectional = bidirectional
         self.transposed = transposed
@@ -170,22 +171,42 @@ class S4(SequenceModule):
         self, u: Tensor, state: Tensor | None, rate: float, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """(B, H, L) to (B, C, H, L), skip included, and the next state if one was given."""
-        length, taps = u.shape[-1], None
-        if self.l_max is not None:
-            values.sampling_rate(rate)
-            taps = round(self.l_max / float(rate))
+        length, taps = u.shape[-1], None if self.l_max is None else self._taps(rate)
         if taps is not None and state is not None and length > taps:
             raise ValueError(
                 f"a kernel cut off at l_max={self.l_max} has no state: the length of x with a state must be at most "
                 f"{taps}, got {length}"
             )
+        if self.constants is not None:
+            self._unit_rate(rate)
+            return self.constants.convolve(u, state, lengths)
         system = self.system(rate, length)
         return convolve(
             system, u, self.D, state, lengths, self.conv, taps=taps, bidirectional=self.bidirectional
         )
 
+    def _taps(self, rate: float) -> int | None:
+        """After how many the kernel is cut off; None if it is not."""
+        if self.constants is not None:
+            return None if self.constants.kernel is None else self.constants.kernel.shape[-1]
+        if self.l_max is None:
+            return None
+        values.sampling_rate(rate)
+        return round(self.l_max / float(rate))
+
+    def _constants(self, rate: float) -> FrozenSystem:
+        return FrozenSystem(
+            self.system(rate), self.D, taps=self._taps(rate), bidirectional=self.bidirectional
+        )
+
+    def freeze_here(self, rate: float) -> None:
+        super().freeze_here(rate)
+        self.register_module("kernel", None)
+
     def system(self, rate: float = 1.0, length: int | None = None) -> System:
         """The discrete system at the given sampling rate; for calls of that length if "dss" has no ``l_max``."""
+        if self.constants is not None:
+            raise self._frozen_error()
         return self.kernel.kernel.system(rate, length)
 
     def _mix(self, y: Tensor, gate: Tensor | None) -> Tensor:
@@ -212,13 +233,17 @@ class S4(SequenceModule):
         self._check_state(state, x.shape[:-1])
         gate = None if self.input_gate is None else self.input_gate(x.unsqueeze(-1))
         u = x if self.input_linear is None else self.input_linear(x.unsqueeze(-1)).squeeze(-1)
-        y, next_state = ops.ssm_step(state, u, *self.system(rate).step_parameters(self.D))
+        if self.constants is None:
+            y, next_state = ops.ssm_step(state, u, *self.system(rate).step_parameters(self.D))
+        else:
+            self._unit_rate(rate)
+            y, next_state = self.constants.step(u, state)
         return self._mix(y.unsqueeze(-1), gate).squeeze(-1 if self.transposed else -2), next_state
 
     def stages(self, rate: float = 1.0) -> list[Stage]:  # type: ignore[override]
         inside: list[Stage] = [
             *pointwise(self.input_linear or nn.Identity(), transposed=True),
-            Recurrence(self.system(rate), self.D),
+            self._recurrence(rate),
         ]
         if self.hyper_activation is not None:
             inside.append(Pointwise(self._hyper_stage))
@@ -235,38 +260,24 @@ class S4(SequenceModule):
 
         return [Save(), *inside, Join(gated)]
 
+    def _recurrence(self, rate: float) -> Stage:
+        if self.constants is None:
+            return Recurrence(self.system(rate), self.D)
+        self._unit_rate(rate)
+        return FrozenRecurrence(self.constants)
+
     def _hyper_stage(self, y: Tensor) -> Tensor:
-        return self._hyper(y.unflatten(-1, self.D.shape).unsqueeze(-1)).flatten(-3)
+        return self._hyper(y.unflatten(-1, (-1, self.heads)).unsqueeze(-1)).flatten(-3)
 
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:
-        """Zeros ``(*batch_shape, heads, d_state / 2)``, complex, on the device of the parameters by default."""
+        """Zeros ``(*batch_shape, heads, d_state / 2)``, complex; real and twice as wide once frozen."""
         self._require_causal("have a state")
-        parameter = self.D
-        dtype = torch.complex128 if parameter.dtype == torch.float64 else torch.complex64
-        return torch.zeros(*batch_shape, self.heads, self.n, dtype=dtype, device=device or parameter.device)
+        return super().default_state(*batch_shape, device=device)
 
-    @property
-    def state_to_tensor(self) -> Callable[[Tensor], Tensor]:
-        """A state as real numbers ``(*batch_shape, d_state)``: real and imaginary parts of all heads."""
-        return lambda state: interleaved(state).flatten(-2)
-
-    @property
-    def d_state(self) -> int:
-        """Real numbers in the state of one sequence: ``heads`` times the state size of a head."""
-        return self.heads * self.n * 2
+    def _weight(self) -> Tensor:
+        return self.D if self.constants is None else self.constants.taps
 
     def _require_causal(self, what: str) -> None:
         if not self.causal:
             kind = "bidirectional" if self.bidirectional else "dss"
             raise ValueError(f"a {kind} {type(self).__name__} is not causal: it cannot {what}")
-
-    def _check_state(self, state: Tensor, batch_shape: torch.Size) -> None:
-        expected = (*batch_shape, self.heads, self.n)
-        if not isinstance(state, Tensor) or not state.is_complex():
-            raise TypeError(f"state must be a complex tensor of shape {expected}, got {_kind(state)}")
-        if state.shape != expected:
-            raise ValueError(f"state must have shape {expected}, got {tuple(state.shape)}")
-
-
-def _kind(value: Any) -> str:
-    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import internals
-from .dispatch import able
+from .dispatch import able, implementation
 
 #: ``(needed, inputs, *gradients of the results) -> gradients of the tensors``; ``needed`` says of which tensors.
 Backward = Callable[..., "tuple[Any, ...]"]
@@ -28,13 +28,15 @@ def by_the_short_way(op: Any, name: str, tensors: int) -> Callable[..., Any]:
     """Calls the kernel itself where torch would do nothing else: the way through torch takes 6 us.
 
     That is: where the first ``tensors`` arguments lie in memory as their numbers are, none needs a gradient, and no
-    tracer, transform, mode or autocast is at work.
+    tracer, transform, mode or autocast is at work. To an ONNX file it goes in plain torch.
     """
 
     kernel = kernel_rule(name)
 
     def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling() or not _takes_its_kernel_alone(args[:tensors]):
+        if torch.compiler.is_compiling():
+            return implementation(name, "torch")(*args[:-1]) if internals.exports_to_onnx() else op(*args)
+        if not _takes_its_kernel_alone(args[:tensors]):
             return op(*args)
         return kernel(*args)
 

@@ -3,6 +3,7 @@
 from .convolve import choose_convolution, chunk_matrices, convolve
 from .diagonal import DISCRETIZATIONS, DiagonalSSM, DiagonalSystem, SampledDiagonalSystem, discretize
 from .dplr import DPLRSSM, DPLRSystem
+from .frozen import FrozenSystem
 from .hippo import DiagonalInit, DPLRInit, diagonal_init, dplr_init, hippo_matrices
 from .kernel import SSKernel
 from .system import ChunkMatrices, System
@@ -16,6 +17,7 @@ __all__ = [
     "DiagonalInit",
     "DiagonalSSM",
     "DiagonalSystem",
+    "FrozenSystem",
     "SSKernel",
     "SampledDiagonalSystem",
     "System",

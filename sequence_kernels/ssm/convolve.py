@@ -94,7 +94,8 @@ def convolve(
         system: of H heads with C channels; with 2 C if ``bidirectional``.
         u: ``(B, H, L)``, any L >= 0, in the precision of the system, or half if that is single.
         d: real skip ``(C, H)``, of any dtype.
-        state: x before the first element, complex ``(B, H, N)``.
+        state: x before the first element, complex ``(B, H, N)`` or, as real and imaginary parts, real ``(B, H, 2 N)``;
+            the next state is like it.
         lengths: integers ``(B,)`` in 0 .. L: the next state is the one after so many elements. u must be zero after
             them: see ``layers.padding``.
         conv: "chunked", "fft", or None for the faster one. A call with a state is chunked in any case.
@@ -148,9 +149,11 @@ def _in_chunks(
         matrices = chunk_matrices(system, chunk, tail, backends[1])
         if made is not None:
             made[chunk] = matrices
-    start = None if state is None else interleaved(state)
-    y, final = _ssm_conv(u, *matrices, d, start, lengths, backends[0])
-    return y, None if state is None else paired(final)
+    if state is None or not state.is_complex():
+        y, final = _ssm_conv(u, *matrices, d, state, lengths, backends[0])
+        return y, None if state is None else final
+    y, final = _ssm_conv(u, *matrices, d, interleaved(state), lengths, backends[0])
+    return y, paired(final)
 
 
 def chunk_matrices(
@@ -170,7 +173,7 @@ def _check(system: System, u: Tensor, state: Tensor | None) -> None:
     c = system.c
     if u.dtype not in ((torch.float64,) if c.dtype == torch.complex128 else (torch.float32, *checks.HALF)):
         raise TypeError(f"x must be {checks.REAL_OF[c.dtype]} as the parameters are, got {u.dtype}")
-    if state is not None and state.dtype != c.dtype:
+    if state is not None and state.dtype not in (c.dtype, checks.REAL_OF[c.dtype]):
         raise TypeError(f"state must be {c.dtype} as the parameters are, got {state.dtype}")
     for name, value in (("x", u), ("state", state)):
         if value is not None and value.device != c.device:

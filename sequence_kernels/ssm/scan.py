@@ -2,45 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from ..ops import checks
-from .convolve import convolve
 from .diagonal import DiagonalSystem
+
+#: ``(u, state, lengths)`` to y and the next state, as ``convolve`` by a system, the states real.
+Convolution = Callable[[Tensor, "Tensor | None", "Tensor | None"], "tuple[Tensor, Tensor | None]"]
+
+
+def scan_system(exponents: Tensor, dtype: torch.dtype) -> DiagonalSystem:
+    """What ``diagonal_scan`` convolves with: N heads of one state, which the two channels read the parts of.
+
+    exponents: ``(N,)``, complex128; dtype: real, of what is computed, or half precision, which is widened.
+    """
+    b = torch.ones_like(exponents).unsqueeze(-1)
+    wide = checks.COMPLEX_OF.get(dtype, torch.complex64)
+    return DiagonalSystem(exponents.unsqueeze(-1), b, torch.stack((b / 2, -0.5j * b)).to(wide))
 
 
 def diagonal_scan(
-    exponents: Tensor,
+    convolution: Convolution,
     real: Tensor,
     imag: Tensor,
     initial: Tensor | None,
     lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """``x_t = exp(exponents) x_{t-1} + (real_t + i imag_t)``, elementwise, by ``convolve``.
+    """``x_t = exp(exponents) x_{t-1} + (real_t + i imag_t)``, elementwise.
 
     Args:
-        exponents: ``(N,)``, complex128.
+        convolution: with the ``scan_system`` of the exponents.
         real, imag: the inputs ``(B, N, L)``, in the dtypes of ``ops.ssm_conv``.
-        initial: x before the first element ``(B, N)``, complex; None for zero.
+        initial: x before the first element, real and imaginary parts ``(B, N, 2)``; None for zero.
         lengths: as in ``convolve``.
 
     Returns:
-        The real and the imaginary parts of all x ``(B, N, L)``, and the last x; None if no ``initial`` was given.
+        The real and the imaginary parts of all x ``(B, N, L)``, and the last x ``(B, N, 2)``; None if no ``initial``
+        was given.
 
     The recurrence is linear: real and imaginary inputs go through it one beside the other, as two halves of a batch,
-    and their states add up to x. Its two channels read the real and the imaginary part of a state.
+    and their states add up to x.
     """
-    b = torch.ones_like(exponents).unsqueeze(-1)
-    dtype = checks.COMPLEX_OF.get(real.dtype, torch.complex64)
-    system = DiagonalSystem(exponents.unsqueeze(-1), b, torch.stack((b / 2, -0.5j * b)).to(dtype))
     start = None
     if initial is not None:
-        start = torch.cat((initial, torch.zeros_like(initial))).to(dtype).unsqueeze(-1)
+        wide = torch.float64 if real.dtype == torch.float64 else torch.float32
+        start = torch.cat((initial, torch.zeros_like(initial))).to(wide)
     twice = None if lengths is None else lengths.repeat(2)
-    y, final = convolve(system, torch.cat((real, imag)), None, start, twice)
-    (re_re, re_im), (im_re, im_im) = (half.unbind(1) for half in y.chunk(2))
+    y, final = convolution(torch.cat((real, imag)), start, twice)
+    (re_re, re_im), (im_re, im_im) = (half.unbind(1) for half in _halves(y))
     if final is None:
         return re_re - im_im, re_im + im_re, None
-    by_real, by_imag = final.squeeze(-1).chunk(2)
-    return re_re - im_im, re_im + im_re, by_real + 1j * by_imag
+    by_real, by_imag = _halves(final)
+    turned = torch.stack((-by_imag[..., 1], by_imag[..., 0]), -1)
+    return re_re - im_im, re_im + im_re, by_real + turned
+
+
+def _halves(batch: Tensor) -> tuple[Tensor, ...]:
+    """Of a batch, by no ``chunk``: exporters to ONNX take it for a sequence of unknown length."""
+    return batch.unflatten(0, (2, batch.shape[0] // 2)).unbind()

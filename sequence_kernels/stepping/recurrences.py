@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import ops
 from ..ops.layouts import paired
 from ..ops.slots import in_place
-from ..ssm import ChunkMatrices, System, convolve
+from ..ssm import ChunkMatrices, FrozenSystem, System, convolve
 from ..ssm.system import StepParameters
 from .stages import Carrier, Elementwise, Passage, replaced
 
@@ -84,6 +84,31 @@ class Recurrence(InRows):
         b = self._parameters.b
         self._shape, self._dtype = tuple(b.shape), b.dtype
         super().allocate(batch_shape, device, room)
+
+
+class FrozenRecurrence(InRows):
+    """``Recurrence`` by a frozen system. Its state is real, ``(rows, H, 2 N)``."""
+
+    def __init__(self, system: FrozenSystem) -> None:
+        self._system = system
+        heads, pairs, _ = system.b.shape
+        self._shape, self._dtype = (heads, 2 * pairs), system.b.dtype
+
+    def run(self, x: Tensor, passage: Passage) -> Tensor:
+        if x.dim() == 3:
+            return in_place(self._convolved, self.state, (x,), passage.state_indices)
+        parameters = self._system.step_parameters()
+        return ops.ssm_step_(paired(self.state), x, *parameters, state_indices=passage.state_indices).flatten(
+            -2
+        )
+
+    def _convolved(self, state: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        y, final = self._system.convolve(x.mT, state)
+        return y.flatten(1, 2).mT, cast("Tensor", final)
+
+    def translate(self, program: Program) -> bool:
+        self._place = program.recurrence(self._system.step_parameters())
+        return True
 
 
 class Convolution(InRows):

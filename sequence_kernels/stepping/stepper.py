@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ..arguments import keywords
+from ..freezing import copied
 from ..ops import checks
 from ..ops.dispatch import choose
 from .graphs import CAPTURES, Capture, StepGraph
@@ -104,7 +104,7 @@ class Stepper:
         self._source = self.module
         self._stages = stages_of(self.module, **self._arguments) if as_it_is else []
         if not as_it_is or not all(stage.fixed for stage in self._stages):
-            self._source = cast("Steppable", _copied(module, self).to(**self._target).eval())
+            self._source = cast("Steppable", copied(module, {id(self): self}).to(**self._target).eval())
             self._stages = stages_of(self._source, **self._arguments)
         self._carriers = [stage for stage in self._stages if isinstance(stage, Carrier)]
         translated = self._translated()
@@ -340,14 +340,3 @@ def _wider(state_dtype: torch.dtype, dtype: torch.dtype) -> torch.dtype:
 def _computes_parameters(module: nn.Module) -> bool:
     """Whether reading a parameter calls a module of torch's, which may change its buffers in training mode."""
     return any(isinstance(part, ParametrizationList) for part in module.modules())
-
-
-def _copied(module: nn.Module, stepper: Stepper) -> nn.Module:
-    """A deep copy, also of modules that keep a tensor with its graph, as pruning does; or this stepper."""
-    kept = [
-        value
-        for part in module.modules()
-        for value in vars(part).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    ]
-    return copy.deepcopy(module, {id(stepper): stepper} | {id(value): value.detach() for value in kept})
