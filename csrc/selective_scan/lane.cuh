@@ -1,6 +1,7 @@
 // What the passes of the selective scan share: a lane's numbers of a state, and its elements of time.
 #pragma once
 #include "common/element.cuh"
+#include "common/exponential.cuh"
 #include "selective_scan/cuda.h"
 
 namespace selective_scan {
@@ -12,33 +13,12 @@ __device__ __forceinline__ float decay_by(float x) {
 __device__ __forceinline__ double decay_by(double x) {
   return exp(x);
 }
-// e^x within some units in the last place.
-__device__ __forceinline__ float exponential(float x) {
-  x = x < -200 ? -200.0f : x > 200 ? 200.0f : x;  // which the product below would not be exact for
-  const float whole = x * 1.44269504f, rest = fmaf(x, 1.44269504f, -whole) + x * 1.92596299e-8f;
-  return exp2f(whole) * (1 + 0.693147181f * rest);
-}
-__device__ __forceinline__ double exponential(double x) {
-  return exp(x);
-}
-__device__ __forceinline__ float log_of_one_and(float x) {
-  const float sum = 1 + x;
-  return sum == 1 ? x : logf(sum) * (x / (sum - 1));  // what the sum's rounding has lost, or won
-}
-__device__ __forceinline__ double log_of_one_and(double x) {
-  return log1p(x);
-}
 __device__ __forceinline__ void turn(float half_turns, float& sine, float& cosine) {
   sincospif(half_turns, &sine, &cosine);
 }
 __device__ __forceinline__ void turn(double half_turns, double& sine, double& cosine) {
   sincospi(half_turns, &sine, &cosine);
 }
-template <class T>
-__device__ __forceinline__ T sigmoid(T x) {
-  return 1 / (1 + exponential(-x));
-}
-
 // A lane's numbers of a state, real ones or pairs.
 template <class T, bool complex>
 struct Numbers {

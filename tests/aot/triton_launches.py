@@ -5,6 +5,7 @@ One for each set of compile-time constants that a launch function can choose; a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -111,6 +112,23 @@ def _ssm_step(name: str, real: torch.dtype) -> Launches:
     return found
 
 
+def _selective_step(name: str, dtype: torch.dtype) -> Launches:
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    module = "sequence_kernels.ops.selective_step.triton"
+    found: Launches = {}
+    for form, heads, width, size in (("scan", 256, 1, 16), ("heads", 8, 64, 128)):
+        state, slots = torch.zeros(8, heads, width, size, dtype=real), torch.arange(8)
+        u, delta, b = (torch.zeros(8, *s, dtype=dtype) for s in ((heads, width), (heads,), (1, size)))
+        a, bias = torch.zeros(heads, size if width == 1 else 1, dtype=real), torch.zeros(heads, dtype=real)
+        given = (u, delta, a, b, b, bias.unsqueeze(1), u, bias)
+        found[f"{form} {name}"] = (
+            module,
+            "selective_step_",
+            (state, *given, slots, True, -math.inf, math.inf),
+        )
+    return found
+
+
 def _causal_conv1d(name: str, dtype: torch.dtype) -> Launches:
     module = "sequence_kernels.ops.causal_conv1d.triton"
     real = torch.float64 if dtype == torch.float64 else torch.float32
@@ -168,8 +186,10 @@ def _all() -> Iterator[Launches]:
             yield of(name, real)
         yield _ssm_conv(name, real, dense=False)
         yield _causal_conv1d(name, real)
+        yield _selective_step(name, real)
         yield _ssd(name, real)
     yield _causal_conv1d("bf16", torch.bfloat16)
+    yield _selective_step("bf16", torch.bfloat16)
     yield _ssd("bf16", torch.bfloat16)
     yield _ssm_conv("f32", torch.float32, dense=True)
     yield _ssm_conv("bf16", torch.bfloat16, dense=False)

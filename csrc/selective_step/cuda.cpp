@@ -1,0 +1,58 @@
+// The selective step on CUDA tensors: the op that register.cpp defines, by the kernels in cuda.cu.
+
+#include "selective_step/cuda.h"
+
+#include "runtime/cuda_driver.h"
+#include "selective_step/checks.h"
+
+EMBEDDED_KERNELS(selective_step);
+
+namespace sequence_kernels {
+namespace {
+
+// By [precision].
+const CudaKernel kernels[] = {{selective_step_fatbin, "selective_step_f32"},
+                              {selective_step_fatbin, "selective_step_f64"}};
+
+::selective_step::Rows rows_of(const Tensor& tensor, bool wide) {
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  int64_t inside = 1;
+  bool contiguous = is_double(tensor.dtype()) == wide;
+  for (size_t i = sizes.size(); i-- > 1; inside *= sizes[i])
+    contiguous = contiguous && (sizes[i] == 1 || strides[i] == inside);
+  check(contiguous, "a selective step expects inputs whose rows are contiguous, in float64 if state is");
+  return {tensor.data<void>(), strides[0], static_cast<int32_t>(element_of(tensor.dtype()))};
+}
+
+Tensor step(const Tensor& state, const std::optional<Tensor>& state_indices, const Tensor& u,
+            const Tensor& delta, const Tensor& a, const Tensor& b, const Tensor& c,
+            const std::optional<Tensor>& d, const std::optional<Tensor>& z, const std::optional<Tensor>& bias,
+            bool softplus, double least, double most, Tensor& next) {
+  const SelectiveSizes sizes =
+      check_selective_step({state, u, delta, a, b, c, d, z, bias, state_indices}, next);
+  const bool wide = is_double(state.dtype());
+  Tensor y = Tensor::empty(u.sizes(), u.dtype(), u.device());
+  if (sizes.rows * sizes.heads * sizes.width == 0) return y;
+  SelectiveStepParams params{};
+  params.state = state.data<void>(), params.next = next.mutable_data<void>();
+  params.state_indices = data_of<int64_t>(state_indices);
+  params.u = rows_of(u, wide), params.delta = rows_of(delta, wide);
+  params.b = rows_of(b, wide), params.c = rows_of(c, wide);
+  if (z) params.z = rows_of(*z, wide);
+  params.a = a.data<void>(), params.d = data_of<void>(d), params.bias = data_of<void>(bias);
+  params.y = y.mutable_data<void>();
+  params.least = least, params.most = most;
+  params.rows = sizes.rows, params.slots = sizes.slots, params.heads = sizes.heads;
+  params.width = sizes.width, params.size = sizes.size, params.of_group = sizes.heads / sizes.groups;
+  params.one_decay = sizes.one_decay, params.one_skip = sizes.one_skip, params.softplus = softplus;
+  params.by_fours = sizes.size % 4 == 0;
+  for (const void* from : {params.state, static_cast<const void*>(params.next), params.a})
+    params.by_fours = params.by_fours && reinterpret_cast<uintptr_t>(from) % 16 == 0;
+  launch(kernels[wide], u.device(), params);
+  return y;
+}
+
+const Implementation implementation("selective_step", boxed<step>, "CUDA");
+
+}  // namespace
+}  // namespace sequence_kernels

@@ -1,0 +1,130 @@
+"""The Triton kernel of the selective steps against the step as written: interpreted, or compiled on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from sequence_kernels import ops
+from tests.ops import second_derivatives
+from tests.triton_kernels import device, skip_reason
+
+from . import exact
+from .test_selective_step import draw
+
+if skip_reason() is not None:
+    pytest.skip(str(skip_reason()), allow_module_level=True)
+
+from sequence_kernels.ops import dispatch
+from sequence_kernels.ops.selective_step import triton as kernels
+
+pytestmark = pytest.mark.checks("oracle", "interpreter", "GPU", of="selective_step/triton")
+
+DEVICE = device()
+
+
+def run(x: exact.Step, numbers: exact.Numbers, in_place: bool) -> torch.Tensor:
+    """Step, compare, and return the states."""
+    on = exact.Step(*(None if t is None else t.clone().to(DEVICE) for t in x))
+    after = on.state if in_place else torch.full_like(on.state, float("nan"))
+    y = kernels.kernel(*on, *numbers, after)
+    exact.check(x, numbers, y.cpu(), after.cpu())
+    return after.cpu()
+
+
+@pytest.mark.on_ptx
+@pytest.mark.parametrize("shape", exact.SHAPES, ids=str)
+def test_step(shape: Any) -> None:
+    run(exact.sample(*shape), exact.Numbers(), in_place=False)
+    run(exact.sample(*shape, bare=True), exact.PLAIN, in_place=True)
+
+
+@pytest.mark.parametrize("dtype", [t for t in exact.TOLERANCE if t != torch.float32], ids=str)
+@pytest.mark.parametrize("shape", exact.SHAPES[1:2] + exact.SHAPES[3:4], ids=str)
+def test_other_precisions(shape: Any, dtype: torch.dtype) -> None:
+    run(exact.sample(*shape, dtype=dtype), exact.Numbers(), in_place=False)
+
+
+@pytest.mark.parametrize("one_decay", [False, True])
+def test_state_indices(one_decay: bool) -> None:
+    """Idle rows give 0, slots that do not exist NaN; the states of others keep their bits."""
+    indices = [4, -1, 0, 5, 2, -1, 1, 99, 8]
+    width = 2 if one_decay else 1
+    x = exact.sample(9, 3, width, 4, 1, one_decay, state_indices=indices, slots=9)
+    run(x, exact.Numbers(), in_place=True)
+
+
+@pytest.mark.parametrize("one_decay", [False, True])
+def test_what_moves_a_state_is_added_at_once(one_decay: bool) -> None:
+    x = exact.nearly_still(one_decay)
+    exact.rounded_once(x, run(x, exact.PLAIN, in_place=False))
+
+
+def test_fast_and_slow_decays() -> None:
+    """Also where e^x - 1 is -1, or infinite; dt of NaN spoils its channel alone."""
+    x = exact.sample(1, 8, 1, 2, 1, False, bare=True)
+    rates = torch.tensor([0.0, -1e-6, -0.3, -20.0, -1e4, 1e-3, 60.0, 1.0])
+    x = x._replace(a=rates.unsqueeze(1).expand(8, 2).contiguous(), delta=torch.ones(1, 8))
+    run(x, exact.PLAIN, in_place=False)
+    spoilt = x._replace(delta=torch.where(torch.arange(8) == 3, torch.nan, 1.0).unsqueeze(0))
+    run(spoilt, exact.Numbers(False, 0.0, 2.0), in_place=False)
+
+
+@pytest.mark.launches_nothing
+def test_empty_dimensions() -> None:
+    for rows, heads, width in ((0, 2, 1), (2, 0, 1), (2, 3, 0)):
+        run(exact.sample(rows, heads, width, 3, 1, True), exact.PLAIN, in_place=True)
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel serves backend="triton" of the ops, on the CPU too."""
+    monkeypatch.setitem(dispatch._DEVICES, "triton", ("cpu", "cuda"))
+    monkeypatch.setattr(dispatch, "PROVEN_FIRST", ())
+    dispatch.forget()
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("width", [None, 3])
+def test_registered_ops(width: int | None) -> None:
+    """Any batch, any layout of inputs and state, in place and with slots, as plain torch has them."""
+    given = draw(6, 4, width, 5, 2)
+    batched = [t.to(DEVICE) for t in (given.state, given.u, given.delta, given.b, given.c, given.z)]
+
+    def call(batch: list[torch.Tensor], backend: str, **options: Any) -> Any:
+        state, u, delta, b, c, z = batch
+        a, d, bias = (t.to(DEVICE) for t in (given.a, given.d, given.delta_bias))
+        op = ops.selective_step_ if options else ops.selective_step
+        return op(state, u, delta, a, b, c, d, z, bias, backend=backend, **options)
+
+    def backwards(t: torch.Tensor) -> torch.Tensor:
+        return t.permute(*range(t.dim())[::-1]).contiguous().permute(*range(t.dim())[::-1])
+
+    two = [t.unflatten(0, (2, 3)) for t in batched]
+    for batch in (two, [t[0, 0] for t in two], [backwards(t) for t in batched]):
+        for want, got in zip(*(call(batch, b) for b in ("torch", "triton")), strict=True):
+            torch.testing.assert_close(got, want)
+    slots = torch.tensor([5, -1, 0, 2, 3, 1], device=DEVICE)
+    for indices in (None, slots, slots.int()):
+        pools = [backwards(batched[0].clone()) for _ in "12"]
+        y, other = (
+            call([pool, *batched[1:]], b, state_indices=indices)
+            for pool, b in zip(pools, ("torch", "triton"), strict=True)
+        )
+        torch.testing.assert_close(other, y)
+        torch.testing.assert_close(*pools)
+
+
+@pytest.mark.checks("gradcheck", of="selective_step/triton")
+@pytest.mark.usefixtures("registered")
+def test_first_and_second_derivatives() -> None:
+    """The values are the kernel's; the derivatives are plain torch's."""
+    given = [t.to(DEVICE).requires_grad_() for t in draw(2, 2, None, 2).leaves()]
+
+    def function(backend: str) -> Any:
+        return lambda *tensors: ops.selective_step(*tensors, delta_softplus=True, backend=backend)
+
+    assert torch.autograd.gradcheck(function("triton"), given, fast_mode=True)
+    second_derivatives.assert_those_of_torch(function, given, "triton")
