@@ -129,9 +129,11 @@ def ninja_file(compiler: str, cuda: Cuda | None, folder: Path) -> str:
                 library.append(made)
             lines.append(f"build {made}: compile {ninja_path(source)}")
             lines.append(f"  flags = {extra} -DSEQUENCE_KERNELS_ISA={name}" if name else "")
-    shared, header = (ninja_path(folder / "stream" / name) for name in STREAM_FILES)
-    lines.append(f"build {shared}: link_stream {' '.join(stream)}")
-    lines.append(f"build {header}: copy {ninja_path(ROOT / 'csrc/stream/sequence_stream.h')}")
+    header = ROOT / "csrc/stream/sequence_stream.h"
+    if header.exists():  # not in the tree of a test that is about the other libraries
+        to_library, to_header = (ninja_path(folder / "stream" / name) for name in STREAM_FILES)
+        lines.append(f"build {to_library}: link_stream {' '.join(stream)}")
+        lines.append(f"build {to_header}: copy {ninja_path(header)}")
     for name, objects in libraries.items():
         lines.append(
             f"build {ninja_path(folder / f'_native_{name}.so')}: link {' '.join(objects)} | libtorch.so"
@@ -201,10 +203,10 @@ class BuildNative(build_ext):
         super().copy_extensions_to_source()
         for facts in (Path(self.build_lib) / "sequence_kernels").glob("_native_*.json"):
             shutil.copy(facts, ROOT / "sequence_kernels")
-        for name in STREAM_FILES:
-            to = ROOT / "sequence_kernels/stream" / name
-            to.parent.mkdir(exist_ok=True)
-            shutil.copy(Path(self.build_lib) / "sequence_kernels/stream" / name, to)
+        for made in (Path(self.build_lib) / "sequence_kernels/stream").glob("*/*"):
+            to = ROOT / "sequence_kernels/stream" / made.parent.name
+            to.mkdir(exist_ok=True)
+            shutil.copy(made, to)
 
 
 class Wheel(bdist_wheel):
