@@ -1,9 +1,9 @@
-# make demo | test | test-thorough | test-oldest-triton | lint | format | native | wheel | clean
+# make demo | test | test-thorough | test-oldest-triton | fuzz | lint | format | native | wheel | clean
 # Each makes its own .venv, installs, builds the native library in place, and runs; a second call is fast.
 #   PYTHON=python3.12          another interpreter
 #   TORCH="torch==2.11.0"      another torch than the pinned one
 #   CUDA=13.0                  the CUDA kernels too, by a compiler of that version (docs/build.md)
-#   ARGS="..."                 passed on to the demo of digits or to pytest
+#   ARGS="..."                 passed on to the demo of digits, to pytest, to the fuzzer or to tools/make_wheel.py
 
 PYTHON ?= python3
 TORCH ?= $(shell sed -n '/^torch==/p' constraints.txt)
@@ -20,7 +20,7 @@ CUDA_SOURCES := $(shell find csrc -name '*.cu' -o -name '*.cuh' -o -name '*.S' -
 FORMATTED := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 PYTEST := $(BIN)/python -m pytest -q -n 2 --torch-threads 1
 
-.PHONY: demo test test-thorough test-oldest-triton lint format native wheel clean
+.PHONY: demo test test-thorough test-oldest-triton fuzz lint format native wheel clean
 .DELETE_ON_ERROR:
 
 demo: native
@@ -37,6 +37,10 @@ test-thorough: native
 test-oldest-triton: native $(OLDEST_TRITON)
 	PYTHONPATH=$(OLDEST_TRITON) $(PYTEST) tests/ops/*/test_triton.py $(ARGS)
 	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m tests.aot check triton --all
+
+# Saved steps that no one wrote, a million, under sanitizers; ARGS="--libfuzzer clang++-14": by libFuzzer.
+fuzz: native
+	$(BIN)/python -m tests.stream.fuzz $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -56,7 +60,7 @@ wheel: $(INSTALLED)
 	$(BIN)/python tools/make_wheel.py $(if $(CUDA),--cuda $(CUDA)) $(ARGS)
 
 clean:
-	rm -rf $(VENV) build $(NATIVE) $(NATIVE_CUDA) *.egg-info
+	rm -rf $(VENV) build $(NATIVE) $(NATIVE_CUDA) sequence_kernels/stream/lib sequence_kernels/stream/include *.egg-info
 
 $(INSTALLED): constraints.txt pyproject.toml tests/parity/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \

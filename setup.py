@@ -24,27 +24,21 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 sys.path.insert(0, str(ROOT / "tools"))
+import cpp_compiler  # noqa: E402
 import cuda_compiler  # noqa: E402
+from cpp_compiler import instruction_sets  # noqa: E402
 from cuda_compiler import Cuda  # noqa: E402
 from fingerprint import fingerprint  # noqa: E402
 
 # Every csrc/<op>/cpu.cpp and cpu_backward.cpp is compiled once for each instruction set; the best one that the machine
 # has is chosen at run time. A cpu.cpp without a register.cpp is the op too, compiled once more without a set.
-INSTRUCTION_SETS = {
-    "x86_64": {
-        "generic": "",
-        "avx2": "-mavx2 -mfma",
-        "avx512": "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector-width=512",
-    },
-}
 FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -ffp-contract=fast -Wall -Wextra -Wno-psabi"
 NVCC_FLAGS = "-std=c++17 -O3 -fatbin"
 
 
 # libsequence_stream: the interpreter of step programs, and what needs neither torch nor libstdc++.
 STREAM = ("step_program/cpu", "runtime/cpu_isa", "stream/")
-# What libc and libm do not have is an error.
-STREAM_LINK = "-Wl,-soname,libsequence_stream.so -Wl,-z,defs -Wl,--gc-sections -nodefaultlibs -lm -lc -lgcc"
+STREAM_LINK = "-Wl,-soname,libsequence_stream.so -Wl,--gc-sections -nodefaultlibs -lm -lc -lgcc"
 STREAM_FILES = ("lib/libsequence_stream.so", "include/sequence_stream.h")
 
 
@@ -52,8 +46,7 @@ def find_compiler() -> str | None:
     """The C++ compiler to use, or None where the native library cannot be built."""
     if not sys.platform.startswith("linux"):
         return None
-    candidates = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
-    return next((name for name in candidates if name and shutil.which(name.split()[0])), None)
+    return cpp_compiler.find()
 
 
 def find_cuda(compiler: str | None) -> Cuda | None:
@@ -73,16 +66,11 @@ def ninja_path(path: Path) -> str:
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
-def instruction_sets(compiler: str) -> dict[str, str]:
-    """The instruction sets of the machine that the compiler compiles for, and the options that ask for each."""
-    target = subprocess.check_output([*shlex.split(compiler), "-dumpmachine"], text=True)
-    return INSTRUCTION_SETS.get(target.split("-")[0], {"generic": ""})
-
-
 def ninja_file(compiler: str, cuda: Cuda | None, folder: Path) -> str:
     """The build: objects (with dependency files), an empty libtorch.so to link against, the libraries."""
     include = shlex.quote(f"-I{ROOT / 'csrc'}")
     paths = f"{shlex.quote(f'-ffile-prefix-map={ROOT}/=')} {include} -include runtime/old_glibc.h"
+    whole = "" if "-fsanitize" in compiler else " -Wl,-z,defs"  # what libc and libm lack is an error
     ccache = "ccache " if shutil.which("ccache") else ""
     lines = [
         "rule compile",
@@ -94,7 +82,7 @@ def ninja_file(compiler: str, cuda: Cuda | None, folder: Path) -> str:
         "rule link",
         f"  command = {compiler} -shared -s $in -o $out -L. -Wl,--no-as-needed -ltorch -Wl,--as-needed",
         "rule link_stream",
-        f"  command = {compiler} -shared -s $in -o $out {STREAM_LINK}",
+        f"  command = {compiler} -shared -s $in -o $out {STREAM_LINK}{whole}",
         "rule copy",
         "  command = cp $in $out",
         "build libtorch.so: stub",

@@ -40,13 +40,21 @@ ProgramArguments<Real> arguments_of(const sequence_stream& model, int64_t rows) 
   return arguments;
 }
 
-// Zeros, at an address that vectors like; never null for want of something to hold.
+// Zeros, at an address that vectors like; never null for want of something to hold. Memory that is not used costs none.
 void* zeros(int64_t numbers, int64_t each) {
+  constexpr uintptr_t alignment = 64;
   const auto bytes = (static_cast<uint64_t>(numbers) + 1) * static_cast<uint64_t>(each);
-  const auto whole = (bytes + 63) / 64 * 64;
-  void* const found = std::aligned_alloc(64, whole);
-  if (found) std::memset(found, 0, whole);
-  return found;
+  auto* const room = static_cast<unsigned char*>(std::calloc(bytes + alignment, 1));
+  if (!room) return nullptr;
+  const uintptr_t ahead = alignment - reinterpret_cast<uintptr_t>(room) % alignment;  // at least 1
+  room[ahead - 1] = static_cast<unsigned char>(ahead);
+  return room + ahead;
+}
+
+void release(void* zeros) {
+  if (!zeros) return;
+  auto* const at = static_cast<unsigned char*>(zeros);
+  std::free(at - at[-1]);
 }
 
 // Takes what the program is; no memory yet.
@@ -209,8 +217,8 @@ int sequence_stream_open_bytes(const void* bytes, size_t size, int64_t streams, 
 void sequence_stream_close(sequence_stream* model) {
   if (!model) return;
   void* const rooms[] = {model->program, model->weights, model->states, model->scratch, model->x, model->y};
-  for (void* room : rooms) std::free(room);
-  std::free(model);
+  for (void* room : rooms) release(room);
+  release(model);
 }
 
 int64_t sequence_stream_size(const sequence_stream* model, int which) {

@@ -1,0 +1,1 @@
+"""Saved programs that no one wrote, under AddressSanitizer and UndefinedBehaviorSanitizer."""

@@ -1,0 +1,33 @@
+"""The C++ compiler: which one, for what machine, and with which instruction sets kernels are compiled."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+
+#: Of each machine, the options that ask for a set; see docs/build.md. Others have the generic one alone.
+INSTRUCTION_SETS = {
+    "x86_64": {
+        "generic": "",
+        "avx2": "-mavx2 -mfma",
+        "avx512": "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector-width=512",
+    },
+}
+
+
+def find() -> str | None:
+    """The command to use, as the environment's CXX gives it; None if there is none."""
+    candidates = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
+    return next((name for name in candidates if name and shutil.which(name.split()[0])), None)
+
+
+def machine(compiler: str) -> str:
+    """What it compiles for, such as x86_64 or aarch64."""
+    return subprocess.check_output([*shlex.split(compiler), "-dumpmachine"], text=True).split("-")[0]
+
+
+def instruction_sets(compiler: str) -> dict[str, str]:
+    """The instruction sets of the machine that it compiles for, and the options that ask for each."""
+    return INSTRUCTION_SETS.get(machine(compiler), {"generic": ""})
