@@ -21,7 +21,8 @@ class Examination {
     for (int64_t i = 0; i < count; ++i) {
       for (int64_t size : program[i].size)
         if (size < -1 || size >= (1 << 30)) return "a program has a size out of range";
-      if (!reads(program[i], 0)) return "a program reads beyond its weights";  // of an instruction without, too
+      if (!reads(program[i], 0))
+        return "a program reads beyond its weights";  // of an instruction without, too
       if (const char* found = next(program[i])) return found;
       widest = channels > widest ? channels : widest;
     }
