@@ -1,6 +1,6 @@
 """State-space sequence layers on hand-written kernels. Importing this loads no compiled library and touches no GPU."""
 
-from . import compat, layers, ops
+from . import compat, export, layers, ops
 from .freezing import freeze, frozen_state, thawed_state
 from .layers import *  # noqa: F403 (what it exports, type checkers follow)
 from .models import (
@@ -33,6 +33,7 @@ __all__ = [
     "Stepper",
     "TransposedModule",
     "compat",
+    "export",
     "freeze",
     "frozen_state",
     "ops",

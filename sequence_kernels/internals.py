@@ -55,12 +55,18 @@ def constant_for_compiler(function: Function) -> Function:
 
 
 @constant_for_compiler
+def exports() -> bool:
+    """Whether ``torch.export`` is at work, or an exporter that begins with it."""
+    return torch.compiler.is_exporting()
+
+
+@constant_for_compiler
 def exports_to_onnx() -> bool:
     """Whether ``torch.onnx.export`` is at work, to which an op of ours means nothing."""
     return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
 
 
-def scan(function: Callable[..., Any], initial: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+def scan(function: Callable[..., Any], initial: Any, inputs: Tensor) -> tuple[Any, Tensor]:
     """``carry, out = function(carry, input)`` over the first dimension, for exporters: the last carry, and all outs."""
     from torch._higher_order_ops.scan import scan as higher_order_scan
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from .. import internals
 from ..arguments import inputs, values
 from ..arguments.values import checked
 from ..module import SequenceModule
@@ -59,13 +60,48 @@ class _Recurrent(SequenceModule):
             rows = u.reshape(batch, length, self.d_model)
             if lengths is not None:
                 rows, lengths = without_padding(rows, lengths, transposed=False)
-            y, after = self.rnn(rows, given)
+            y, after = self._scanned(rows, given) if internals.exports() else self.rnn(rows, given)
             if lengths is not None and state is not None:
                 after = self._after(rows, given, lengths)
             y = y.reshape(*batch_shape, length, self.d_output)
             parts = (after,) if isinstance(after, Tensor) else after
             next_state = tuple(part.transpose(0, 1).reshape(*batch_shape, *self._shape) for part in parts)
         return (y.mT if self.transposed else y), None if state is None else next_state
+
+    def _scanned(self, x: Tensor, given: Any) -> tuple[Tensor, Any]:
+        """What ``rnn`` does, for exporters, which unroll it: a scan for each of its layers."""
+        rnn = self.rnn
+        if given is None:
+            zeros = x.new_zeros(self.n_layers, x.shape[0], self.d_output)
+            given = zeros if self._tensors == 1 else (zeros, zeros)
+        parts = (given,) if isinstance(given, Tensor) else given
+        ends = []
+        for i in range(self.n_layers):
+            w_in, w, b_in, b = (
+                getattr(rnn, f"{name}_l{i}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            )
+
+            def advance(
+                carried: tuple[Tensor, ...], v: Tensor, w: Tensor = w, b: Tensor = b
+            ) -> tuple[tuple[Tensor, ...], Tensor]:
+                carried = self._advance(v, nn.functional.linear(carried[0], w, b), carried)
+                return carried, carried[0].clone()
+
+            start = tuple(part[i].clone() for part in parts)
+            inputs = nn.functional.linear(x, w_in, b_in).transpose(0, 1)
+            if isinstance(x.shape[1], int) and x.shape[1] == 1:  # a step
+                end, h = advance(start, inputs[0])
+                x = h.unsqueeze(1)
+            else:
+                end, h = internals.scan(advance, start, inputs)
+                x = h.transpose(0, 1)
+            ends.append(end)
+        after = tuple(torch.stack(part) for part in zip(*ends, strict=True))
+        return x, after[0] if self._tensors == 1 else after
+
+    def _advance(self, v: Tensor, w: Tensor, carried: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The state after an element: v is what the weights make of it, w what they make of the hidden state."""
+        raise NotImplementedError
 
     def _after(self, u: Tensor, given: Any, lengths: Tensor) -> Any:
         """The state after each row's length, in torch's layout; torch refuses rows without elements."""
@@ -128,6 +164,12 @@ class GRU(_Recurrent):
 
     _tensors, _make = 1, nn.GRU
 
+    def _advance(self, v: Tensor, w: Tensor, carried: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        (v_r, v_z, v_n), (w_r, w_z, w_n) = (t.unflatten(-1, (3, -1)).unbind(-2) for t in (v, w))
+        r, z = torch.sigmoid(v_r + w_r), torch.sigmoid(v_z + w_z)
+        new = torch.tanh(v_n + r * w_n)
+        return (new + z * (carried[0] - new),)
+
 
 class LSTM(_Recurrent):
     """Long short-term memory (Hochreiter and Schmidhuber, 1997): ``torch.nn.LSTM``, in ``rnn``.
@@ -136,3 +178,8 @@ class LSTM(_Recurrent):
     """
 
     _tensors, _make = 2, nn.LSTM
+
+    def _advance(self, v: Tensor, w: Tensor, carried: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        i, f, g, o = (v + w).unflatten(-1, (4, -1)).unbind(-2)
+        cell = torch.sigmoid(f) * carried[1] + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(cell), cell

@@ -108,8 +108,10 @@ class FrozenSystem(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         taps, e_out = self.taps[channels], self.e_out[channels]
         if internals.exports_to_onnx():
-            if lengths is not None:
-                raise ValueError("lengths cannot be exported to ONNX: export whole sequences")
+            if lengths is not None or self.kernel is not None:
+                raise ValueError(
+                    "neither lengths nor a kernel that is cut off at l_max can be exported to ONNX"
+                )
             return scanned.ssm_conv(u, taps, e_out, self.e_in, self.a_powers, d, state)
         a_powers = self.a_powers if self.dense else as_complex(self.a_powers)
         return _ssm_conv(u, taps, e_out, self.e_in, a_powers, d, state, lengths, choose("ssm_conv", None, u))
