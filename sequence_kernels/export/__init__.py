@@ -1,4 +1,4 @@
-"""Trained modules outside of Python: ONNX files, and packages that torch compiles ahead of time."""
+"""Trained modules outside of Python."""
 
 from .onnx import onnx
 

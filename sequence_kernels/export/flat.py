@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..module import SequenceModule
 from ..stepping.stages import tensors_of, with_tensors
 
 
@@ -16,13 +15,13 @@ class Flat(nn.Module):
     """``(x, *tensors of the state)`` to ``(y, *those of the next state)``; of a module without a state x to y.
 
     Args:
-        module: frozen here if it is not.
+        module: a SequenceModule, which is frozen here.
         step: x is one element, ``(batch, d_model)``, instead of a sequence.
 
     Raises ValueError for a step of a module that is not causal, and for a state that grows: of pools and attention.
     """
 
-    def __init__(self, module: SequenceModule, step: bool) -> None:
+    def __init__(self, module: Any, step: bool) -> None:
         super().__init__()
         if step and not module.causal:
             raise ValueError(f"a {type(module).__name__} that is not causal cannot be stepped")
@@ -32,7 +31,7 @@ class Flat(nn.Module):
         growing = [
             f"{name or 'the module'}, a {type(part).__name__},"
             for name, part in self.module.named_modules()
-            if module.causal and isinstance(part, SequenceModule) and _grows(part)
+            if module.causal and hasattr(part, "d_state") and _grows(part)
         ]
         if growing:
             raise ValueError(f"the state of {growing[-1]} grows with the sequence: it cannot be exported")
@@ -72,6 +71,6 @@ class Flat(nn.Module):
         return (y, *tensors_of(after))
 
 
-def _grows(part: SequenceModule) -> bool:
+def _grows(part: Any) -> bool:
     """Whether it has a state, but none of a fixed width."""
     return part.causal and part.d_state is None and any(True for _ in tensors_of(part.default_state()))

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 
-from ..module import SequenceModule
 from .flat import Flat
 
 _NEEDS = "onnx", "onnxscript"
 _OPSET = 20
 
 
-def onnx(module: SequenceModule, path: str | os.PathLike[str], *, step: bool = False) -> None:
+def onnx(module: Any, path: str | os.PathLike[str], *, step: bool = False) -> None:
     """Write the module, frozen, for inference by onnxruntime and others.
 
     The file takes ``x`` ``(batch, length, d_model)``, or in the layout of the module, and of a causal module the
@@ -24,7 +23,7 @@ def onnx(module: SequenceModule, path: str | os.PathLike[str], *, step: bool = F
     chunks and over the rest, carried in float64.
 
     Args:
-        module: layers and models of S4, S4D, DSS, S5, LRU, GRU, LSTM, CausalConv and what maps each element by itself.
+        module: a SequenceModule: layers and models of S4, S4D, DSS, S5, LRU, GRU, LSTM, CausalConv and what maps each element by itself.
         path: of the file; large weights come beside it.
         step: x is one element ``(batch, d_model)``.
 

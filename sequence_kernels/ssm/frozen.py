@@ -113,13 +113,13 @@ class FrozenSystem(nn.Module):
                     "neither lengths nor a kernel that is cut off at l_max can be exported to ONNX"
                 )
             return scanned.ssm_conv(u, taps, e_out, self.e_in, self.a_powers, d, state)
-        a_powers = self.a_powers if self.dense else as_complex(self.a_powers)
+        a_powers = self.a_powers if self.dense else torch.view_as_complex(self.a_powers)
         return _ssm_conv(u, taps, e_out, self.e_in, a_powers, d, state, lengths, choose("ssm_conv", None, u))
 
     def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """``(..., H)`` to ``(..., C, H)`` and the next state: as ``ops.ssm_step``."""
         self._check(u, state)
-        if internals.exports_to_onnx():
+        if internals.exports():
             rows = u.reshape(-1, u.shape[-1], 1), state.reshape(-1, *state.shape[-2:])
             y, next_state = self._in_chunks(rows[0], slice(None), self.d, rows[1])
             return y.reshape(*u.shape[:-1], *y.shape[1:3]), next_state.reshape(state.shape)

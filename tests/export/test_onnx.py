@@ -69,7 +69,8 @@ def carried(module: SequenceModule, path: Path, parts: tuple[int, ...], batch: i
 @pytest.mark.parametrize(
     "layers",
     [
-        ["s4", "gru"],
+        ["s4"],
+        pytest.param(["s4", "gru"], marks=pytest.mark.thorough),
         pytest.param(["s4d", "s5", "dss", "lru", "conv", "ff", "lstm"], marks=pytest.mark.thorough),
     ],
 )

@@ -29,24 +29,25 @@ def ssm_conv(
     if d is not None:
         taps = torch.cat((taps[..., :1] + d.unsqueeze(-1), taps[..., 1:]), -1)
     state = x.new_zeros(*x.shape[:2], e_in.shape[-1]) if initial_state is None else initial_state
-    whole = length // chunk * chunk
+    count = length // chunk
+    whole = count * chunk
     outputs = []
     if not (isinstance(whole, int) and whole == 0):
-        y, state = _chunks(x[..., :whole], taps, e_out, e_in, a_powers[:, -1], state)
+        y, state = _chunks(x[..., :whole], count, taps, e_out, e_in, a_powers[:, -1], state)
         outputs.append(y)
     if not (isinstance(whole, int) and whole == length):
         one = taps[..., :1], e_out[..., :1], e_in[:, -1:], a_powers[:, 0]
-        y, state = _chunks(x[..., whole:], *one, state)
+        y, state = _chunks(x[..., whole:], length - whole, *one, state)
         outputs.append(y)
     y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
     return y.view(*y.shape[:-1], length).to(u.dtype), state  # exporters carry the sum of the two lengths on
 
 
 def _chunks(
-    u: Tensor, taps: Tensor, e_out: Tensor, e_in: Tensor, a_chunk: Tensor, state: Tensor
+    u: Tensor, count: int, taps: Tensor, e_out: Tensor, e_in: Tensor, a_chunk: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
     chunk = taps.shape[-1]
-    blocks = u.unflatten(-1, (-1, chunk)).permute(2, 1, 0, 3)  # (M, H, B, T)
+    blocks = u.unflatten(-1, (count, chunk)).permute(2, 1, 0, 3)  # (M, H, B, T)
     inputs = (blocks @ e_in).to(a_chunk.dtype)
     states = _states(torch.cat((state.transpose(0, 1).to(a_chunk.dtype).unsqueeze(0), inputs)), a_chunk)
     states = states.to(u.dtype)
