@@ -23,7 +23,8 @@ def onnx(module: Any, path: str | os.PathLike[str], *, step: bool = False) -> No
     chunks and over the rest, carried in float64.
 
     Args:
-        module: a SequenceModule: layers and models of S4, S4D, DSS, S5, LRU, GRU, LSTM, CausalConv and what maps each element by itself.
+        module: a SequenceModule: S4, S4D, DSS, S5, LRU, GRU, LSTM, CausalConv, what maps each element by itself, and
+            models of these.
         path: of the file; large weights come beside it.
         step: x is one element ``(batch, d_model)``.
 
