@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -198,11 +199,13 @@ class BuildNative(build_ext):
 
 
 class Wheel(bdist_wheel):
-    """The library has no Python symbol, so its wheel serves every Python 3."""
+    """The library has no Python symbol, so its wheel serves every Python 3 of the machine that it is compiled for."""
 
     def get_tag(self) -> tuple[str, str, str]:
-        platform = super().get_tag()[2]
-        return "py3", "none", platform
+        tag = super().get_tag()[2]
+        if compiler and (machine := cpp_compiler.machine(compiler)) != platform.machine():
+            tag = f"linux_{machine}"
+        return "py3", "none", tag
 
 
 compiler = find_compiler()

@@ -722,6 +722,7 @@ class TestNative:
             [[6, 6, 2, 1, 0, W, 0, -1]],
             [[6, 6, 2, 90]],  # channels that have no weights
             [[6, 6, 2, 1, 90]],
+            [[6, 6, 0, 1, 1 << 17]],  # a rank that nothing bounds
             [[7, 4, 3, 3]],  # a convolution of channels that are not there
             [[7, 4, 3, -1]],
             [[7, 4, 0]],

@@ -4,7 +4,8 @@ tools/smoke.py in each.
     python tools/check_wheel.py dist/sequence_kernels-0.1.0-py3-none-manylinux_2_28_x86_64.whl \\
         --environment python3.10 2.10.0 --environment python3.13 2.15.0
 
-Without --environment: this Python and the torch of constraints.txt. A torch with CUDA is gigabytes of downloads; the
+Without --environment: this Python and the torch of constraints.txt; --contents: a look at what is in it alone, as of a
+wheel for another machine. A torch with CUDA is gigabytes of downloads; the
 environments are made one after another in build/check and removed again.
 """
 
@@ -96,12 +97,14 @@ def main() -> int:
     )
     parser.add_argument("wheel", type=Path)
     parser.add_argument("--environment", nargs=2, action="append", metavar=("PYTHON", "TORCH"))
+    parser.add_argument("--contents", action="store_true", help="install it nowhere")
     given = parser.parse_args()
     wrong = faults(given.wheel)
     for fault in wrong:
         print(f"{given.wheel.name}: {fault}", flush=True)
     failures = len(wrong)
-    for python, torch in given.environment or [(sys.executable, pinned())]:
+    environments = [] if given.contents else given.environment or [(sys.executable, pinned())]
+    for python, torch in environments:
         try:
             print(check(given.wheel.resolve(), python, torch), flush=True)
         except RuntimeError as error:

