@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import platform
 import sys
 import zipfile
 from pathlib import Path
@@ -121,13 +122,14 @@ def test_a_library_changed_after_the_build_is_written_down_anew(
         ]
 
 
+STREAM = "sequence_kernels/stream/lib/libsequence_stream.so"
 WHOLE = {
     "sequence_kernels/_native_cpu.so": b"a library",
     "sequence_kernels/_native_cpu.json": json.dumps(
         {"compiler": "g++", "size": 9, "sha256": hashlib.sha256(b"a library").hexdigest()}
     ).encode(),
     "sequence_kernels/py.typed": b"",
-    "sequence_kernels/stream/lib/libsequence_stream.so": b"another library",
+    STREAM: b"another library",
     "sequence_kernels/stream/include/sequence_stream.h": b"",
     "sequence_kernels/native.py": b"",
     "sequence_kernels-0.1.0.dist-info/RECORD": b"",
@@ -144,11 +146,13 @@ NAME = "sequence_kernels-0.1.0-py3-none-manylinux_2_28_x86_64.whl"
         (NAME.replace("manylinux_2_28", "linux"), {}, "is not a manylinux wheel for every Python 3"),
         (NAME, {"sequence_kernels/py.typed": None}, "it lacks py.typed"),
         (NAME, {"sequence_kernels/_native_cpu.so": None}, "it lacks _native_cpu.so"),
-        (NAME, {"sequence_kernels/stream/lib/libsequence_stream.so": None}, "it lacks stream/lib/lib"),
+        (NAME, {STREAM: None}, "it lacks stream/lib/lib"),
         (NAME, {"sequence_kernels/stream/include/sequence_stream.h": None}, "it lacks stream/include/"),
         (NAME, {"sequence_kernels/_native_cpu.json": None}, "it lacks _native_cpu.json"),
         (NAME, {"sequence_kernels/_native_cpu.so": b"a librory"}, "does not tell the size and hash"),
         (NAME, {"sequence_kernels/_native_cuda.so": b""}, "has no sequence_kernels/_native_cuda.json"),
+        (NAME.replace("2_28", "2_26"), {STREAM: b"\x7fELF" + bytes(14) + b"\x3e\x00"}, None),
+        (NAME, {STREAM: b"\x7fELF" + bytes(14) + b"\xb7\x00"}, "libsequence_stream.so is not for x86_64"),
         (NAME, {"csrc/runtime/library.h": b""}, "it holds csrc/runtime/library.h"),
         (NAME, {"tests/__init__.py": b""}, "it holds tests/__init__.py"),
         (NAME, {"bench/__init__.py": b""}, "it holds bench/__init__.py"),
@@ -170,6 +174,23 @@ def test_what_is_wrong_with_a_wheel_is_said(
                 archive.writestr(file, data)
     found = check_wheel.faults(tmp_path / name)
     assert not found if fault is None else len(found) == 1 and fault in found[0]
+
+
+def test_a_wheel_is_for_the_machine_that_the_compiler_compiles_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import make_wheel
+
+    compiler = tmp_path / "g++"
+    monkeypatch.setenv("CXX", str(compiler))
+    for triple, foreign in ((f"{platform.machine()}-linux-gnu", None), ("sparc64-linux-gnu", "sparc64")):
+        compiler.write_text(f"#!/bin/sh\necho {triple}\n")
+        compiler.chmod(0o755)
+        assert make_wheel.foreign_machine() == foreign
+    monkeypatch.setattr(sys, "argv", ["make_wheel.py", "--cuda", "13.0", "--output", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        make_wheel.main()
 
 
 def test_a_wheel_with_a_fault_fails_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,12 @@ def run(*command: str | Path) -> str:
     return done.stdout
 
 
+def elf_machine(library: bytes) -> str | None:
+    """What a shared library is compiled for; None if that is unknown."""
+    known = {62: "x86_64", 183: "aarch64"}
+    return known.get(int.from_bytes(library[18:20], "little")) if library[:4] == b"\x7fELF" else None
+
+
 def faults(wheel: Path) -> list[str]:
     """What is wrong with the wheel's name and contents: one for every Python, with whole libraries and no sources."""
     found = []
@@ -50,6 +56,12 @@ def faults(wheel: Path) -> list[str]:
             f"it holds {name}"
             for name in sorted(names)
             if name.startswith(("bench/", "csrc/", "examples/", "tests/", "tools/"))
+        ]
+        machine = wheel.stem.partition("manylinux_")[2].partition("_")[2].partition("_")[2]
+        found += [
+            f"{name} is not for {machine}"
+            for name in sorted(names)
+            if name.endswith(".so") and (its := elf_machine(archive.read(name))) and its != machine
         ]
         for name in sorted(names):
             facts = f"{name.removesuffix('.so')}.json"
