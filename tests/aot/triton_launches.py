@@ -143,12 +143,26 @@ def _causal_conv1d(name: str, dtype: torch.dtype) -> Launches:
     return found
 
 
+def _gated_rms_norm(name: str, dtype: torch.dtype) -> Launches:
+    module = "sequence_kernels.ops.gated_rms_norm.triton"
+    size = 1024 if dtype == torch.float64 else 1536
+    x = torch.zeros(64, 1, size, dtype=dtype)
+    weight = torch.zeros(1, size, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    found: Launches = {}
+    for place in ("first", "last"):
+        given = (x, weight, x, place == "first", 1e-5)
+        found[f"gate {place} {name}"] = (module, "gated_rms_norm", given)
+        found[f"backward, gate {place} {name}"] = (module, "gated_rms_norm_backward", (x, *given))
+    return found
+
+
 def _ssd(name: str, dtype: torch.dtype) -> Launches:
     real = torch.float64 if dtype == torch.float64 else torch.float32
     x, b = torch.zeros(2, 256, 8, 64, dtype=dtype), torch.zeros(2, 256, 1, 128, dtype=dtype)
     shapes = ((2, 256, 8), (8,)), ((8, 64), (2, 8, 64, 128))
     (dt, a), (d, state) = ([torch.zeros(shape, dtype=real) for shape in pair] for pair in shapes)
-    return {name: ("sequence_kernels.ops.ssd.triton", "ssd", (x, dt, a, b, b, d, state))}
+    module, given = "sequence_kernels.ops.ssd.triton", (x, dt, a, b, b, d, state)
+    return {name: (module, "ssd", given), f"backward, {name}": (module, "ssd_backward", (x, state, *given))}
 
 
 def _ssm_conv(name: str, dtype: torch.dtype, dense: bool) -> Launches:
@@ -188,9 +202,11 @@ def _all() -> Iterator[Launches]:
         yield _causal_conv1d(name, real)
         yield _selective_step(name, real)
         yield _ssd(name, real)
+        yield _gated_rms_norm(name, real)
     yield _causal_conv1d("bf16", torch.bfloat16)
     yield _selective_step("bf16", torch.bfloat16)
     yield _ssd("bf16", torch.bfloat16)
+    yield _gated_rms_norm("bf16", torch.bfloat16)
     yield _ssm_conv("f32", torch.float32, dense=True)
     yield _ssm_conv("bf16", torch.bfloat16, dense=False)
 

@@ -120,6 +120,15 @@ def multiply(a: Number, b: Number) -> Number:
     return signed(Fraction(a) * Fraction(b), minus)
 
 
+def square_root(x: Number) -> Number:
+    """To 2^-700, and by a bit below that something else than a number of any format where it is inexact."""
+    if is_nan(x) or x == 0 or not isinstance(x, Fraction) or x < 0:
+        return math.nan if not is_nan(x) and x < 0 else x
+    scaled = x * 4**700
+    root = math.isqrt(math.floor(scaled))
+    return Fraction(root if root * root == scaled else root + Fraction(1, 2)) / 2**700
+
+
 def divide(a: Number, b: Number) -> Number:
     minus = negative(a) != negative(b)
     if is_nan(a) or is_nan(b):

@@ -247,6 +247,7 @@ def floats() -> dict[str, Case]:
             f"fma.rn.{name}": case(f"{three} {name}", numbers.fused),
             f"div.rn.{name}": case(three, numbers.divide),
             f"rcp.rn.{name}": case(two, lambda a: numbers.divide(Fraction(1), a)),
+            f"sqrt.rn.{name}": case(two, numbers.square_root),
             f"abs.{name}": case(two, lambda a: numbers.signed(a, False) if not numbers.is_nan(a) else a),
             f"neg.{name}": case(two, numbers.negate),
             f"min.{name}": case(three, numbers.smaller),

@@ -26,7 +26,7 @@ CASES = [
     ((1, 35, 2, 3, 1, 4), torch.float32, True),
     ((1, 35, 2, 3, 1, 4), torch.float32, False),
     ((1, 18, 2, 17, 2, 20), torch.float64, True),
-    ((1, 70, 2, 33, 1, 40), torch.float32, True),
+    ((1, 70, 1, 33, 1, 40), torch.float32, True),
     ((1, 33, 2, 3, 2, 4), torch.bfloat16, True),
     ((1, 33, 2, 3, 2, 4), torch.float16, False),
     ((2, 0, 2, 3, 1, 4), torch.float64, True),
@@ -41,9 +41,16 @@ def test_results(sizes: Any, dtype: torch.dtype, whole: bool) -> None:
     x, b, c = (t[name].to(dtype) for name in "xbc")
     given = [x, t["dt"].abs().to(real), t["a"].to(real), b, c]
     given += [t["d"].to(real), t["initial_state"].to(real)] if whole else [None, None]
-    want = reference.ssd(*(None if g is None else g.double() for g in given))
-    got = kernels.ssd(*(None if g is None else g.to(DEVICE) for g in given))
+    gradients = [torch.cos(t["x"]).to(dtype), torch.sin(t["initial_state"]).to(real)]
+    wide, moved = (
+        [None if g is None else how(g) for g in (*gradients, *given)]
+        for how in (torch.Tensor.double, lambda g: g.to(DEVICE))
+    )
+    want, got = reference.ssd(*wide[2:]), kernels.ssd(*moved[2:])
     assert [r.dtype for r in got] == [dtype, real]
+    close(got, want, TOLERANCE[dtype])
+    want, got = reference.ssd_backward(*wide), kernels.ssd_backward(*moved)
+    assert [r.dtype for r in got] == [dtype, real, real, dtype, dtype, real, real]
     close(got, want, TOLERANCE[dtype])
 
 
@@ -52,4 +59,8 @@ def test_fast_decays_lose_no_digits() -> None:
     t = {name: value.float() for name, value in drawn(1, 64, 1, 3, 1, 4).items()}
     given = [t["x"], t["dt"].abs(), 60 * t["a"], t["b"], t["c"], None, None]
     want = reference.ssd(*(None if g is None else g.double() for g in given))
-    close(kernels.ssd(*(None if g is None else g.to(DEVICE) for g in given)), want, 2e-6)
+    moved = [None if g is None else g.to(DEVICE) for g in given]
+    close(kernels.ssd(*moved), want, 2e-6)
+    gradients = torch.cos(given[0]), torch.zeros_like(want[1]).float()
+    want = reference.ssd_backward(*(None if g is None else g.double() for g in (*gradients, *given)))
+    close(kernels.ssd_backward(*(g.to(DEVICE) for g in gradients), *moved), want, 1e-5)

@@ -34,6 +34,10 @@ T reciprocal(T a) {
   return 1 / a;
 }
 template <class T>
+T square_root(T a) {
+  return std::sqrt(a);
+}
+template <class T>
 T absolute(T a) {
   return std::fabs(a);
 }
@@ -97,6 +101,7 @@ void add_type(Table& table, const std::string& type) {
   table["fma.rn." + type] = each<fuse<T>>();
   table["div.rn." + type] = each<divide<T>>();
   table["rcp.rn." + type] = each<reciprocal<T>>();
+  table["sqrt.rn." + type] = each<square_root<T>>();
   table["abs." + type] = each<absolute<T>>();
   table["neg." + type] = each<negate<T>>();
   table["min." + type] = each<minimum<T>>();
