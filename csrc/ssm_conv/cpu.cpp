@@ -52,21 +52,19 @@ struct Forward : Worker<Real> {
       const Layout layout = this->layout(batch, chunks);
       const auto state = [&](int64_t b, int64_t m) { return x + layout.row(b, m) * Sp; };
       const auto inputs = this->read_rows(arguments.u, layout, b0, 0, h, m0, chunks, this->u);
-      this->make_states(x, layout, inputs, layout, chunks,
+      this->make_states(x, layout, inputs, layout, h, m0, chunks,
                         this->template ahead<true>(y, b0, batch, 0, h, m0, chunks));
       for (int64_t c = 0; c < C; ++c)
         this->write_rows(y, layout, b0, c, h, m0, chunks, this->out, [&](const Rows<Real>& to) {
           outputs(inputs, to, layout, c, this->ahead_of(item, m0 + chunks));
         });
-      for (int64_t b = 0; b < batch; ++b) {
-        const int64_t m = this->last(b0 + b) - m0;
-        if (m < 0 || m > chunks || (m == chunks && m0 + m < M)) continue;
-        Real* to = arguments.final_state + ((b0 + b) * H + h) * S;
-        if (this->has_end(b0 + b))
-          copy(this->tail(b0 + b, h, state(b, m)), S, to);
+      this->for_ends(b0, batch, m0, chunks, [&](int64_t b, int64_t m, int64_t sequence, const auto& end) {
+        Real* to = arguments.final_state + (sequence * H + h) * S;
+        if (this->is_known(end))
+          copy(this->tail(end, h, state(b, m)), S, to);
         else
           fill(to, S, std::numeric_limits<Real>::quiet_NaN());
-      }
+      });
       for (int64_t b = 0; b < batch; ++b) copy(state(b, chunks), Sp, state(b, 0));
       m0 += chunks;
     } while (m0 < M);

@@ -9,14 +9,14 @@ struct Backward : Worker<Real> {
   using Base = Worker<Real>;
   using Base::arguments, Base::bits, Base::block, Base::inputs, Base::matrices, Base::met, Base::row_count;
   using Base::B, Base::C, Base::H, Base::L, Base::M, Base::S, Base::T, Base::Sp, Base::Tp;
-  using Base::e_out, Base::out, Base::toeplitz, Base::u, Base::x;
-  using Base::has_end, Base::last, Base::needs_power, Base::power_place, Base::power_size, Base::rest,
+  using Base::begins, Base::for_ends, Base::is_known, Base::needs_power, Base::power_place, Base::power_size,
       Base::take;
+  using Base::e_out, Base::out, Base::toeplitz, Base::u, Base::x;
+  using End = typename Base::End;
 
   Real *e_in_transposed, *e_out_transposed, *toeplitz_transposed;  // (S, T), C of (T, S), C of (T, T)
   Real* adjoints;                                                  // of the powers
-  Real *g, *p, *carry, *joins;  // rows of a block: gradients of outputs, of states; of the state after it; of
-                                // the states before the rows' last chunks, by what is in those
+  Real *g, *p, *carry;  // rows of a block: gradients of outputs, of states; of the state after it
   Real *d_e_in, *d_e_out, *d_toeplitz, *d_chunk;  // sums so far
 
   Backward(const SsmConvArguments<Real>& given, Real* scratch) : Base(given, true, scratch) {
@@ -27,7 +27,6 @@ struct Backward : Worker<Real> {
     g = take(C * row_count * Tp);
     p = take(row_count * Sp);
     carry = take(block.batch * Sp);
-    joins = take(block.batch * Sp);
     d_e_in = take(Tp * Sp);
     d_e_out = take(C * Sp * Tp);
     d_toeplitz = take(C * Tp * Tp);
@@ -45,15 +44,20 @@ struct Backward : Worker<Real> {
     }
   }
 
-  void all_states(int64_t h, int64_t b0, int64_t batch) const {
-    const Layout states = this->states_layout(batch);
+  // Chunks begin .. end - 1, whose states are kept while their gradients are made.
+  struct Part {
+    int64_t begin, end;
+  };
+
+  void all_states(int64_t h, int64_t b0, int64_t batch, const Part& part) const {
+    const Layout states = this->states_layout(batch, part.end - part.begin);
     this->read_initial_states(states, b0, h);
-    for (int64_t m0 = 0; m0 < M; m0 += block.chunks) {
-      const int64_t chunks = smaller(block.chunks, M - m0);
+    for (int64_t m0 = part.begin; m0 < part.end; m0 += block.chunks) {
+      const int64_t chunks = smaller(block.chunks, part.end - m0);
       const Layout layout = this->layout(batch, chunks);
       const auto rows = this->read_rows(arguments.u, layout, b0, 0, h, m0, chunks, u);
-      const bool more = m0 + chunks < M;
-      this->make_states(x + states.row(0, m0) * Sp, states, rows, layout, chunks,
+      const bool more = m0 + chunks < part.end;
+      this->make_states(x + states.row(0, m0 - part.begin) * Sp, states, rows, layout, h, m0, chunks,
                         this->template ahead<false>(more ? arguments.u : arguments.g, b0, batch, 0, h,
                                                     more ? m0 + chunks : m0, more ? block.chunks : chunks));
     }
@@ -71,23 +75,23 @@ struct Backward : Worker<Real> {
       }
   }
 
-  // Back from the final state of row b to the one before its last chunk, whose gradient this leaves in `to`.
+  // Back from a sequence's final state to the one before its last chunk, to whose gradient `join` this adds.
   template <typename To>
-  void tail_backward(int64_t b, int64_t h, const Real* from, To* d_powers, Real* to) const {
-    const Real* given = arguments.g_final + (b * H + h) * S;
-    Real* next = met + (bits + 1) * Sp;  // after the states met
-    if (!has_end(b)) return fill(to, Sp);
-    this->tail(b, h, from);
-    for (int64_t s = 0; s < rest(b); ++s)
-      for (int64_t k = 0; k < S; ++k) d_e_in[(T - rest(b) + s) * Sp + k] += inputs[s] * given[k];
+  void tail_backward(const End& end, const Real* given, int64_t h, const Real* from, To* d_powers,
+                     Real* join) const {
+    Real *to = met + (bits + 1) * Sp, *next = to + Sp;  // after the states met
+    this->tail(end, h, from);
+    for (int64_t s = 0; s < end.rest; ++s)
+      for (int64_t k = 0; k < S; ++k) d_e_in[(T - end.rest + s) * Sp + k] += inputs[s] * given[k];
     pad(given, 1, S, S, 1, to, Sp);
     for (int64_t bit = bits; bit-- > 0;)
-      if (rest(b) >> bit & 1) {
+      if (end.rest >> bit & 1) {
         add_power_gradient(d_powers + power_place(h, bit), met + bit * Sp, to);
         fill(next, Sp);
         matrices.steps(adjoints + bit * power_size(), to, next - to, Sp, 1, 1);
         copy(next, Sp, to);
       }
+    for (int64_t k = 0; k < S; ++k) join[k] += to[k];
   }
 
   // tile += a^T b over `count` rows of each group.
@@ -174,21 +178,19 @@ struct Backward : Worker<Real> {
     fill(d_chunk, power_size());
     for (int64_t b0 = 0; b0 < B; b0 += block.batch) {
       const int64_t batch = smaller(block.batch, B - b0);
-      const Layout states = this->states_layout(batch);
-      all_states(h, b0, batch);
-      for (int64_t b = 0; b < batch; ++b) {
-        tail_backward(b0 + b, h, x + states.row(b, last(b0 + b)) * Sp, d_powers, joins + b * Sp);
-        if (last(b0 + b) == M)
-          copy(joins + b * Sp, Sp, carry + b * Sp);
-        else
-          fill(carry + b * Sp, Sp);
-      }
-      for (int64_t end = M; end > 0;) {
-        const int64_t chunks = (end - 1) % block.chunks + 1;
-        end -= chunks;
-        block_backward(h, b0, batch, end, chunks);
-      }
-      for (int64_t b = 0; b < batch; ++b)
+      Part part{0, 0};
+      do {
+        part = {part.end, this->part_end(part.end)};
+        all_states(h, b0, batch, part);
+        fill(carry, batch * Sp);
+        int64_t end = part.end;
+        do {  // once without a chunk too: what arrives at the final states goes on to the initial ones
+          const int64_t chunks = end > part.begin ? (end - part.begin - 1) % block.chunks + 1 : 0;
+          end -= chunks;
+          block_backward(h, b0, batch, part, end, chunks, d_powers);
+        } while (end > part.begin);
+      } while (part.end < M);
+      for (int64_t b = 0; b < batch && !arguments.rows; ++b)
         copy(carry + b * Sp, S, arguments.d_initial + ((b0 + b) * H + h) * S);
     }
     write_chunk_gradient(d_powers + power_place(h, bits));
@@ -205,38 +207,39 @@ struct Backward : Worker<Real> {
   }
 
   // One block: the gradients of its states, in p, du, and what it adds to the gradients of the matrices.
-  void block_backward(int64_t h, int64_t b0, int64_t batch, int64_t m0, int64_t chunks) const {
-    const Layout layout = this->layout(batch, chunks);
+  template <typename To>
+  void block_backward(int64_t h, int64_t b0, int64_t batch, const Part& part, int64_t m0, int64_t chunks,
+                      To* d_powers) const {
+    const Layout layout = this->layout(batch, chunks),
+                 states = this->states_layout(batch, part.end - part.begin);
     const auto slope = [&](int64_t b, int64_t m) { return p + layout.row(b, m) * Sp; };
-    const auto ends_here = [&](int64_t b) { return has_end(b) && last(b) >= m0 && last(b) < m0 + chunks; };
+    const auto g_final = [&](int64_t sequence) { return arguments.g_final + (sequence * H + h) * S; };
     const auto u_rows = this->read_rows(arguments.u, layout, b0, 0, h, m0, chunks, u);
     for (int64_t c = 0; c < C; ++c) this->read_rows(arguments.g, layout, b0, c, h, m0, chunks, own_g(c));
     const auto g_rows = [&](int64_t c) {
       return this->rows_at(arguments.g, layout, b0, c, h, m0, chunks, own_g(c));
     };
     state_gradients(g_rows, layout, b0, h, m0, chunks);
-    for (int64_t b = 0; b < batch; ++b) {
-      copy(carry + b * Sp, Sp, slope(b, chunks));
-      if (!ends_here(b0 + b)) continue;
-      Real* row = slope(b, last(b0 + b) - m0);
-      for (int64_t k = 0; k < S; ++k) row[k] += joins[b * Sp + k];
-    }
-    matrices.steps(adjoints + bits * power_size(), slope(0, chunks), -layout.chunk * Sp, layout.sequence * Sp,
-                   chunks, batch);
+    for (int64_t b = 0; b < batch; ++b) copy(carry + b * Sp, Sp, slope(b, chunks));
+    for_ends(b0, batch, m0, chunks, [&](int64_t b, int64_t m, int64_t sequence, const End& end) {
+      if (is_known(end))
+        tail_backward(end, g_final(sequence), h, x + states.row(b, m0 - part.begin + m) * Sp, d_powers,
+                      slope(b, m));
+    });
+    back_through(h, layout, m0, chunks);
     const Sequences du = this->results(arguments.du, 1);
     this->write_rows(du, layout, b0, 0, h, m0, chunks, out, [&](const Rows<Real>& to) {
       input_gradients(g_rows, to, layout, b0, h, m0);
-      for (int64_t b = 0; b < batch; ++b) {
-        if (!ends_here(b0 + b)) continue;
-        const Real* given = arguments.g_final + ((b0 + b) * H + h) * S;
-        const int64_t m = last(b0 + b) - m0, skipped = T - rest(b0 + b);
+      for_ends(b0, batch, m0, chunks, [&](int64_t b, int64_t m, int64_t sequence, const End& end) {
+        if (!is_known(end) || end.rest == 0) return;
+        const Real* given = g_final(sequence);
+        const int64_t skipped = T - end.rest;
         Real* row = layout.groups > 1 ? to.at(b, m) : to.at(0, layout.row(b, m));
         for (int64_t k = 0; k < S; ++k)
           for (int64_t s = skipped; s < T; ++s) row[s - skipped] += given[k] * e_in_transposed[k * Tp + s];
-      }
+      });
     });
-    const Layout states = this->states_layout(batch);
-    const Rows<const Real> before{x + states.row(0, m0) * Sp, Sp, states.sequence * Sp};
+    const Rows<const Real> before{x + states.row(0, m0 - part.begin) * Sp, Sp, states.sequence * Sp};
     const Rows<const Real> slopes{slope(0, 1), Sp, layout.sequence * Sp};
     for (int64_t c = 0; c < C; ++c) {
       add_outer(layout, before, Sp, g_rows(c), Tp, d_e_out + c * Sp * Tp);
@@ -248,6 +251,21 @@ struct Backward : Worker<Real> {
     else
       add_chunk_gradient(layout, before, slopes);
     for (int64_t b = 0; b < batch; ++b) copy(slope(b, 0), Sp, carry + b * Sp);
+  }
+
+  // From the gradient of the state after a block's chunks to those of the states before each.
+  void back_through(int64_t h, const Layout& layout, int64_t m0, int64_t chunks) const {
+    for (int64_t end = chunks, m; end > 0; end = m) {
+      m = end - 1;
+      while (m > 0 && !begins(m0 + m)) --m;
+      Real* first = p + m * layout.chunk * Sp;
+      matrices.steps(adjoints + bits * power_size(), p + end * layout.chunk * Sp, -layout.chunk * Sp,
+                     layout.sequence * Sp, end - m, layout.batch);
+      if (begins(m0 + m)) {
+        copy(first, S, arguments.d_initial + (arguments.rows[m0 + m].sequence * H + h) * S);
+        fill(first, Sp);  // what the chunk before finds behind it
+      }
+    }
   }
 
   Real* own_g(int64_t c) const { return g + c * row_count * Tp; }

@@ -26,8 +26,29 @@ void check_lengths(const int64_t* lengths, int64_t rows, int64_t most) {
            " for row " + std::to_string(row));
 }
 
+// The chunks of packed sequences: so many of T elements, and for each sequence one of fewer.
+std::vector<SsmConvRow> rows_of(const int64_t* bounds, int64_t count, int64_t length, int64_t chunk) {
+  const auto said = [&](int64_t i) { return std::to_string(bounds[i]) + " at " + std::to_string(i); };
+  if (bounds[0] != 0) fail("cu_seqlens must begin with 0, got " + said(0));
+  if (bounds[count] != length)
+    fail("cu_seqlens must end with the number of elements, " + std::to_string(length) + ", got " +
+         said(count));
+  std::vector<SsmConvRow> rows;
+  rows.reserve(static_cast<size_t>(length / chunk + count));
+  for (int64_t i = 0; i < count; ++i) {
+    if (bounds[i + 1] < bounds[i]) fail("cu_seqlens must ascend, got " + said(i) + " and " + said(i + 1));
+    if (bounds[i + 1] > length)
+      fail("cu_seqlens must be in 0 .. " + std::to_string(length) + ", got " + said(i + 1));
+    const int64_t begin = bounds[i], size = bounds[i + 1] - begin;
+    for (int64_t at = 0; at <= size; at += chunk)
+      rows.push_back({begin + at, std::min(chunk, size - at), i, at == 0, at + chunk > size});
+  }
+  return rows;
+}
+
 template <typename Real>
-SsmConvArguments<Real> arguments_of(const SsmConvSizes& sizes, const SsmConvTensors& given) {
+SsmConvArguments<Real> arguments_of(const SsmConvSizes& sizes, const SsmConvTensors& given,
+                                    const std::vector<SsmConvRow>& rows) {
   SsmConvArguments<Real> arguments{};
   arguments.B = sizes.B, arguments.C = sizes.C, arguments.H = sizes.H, arguments.L = sizes.L;
   arguments.T = sizes.T, arguments.S = sizes.S;
@@ -40,17 +61,22 @@ SsmConvArguments<Real> arguments_of(const SsmConvSizes& sizes, const SsmConvTens
   arguments.powers = given.a_powers.data<void>();
   arguments.d = data_of<Real>(given.d);
   arguments.initial = data_of<Real>(given.initial_state);
-  arguments.lengths = data_of<int64_t>(given.lengths);
-  check_lengths(arguments.lengths, sizes.B, sizes.L);
+  if (rows.empty()) {
+    arguments.lengths = data_of<int64_t>(given.lengths);
+    check_lengths(arguments.lengths, sizes.B, sizes.L);
+  } else {
+    arguments.rows = rows.data(), arguments.row_count = static_cast<int64_t>(rows.size());
+  }
   return arguments;
 }
 
 template <typename Real>
-std::vector<Tensor> run(const SsmConvSizes& sizes, const SsmConvTensors& given) {
-  auto arguments = arguments_of<Real>(sizes, given);
+std::vector<Tensor> run(const SsmConvSizes& sizes, const SsmConvTensors& given,
+                        const std::vector<SsmConvRow>& rows) {
+  auto arguments = arguments_of<Real>(sizes, given, rows);
   std::vector<Tensor> results;
   results.push_back(empty_sequences({sizes.B, sizes.C, sizes.H, sizes.L}, given.u.dtype()));
-  results.push_back(Tensor::empty({sizes.B, sizes.H, sizes.S}, sizes.real));
+  results.push_back(Tensor::empty({sizes.Q, sizes.H, sizes.S}, sizes.real));
   arguments.y = results[0].mutable_data<void>();
   arguments.final_state = results[1].mutable_data<Real>();
   with_instruction_set([&](auto isa) {
@@ -63,21 +89,28 @@ std::vector<Tensor> run(const SsmConvSizes& sizes, const SsmConvTensors& given) 
   return results;
 }
 
+std::vector<SsmConvRow> rows_of(const SsmConvSizes& sizes, const SsmConvTensors& given, bool packed) {
+  if (!packed) return {};
+  return rows_of(data_of<int64_t>(given.lengths), sizes.Q, sizes.L, sizes.T);
+}
+
+template <bool packed>
 std::vector<Tensor> ssm_conv_op(const SsmConvTensors& given) {
-  const SsmConvSizes sizes = check_ssm_conv(given);
-  return sizes.real == Dtype::float64 ? run<double>(sizes, given) : run<float>(sizes, given);
+  const SsmConvSizes sizes = check_ssm_conv(given, packed);
+  const auto rows = rows_of(sizes, given, packed);
+  return sizes.real == Dtype::float64 ? run<double>(sizes, given, rows) : run<float>(sizes, given, rows);
 }
 
 template <typename Real>
 std::vector<Tensor> run_backward(const SsmConvSizes& sizes, const Tensor& g, const Tensor& g_final,
-                                 const SsmConvTensors& given) {
-  auto arguments = arguments_of<Real>(sizes, given);
+                                 const SsmConvTensors& given, const std::vector<SsmConvRow>& rows) {
+  auto arguments = arguments_of<Real>(sizes, given, rows);
   std::vector<Tensor> results;
   results.push_back(empty_sequences(given.u.sizes(), given.u.dtype()));
   for (const Tensor* each : {&given.taps, &given.e_out, &given.e_in, &given.a_powers})
     results.push_back(Tensor::empty(each->sizes(), each->dtype()));
   results.push_back(Tensor::empty({sizes.C, sizes.H}, sizes.real));
-  results.push_back(Tensor::empty({sizes.B, sizes.H, sizes.S}, sizes.real));
+  results.push_back(Tensor::empty({sizes.Q, sizes.H, sizes.S}, sizes.real));
   arguments.g = sequences(g);
   arguments.g_final = g_final.data<Real>();
   arguments.du = results[0].mutable_data<void>();
@@ -96,19 +129,27 @@ std::vector<Tensor> run_backward(const SsmConvSizes& sizes, const Tensor& g, con
   return results;
 }
 
+template <bool packed>
 std::vector<Tensor> ssm_conv_backward_op(const Tensor& g, const Tensor& g_final,
                                          const SsmConvTensors& given) {
-  const SsmConvSizes sizes = check_ssm_conv(given);
+  const SsmConvSizes sizes = check_ssm_conv(given, packed);
   check_ssm_conv_gradients(sizes, given, g, g_final);
-  return sizes.real == Dtype::float64 ? run_backward<double>(sizes, g, g_final, given)
-                                      : run_backward<float>(sizes, g, g_final, given);
+  const auto rows = rows_of(sizes, given, packed);
+  return sizes.real == Dtype::float64 ? run_backward<double>(sizes, g, g_final, given, rows)
+                                      : run_backward<float>(sizes, g, g_final, given, rows);
 }
 
 const std::string schema = SsmConvTensors::schema;
-const Op op("ssm_conv(" + schema + ") -> (Tensor, Tensor)", boxed<ssm_conv_op>);
-const Op backward("ssm_conv_backward(Tensor g, Tensor g_final, " + schema +
-                      ") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-                  boxed<ssm_conv_backward_op>);
+const std::string gradients = ") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)";
+const Op op("ssm_conv(" + schema + ") -> (Tensor, Tensor)", boxed<ssm_conv_op<false>>);
+const Op backward("ssm_conv_backward(Tensor g, Tensor g_final, " + schema + gradients,
+                  boxed<ssm_conv_backward_op<false>>);
+
+// With cu_seqlens instead of lengths.
+const std::string packed = schema.substr(0, schema.rfind("lengths")) + "cu_seqlens";
+const Op packed_op("ssm_conv_packed(" + packed + ") -> (Tensor, Tensor)", boxed<ssm_conv_op<true>>);
+const Op packed_backward("ssm_conv_packed_backward(Tensor g, Tensor g_final, " + packed + gradients,
+                         boxed<ssm_conv_backward_op<true>>);
 
 }  // namespace
 }  // namespace sequence_kernels

@@ -15,6 +15,11 @@
 // Only the product with a_chunk goes from chunk to chunk. So the kernels take a block of chunks, of one or more
 // sequences, as the rows of a matrix that stays in cache: one matrix product with E_in for all rows, a_chunk
 // row by row in place, one product each with E_out and the Toeplitz matrix.
+//
+// Packed sequences lie one behind the other in a single one of u. Their chunks are rows of a table: a chunk that begins
+// a sequence has that sequence's initial state before it, not what the chunk before it left; and the last chunk of
+// each, of fewer than T elements, maybe of none, leads to its final state. Backward, the gradient that arrives at such
+// an initial state is d_initial, and what follows a last chunk sends nothing back.
 #pragma once
 
 #include <cstdint>
@@ -35,6 +40,12 @@ struct Sequences {
   }
 };
 
+// A chunk of packed sequences: `count` elements of u from `at` on.
+struct SsmConvRow {
+  int64_t at, count, sequence;
+  bool first, last;  // of its sequence
+};
+
 // Arrays are contiguous but for e_out, powers of float64 where `wide`, else of Real; complex values
 // interleaved. A null pointer: that argument is not given. Without `tails`, powers is a_chunk alone, and the
 // final state of a row that ends inside a chunk is NaN.
@@ -47,8 +58,10 @@ struct SsmConvArguments {
   const Real* e_in;     // (H, T, S)
   const void* powers;   // (H, log2 T + 1, S / 2) complex, or where dense (H, log2 T + 1, S, S)
   const Real* d;        // (C, H)
-  const Real* initial;  // (B, H, S)
+  const Real* initial;  // (B, H, S); packed: of each sequence, as final_state and their gradients
   const int64_t* lengths;
+  const SsmConvRow* rows;  // of packed sequences; B is 1
+  int64_t row_count;
   int64_t e_out_strides[4];
   bool dense, wide, tails;
 
@@ -61,7 +74,7 @@ struct SsmConvArguments {
   Real *d_taps, *d_e_out, *d_e_in, *d_d, *d_initial;
   void* d_powers;
 
-  int64_t chunks() const { return (L + T - 1) / T; }
+  int64_t chunks() const { return rows ? row_count : (L + T - 1) / T; }
 };
 
 // Rows that a block has, of `batch` sequences.

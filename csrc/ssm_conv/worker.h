@@ -151,7 +151,7 @@ struct Worker {
   const Matrices<Real> matrices;
   Real* next;  // of the scratch memory, what is not taken yet
   int64_t used = 0;
-  uint64_t rest_bits = 0;  // binary digits of the elements that any row has in its last chunk
+  uint64_t rest_bits = 0;  // binary digits of the elements that any sequence has in its last chunk
 
   Real *e_in, *e_out, *toeplitz, *powers;  // (T, S), C of (S, T), C of (T, T), A^(2^i) for i <= log2 T
   Real *u, *out, *x;   // rows of inputs and outputs of a block; of states, of a block or of all there are
@@ -180,10 +180,13 @@ struct Worker {
     powers = take((bits + 1) * power_size());
     u = take(row_count * Tp);
     out = take(row_count * Tp);
-    x = take(((all_states ? block.batch * (round_up(M, kTileRows) + 1) : 0) + row_count) * Sp);
-    met = take((bits + 2) * Sp);
+    x = take(((all_states ? block.batch * (round_up(longest_part(), kTileRows) + 1) : 0) + row_count) * Sp);
+    met = take((bits + 3) * Sp);
     inputs = take(T);
-    for (int64_t b = 0; b < B && scratch && given.tails; ++b) rest_bits |= static_cast<uint64_t>(rest(b));
+    if (scratch && given.tails)
+      for_ends(0, B, 0, M, [&](int64_t, int64_t, int64_t, const End& end) {
+        rest_bits |= static_cast<uint64_t>(end.rest);
+      });
   }
 
   Real* take(int64_t count) {
@@ -195,11 +198,58 @@ struct Worker {
 
   int64_t power_size() const { return arguments.dense ? Sp * Sp : 4 * Sp; }
 
-  // Where row b ends: before element rest(b) of chunk last(b).
-  int64_t length(int64_t b) const { return arguments.lengths ? arguments.lengths[b] : L; }
-  int64_t last(int64_t b) const { return length(b) / T; }
-  int64_t rest(int64_t b) const { return length(b) % T; }
-  bool has_end(int64_t b) const { return arguments.tails || rest(b) == 0; }
+  // Where a sequence ends: after `rest` elements of the chunk that has its first at `at` of row b of u.
+  struct End {
+    int64_t b, at, rest;
+  };
+  bool is_known(const End& end) const { return arguments.tails || end.rest == 0; }
+
+  // Call function(b, m, sequence, end) for the sequences that end in the chunks m0 + m, m < chunks, of rows b0 + b; or
+  // after the last of all chunks.
+  template <typename Function>
+  void for_ends(int64_t b0, int64_t batch, int64_t m0, int64_t chunks, const Function& function) const {
+    if (arguments.rows) {
+      for (int64_t m = 0; m < chunks; ++m) {
+        const SsmConvRow& row = arguments.rows[m0 + m];
+        if (row.last) function(int64_t(0), m, row.sequence, End{0, row.at, row.count});
+      }
+      return;
+    }
+    for (int64_t b = 0; b < batch; ++b) {
+      const int64_t length = arguments.lengths ? arguments.lengths[b0 + b] : L, m = length / T - m0;
+      if (m >= 0 && (m < chunks || (m == chunks && m0 + m == M)))
+        function(b, m, b0 + b, End{b0 + b, (m0 + m) * T, length % T});
+    }
+  }
+
+  // Call function(m, end) for the runs of a block's chunks m .. end - 1 that belong to one sequence each.
+  template <typename Function>
+  void for_sequences(int64_t m0, int64_t chunks, const Function& function) const {
+    for (int64_t m = 0, end; m < chunks; m = end) {
+      end = m + 1;
+      while (end < chunks && !(arguments.rows && arguments.rows[m0 + end].first)) ++end;
+      function(m, end);
+    }
+  }
+  bool begins(int64_t m) const { return arguments.rows && arguments.rows[m].first; }
+
+  // Where the part of the chunks ends that begins at chunk m and whose states are kept at once: packed sequences are
+  // taken a few at a time, so that these stay in cache.
+  int64_t part_end(int64_t m) const {
+    constexpr int64_t rows = 256;
+    if (!arguments.rows) return M;
+    for (const int64_t least = smaller(m + rows, M); m < least || !begins(m);)
+      if (++m == M) break;
+    return m;
+  }
+  int64_t longest_part() const {
+    int64_t longest = 0;
+    for (int64_t m = 0, end; m < M; m = end) {
+      end = part_end(m);
+      longest = longest < end - m ? end - m : longest;
+    }
+    return longest;
+  }
 
   Real* power(int64_t bit) const { return powers + bit * power_size(); }
   bool needs_power(int64_t bit) const { return bit == bits || (rest_bits >> bit & 1); }
@@ -264,9 +314,9 @@ struct Worker {
     return apart ? Layout{batch, batch, chunks, 1, block.chunks + 1}
                  : Layout{batch, 1, batch * chunks, batch, 1};
   }
-  Layout states_layout(int64_t batch) const {
-    return apart ? Layout{batch, batch, M, 1, round_up(M, kTileRows) + 1}
-                 : Layout{batch, 1, batch * M, batch, 1};
+  Layout states_layout(int64_t batch, int64_t chunks) const {
+    return apart ? Layout{batch, batch, chunks, 1, round_up(chunks, kTileRows) + 1}
+                 : Layout{batch, 1, batch * chunks, batch, 1};
   }
 
   Sequences results(const void* to, int64_t channels) const {
@@ -276,11 +326,18 @@ struct Worker {
   // The elements of one block, of channel c of head h, if they can be rows where they are; else null.
   const Real* in_place(const Sequences& sequences, const Layout& layout, int64_t b0, int64_t c, int64_t h,
                        int64_t m0, int64_t chunks) const {
-    const bool whole = T == Tp && chunks % kTileRows == 0 && (m0 + chunks) * T <= L;
+    const bool whole = T == Tp && chunks % kTileRows == 0 && chunks > 0 &&
+                       end_of(m0 + chunks - 1) == begin_of(m0) + chunks * T;
     const Element own = sizeof(Real) == 8 ? Element::float64 : Element::float32;
     if (!whole || layout.groups != layout.batch || sequences.step != 1 || sequences.element != own)
       return nullptr;
-    return static_cast<const Real*>(sequences.data) + sequences.place(b0, c, h, m0 * T);
+    return static_cast<const Real*>(sequences.data) + sequences.place(b0, c, h, begin_of(m0));
+  }
+
+  // The elements of u that chunk m takes, from begin_of(m) to before end_of(m).
+  int64_t begin_of(int64_t m) const { return arguments.rows ? arguments.rows[m].at : m * T; }
+  int64_t end_of(int64_t m) const {
+    return arguments.rows ? arguments.rows[m].at + arguments.rows[m].count : smaller((m + 1) * T, L);
   }
 
   // Those elements as rows: in `own`, unless they can stay.
@@ -323,27 +380,31 @@ struct Worker {
   // end.
   template <typename Function>
   void for_runs(const Layout& layout, int64_t m0, int64_t chunks, const Function& function) const {
-    const int64_t step = layout.chunk == 1 && T == Tp ? chunks : 1;
+    const bool joined = layout.chunk == 1 && T == Tp;
     for (int64_t b = 0; b < layout.batch; ++b)
-      for (int64_t m = 0; m < chunks; m += step) {
-        const int64_t at = (m0 + m) * T, count = smaller(step * T, L - at);
-        function(b, m, at, count, step * Tp - count);
+      for (int64_t m = 0, end; m < chunks; m = end) {
+        const int64_t at = begin_of(m0 + m);
+        end = m + 1;
+        while (joined && end < chunks && end_of(m0 + end - 1) == at + (end - m) * T) ++end;
+        const int64_t count = end_of(m0 + end - 1) - at;
+        function(b, m, at, count, (end - m) * Tp - count);
       }
   }
 
+  void read_initial_state(int64_t sequence, int64_t h, Real* to) const {
+    fill(to, Sp);
+    if (arguments.initial) copy(arguments.initial + (sequence * H + h) * S, S, to);
+  }
   void read_initial_states(const Layout& layout, int64_t b0, int64_t h) const {
-    for (int64_t b = 0; b < layout.batch; ++b) {
-      Real* to = x + layout.row(b, 0) * Sp;
-      fill(to, Sp);
-      if (arguments.initial) copy(arguments.initial + ((b0 + b) * H + h) * S, S, to);
-    }
+    for (int64_t b = 0; b < layout.batch; ++b) read_initial_state(b0 + b, h, x + layout.row(b, 0) * Sp);
   }
 
   template <bool for_writing>
   Prefetch<for_writing> ahead(const Sequences& of, int64_t b0, int64_t batch, int64_t c, int64_t h,
                               int64_t m0, int64_t chunks) const {
-    const int64_t at = m0 * T, count = smaller(chunks * T, L - at), size = element_size();
-    if (count <= 0 || of.step != 1) return {nullptr, 0, 0, 0};
+    if (m0 < 0 || m0 >= M || of.step != 1) return {nullptr, 0, 0, 0};
+    const int64_t at = begin_of(m0), count = end_of(smaller(m0 + chunks, M) - 1) - at, size = element_size();
+    if (count <= 0) return {nullptr, 0, 0, 0};
     return {static_cast<const char*>(of.data) + of.place(b0, c, h, at) * size, batch, count * size,
             of.batch * size};
   }
@@ -354,7 +415,7 @@ struct Worker {
   // From rows of inputs and the states before the first chunk, in `from`, the states after each chunk.
   template <typename Ahead>
   void make_states(Real* from, const Layout& states, const Rows<const Real>& inputs, const Layout& layout,
-                   int64_t chunks, Ahead ahead) const {
+                   int64_t h, int64_t m0, int64_t chunks, Ahead ahead) const {
     for (int64_t g = 0; g < layout.groups; ++g) {
       Real* to = from + states.row(g, 1) * Sp;
       for_tiles<Real>(round_up(layout.rows, kTileRows), Sp, [&](auto& tile, int64_t i, int64_t j) {
@@ -363,16 +424,20 @@ struct Worker {
         tile.put(to + i * Sp + j, Sp);
       });
     }
-    matrices.steps(power(bits), from, states.chunk * Sp, states.sequence * Sp, chunks, layout.batch);
+    for_sequences(m0, chunks, [&](int64_t m, int64_t end) {
+      Real* first = from + m * states.chunk * Sp;
+      if (begins(m0 + m)) read_initial_state(arguments.rows[m0 + m].sequence, h, first);
+      matrices.steps(power(bits), first, states.chunk * Sp, states.sequence * Sp, end - m, layout.batch);
+    });
   }
 
-  // The states met from the one before the last chunk of row b to the final one, one a binary digit, in met;
+  // The states met from the one before a sequence's last chunk to the final one, one a binary digit, in met;
   // returns the final one.
-  const Real* tail(int64_t b, int64_t h, const Real* from) const {
+  const Real* tail(const End& end, int64_t h, const Real* from) const {
     Real* at = met;
     copy(from, Sp, at);
     for (int64_t bit = 0; bit < bits; ++bit, at += Sp) {
-      if (rest(b) >> bit & 1) {
+      if (end.rest >> bit & 1) {
         fill(at + Sp, Sp);
         matrices.steps(power(bit), at, Sp, Sp, 1, 1);
       } else {
@@ -381,11 +446,11 @@ struct Worker {
     }
     with_element<Real>(arguments.u.element, arguments.u.data, [&](const auto* data) {
       const Sequences& u = arguments.u;
-      read(data + u.place(b, 0, h, last(b) * T), u.step, rest(b), inputs);
+      read(data + u.place(end.b, 0, h, end.at), u.step, end.rest, inputs);
     });
     for_low_tiles<Real>(1, Sp, [&](auto& tile, int64_t, int64_t j) {
       tile.get(at + j, Sp);
-      tile.add(rest(b), inputs, T, 1, e_in + (T - rest(b)) * Sp + j, Sp);
+      tile.add(end.rest, inputs, T, 1, e_in + (T - end.rest) * Sp + j, Sp);
       tile.put(at + j, Sp);
     });
     return at;

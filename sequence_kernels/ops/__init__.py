@@ -13,6 +13,7 @@ from .selective_step import selective_step, selective_step_
 from .ssd import ssd
 from .ssm_chunk import ssm_chunk
 from .ssm_conv import ssm_conv
+from .ssm_conv_packed import ssm_conv_packed
 from .ssm_step import ssm_step, ssm_step_
 from .vandermonde import vandermonde, vandermonde_transpose
 
@@ -35,6 +36,7 @@ __all__ = [
     "ssd",
     "ssm_chunk",
     "ssm_conv",
+    "ssm_conv_packed",
     "ssm_step",
     "ssm_step_",
     "use_backend",

@@ -56,38 +56,50 @@ def ssm_conv(
     Everything is accumulated, and states are held, in the dtype of ``taps``. Differentiable in every floating-point
     argument; second derivatives recompute the first in plain torch.
     """
-    given = {"u": u, "taps": taps, "e_out": e_out, "e_in": e_in, "a_powers": a_powers}
-    parameters = {"taps": taps, "e_out": e_out, "e_in": e_in}
-    for name, value in (("d", d), ("initial_state", initial_state)):
-        if value is not None:
-            given[name] = parameters[name] = value
-    if lengths is not None:
-        given["lengths"] = lengths
-    checks.tensors(**given)
-    checks.dtype("u", u, (*checks.HALF, *checks.REAL))
-    expected = torch.float64 if u.dtype == torch.float64 else torch.float32
-    for name, value in parameters.items():
-        checks.dtype(name, value, (expected,))
-    powers = dict.fromkeys((expected, checks.COMPLEX_OF[expected], torch.float64, torch.complex128))
-    checks.dtype("a_powers", a_powers, tuple(powers))
+    checks.tensors(u=u)
     checks.shape("u", u, (("B", None), ("H", None), ("L", None)))
-    checks.shape("taps", taps, (("C", None), ("H", u.shape[1]), ("T", None)))
-    checks.shape("e_in", e_in, (("H", u.shape[1]), ("T", taps.shape[2]), ("S", None)))
-    heads, chunk, size = e_in.shape
-    channels = taps.shape[0]
-    checks.shape("e_out", e_out, (("C", channels), ("H", heads), ("S", size), ("T", chunk)))
-    _check_powers(a_powers, heads, chunk, size)
-    if d is not None:
-        checks.shape("d", d, (("C", channels), ("H", heads)))
+    check_matrices(u, taps, e_out, e_in, a_powers, d)
     if initial_state is not None:
-        checks.shape("initial_state", initial_state, (("B", u.shape[0]), ("H", heads), ("S", size)))
+        check_states("initial_state", initial_state, u, ("B", u.shape[0]), e_in)
     if lengths is not None:
+        checks.tensors(u=u, lengths=lengths)
         checks.shape("lengths", lengths, (("B", u.shape[0]),))
         checks.lengths("lengths", lengths, u.shape[2])
         u = torch.where(inside(lengths, u.shape[2]).unsqueeze(1), u, 0)
     return _ssm_conv(
         u, taps, e_out, e_in, a_powers, d, initial_state, lengths, choose("ssm_conv", backend, u)
     )
+
+
+def check_matrices(
+    u: Tensor, taps: Tensor, e_out: Tensor, e_in: Tensor, a_powers: Tensor, d: Tensor | None
+) -> None:
+    """The parameters of ``ssm_conv`` fit each other and the sequences ``(..., H, L)``."""
+    parameters = {"taps": taps, "e_out": e_out, "e_in": e_in}
+    if d is not None:
+        parameters["d"] = d
+    checks.tensors(u=u, **parameters, a_powers=a_powers)
+    checks.dtype("u", u, (*checks.HALF, *checks.REAL))
+    expected = torch.float64 if u.dtype == torch.float64 else torch.float32
+    for name, value in parameters.items():
+        checks.dtype(name, value, (expected,))
+    powers = dict.fromkeys((expected, checks.COMPLEX_OF[expected], torch.float64, torch.complex128))
+    checks.dtype("a_powers", a_powers, tuple(powers))
+    checks.shape("taps", taps, (("C", None), ("H", u.shape[-2]), ("T", None)))
+    checks.shape("e_in", e_in, (("H", u.shape[-2]), ("T", taps.shape[2]), ("S", None)))
+    heads, chunk, size = e_in.shape
+    channels = taps.shape[0]
+    checks.shape("e_out", e_out, (("C", channels), ("H", heads), ("S", size), ("T", chunk)))
+    _check_powers(a_powers, heads, chunk, size)
+    if d is not None:
+        checks.shape("d", d, (("C", channels), ("H", heads)))
+
+
+def check_states(name: str, states: Tensor, u: Tensor, sequences: tuple[str, int], e_in: Tensor) -> None:
+    """The states of the sequences, of which there are so many, ``(sequences, H, S)``."""
+    checks.tensors(u=u, **{name: states})
+    checks.dtype(name, states, (e_in.dtype,))
+    checks.shape(name, states, (sequences, ("H", e_in.shape[0]), ("S", e_in.shape[2])))
 
 
 def _check_powers(a_powers: Tensor, heads: int, chunk: int, size: int) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..dispatch import implement
 
 
-def _parameters(
+def as_read(
     taps: Tensor,
     e_out: Tensor,
     e_in: Tensor,
@@ -31,14 +31,14 @@ def _parameters(
     )
 
 
-def _in_time_order(sequence: Tensor) -> Tensor:
+def in_time_order(sequence: Tensor) -> Tensor:
     """For the backward pass, which reads u twice: where elements lie apart, one copy is faster."""
     return sequence.contiguous() if sequence.stride(-1) > 1 else sequence
 
 
 @implement("ssm_conv", "cpu")
 def ssm_conv(u: Tensor, *parameters: Any) -> tuple[Tensor, Tensor]:
-    return torch.ops.sequence_kernels_native.ssm_conv.default(u, *_parameters(*parameters))
+    return torch.ops.sequence_kernels_native.ssm_conv.default(u, *as_read(*parameters))
 
 
 @implement("ssm_conv_backward", "cpu")
@@ -46,5 +46,5 @@ def ssm_conv_backward(
     g: Tensor, g_final: Tensor, u: Tensor, *parameters: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     return torch.ops.sequence_kernels_native.ssm_conv_backward.default(
-        _in_time_order(g), g_final.contiguous(), _in_time_order(u), *_parameters(*parameters)
+        in_time_order(g), g_final.contiguous(), in_time_order(u), *as_read(*parameters)
     )

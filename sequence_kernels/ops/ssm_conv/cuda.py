@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import implement
-from .cpu import _parameters
+from .cpu import as_read
 
 
 def _device(u: Tensor) -> tuple[int, int]:
@@ -21,7 +21,7 @@ def _device(u: Tensor) -> tuple[int, int]:
 
 @implement("ssm_conv", "cuda")
 def ssm_conv(u: Tensor, *parameters: Any) -> tuple[Tensor, Tensor]:
-    return torch.ops.sequence_kernels_native.ssm_conv_cuda(u, *_parameters(*parameters), *_device(u))
+    return torch.ops.sequence_kernels_native.ssm_conv_cuda(u, *as_read(*parameters), *_device(u))
 
 
 @implement("ssm_conv_backward", "cuda")
@@ -29,5 +29,5 @@ def ssm_conv_backward(
     g: Tensor, g_final: Tensor, u: Tensor, *parameters: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     return torch.ops.sequence_kernels_native.ssm_conv_backward_cuda(
-        g, g_final.contiguous(), u, *_parameters(*parameters), *_device(u)
+        g, g_final.contiguous(), u, *as_read(*parameters), *_device(u)
     )

@@ -33,7 +33,7 @@ from ..doubling import states
 from ..layouts import as_complex, conjugated
 
 
-def _apply(a: Tensor, x: Tensor) -> Tensor:
+def applied(a: Tensor, x: Tensor) -> Tensor:
     """States x (H, B, S) times one power of A, diagonal complex (H, S/2) or dense (H, S, S), in the precision of A."""
     wide = x.to(a.real.dtype)
     if a.is_complex():
@@ -41,7 +41,7 @@ def _apply(a: Tensor, x: Tensor) -> Tensor:
     return (wide @ a).to(x.dtype)
 
 
-def _adjoint(a: Tensor) -> Tensor:
+def adjoint_of(a: Tensor) -> Tensor:
     return conjugated(a) if a.is_complex() else a.mT
 
 
@@ -53,7 +53,7 @@ def _reals(x: Tensor) -> Tensor:
     return torch.view_as_real(x).flatten(-2)
 
 
-def _outer(x: Tensor, p: Tensor, a: Tensor) -> Tensor:
+def outer(x: Tensor, p: Tensor, a: Tensor) -> Tensor:
     """The gradient of a from x, the states it was applied to, and p, the gradients of the results (H, .., S)."""
     x, p = x.flatten(1, -2), p.flatten(1, -2)
     if a.is_complex():
@@ -69,7 +69,7 @@ def _toeplitz(taps: Tensor) -> Tensor:
     return torch.where(lag >= 0, taps[..., lag.clamp(min=0)], 0)
 
 
-def _diagonal_sums(square: Tensor) -> Tensor:
+def diagonal_sums(square: Tensor) -> Tensor:
     """The transpose of ``_toeplitz``: (C, H, T) sums over the diagonals on and above the main one."""
     chunk = square.shape[-1]
     rows = F.pad(square, (0, chunk)).flatten(-2)
@@ -89,21 +89,21 @@ def _chunks(sequence: Tensor, chunk: int, dtype: torch.dtype) -> Tensor:
     return cut.movedim((-3, -2), (0, 2))
 
 
-class _Matrices(NamedTuple):
+class Matrices(NamedTuple):
     """What a head multiplies a chunk with, the channels next to each other."""
 
     direct: Tensor  # (H, T, C T)
     e_out: Tensor  # (H, S, C T)
 
     @staticmethod
-    def of(taps: Tensor, e_out: Tensor, d: Tensor | None) -> _Matrices:
+    def of(taps: Tensor, e_out: Tensor, d: Tensor | None) -> Matrices:
         if d is not None:
             taps = taps + F.pad(d.unsqueeze(-1), (0, taps.shape[-1] - 1))
-        return _Matrices(*(m.movedim(0, 2).flatten(2) for m in (_toeplitz(taps), e_out)))
+        return Matrices(*(m.movedim(0, 2).flatten(2) for m in (_toeplitz(taps), e_out)))
 
 
-def _by_channel(flat: Tensor, channels: int, chunk: int) -> Tensor:
-    """The adjoint of what ``_Matrices`` does: (H, K, C T) to (C, H, K, T)."""
+def by_channel(flat: Tensor, channels: int, chunk: int) -> Tensor:
+    """The adjoint of what ``Matrices`` does: (H, K, C T) to (C, H, K, T)."""
     return flat.unflatten(2, (channels, chunk)).movedim(2, 0).contiguous()
 
 
@@ -127,16 +127,24 @@ def _check_lengths(lengths: Tensor | None, most: int) -> None:
 
 
 def _ends(u: Tensor, lengths: Tensor | None, length: int) -> _End:
-    heads, batch, chunks, chunk = u.shape
+    _, batch, chunks, chunk = u.shape
     if lengths is None:
         lengths = torch.full((batch,), length, device=u.device)
     exists = (lengths >= 0) & (lengths <= length)
     lengths = torch.where(exists, lengths.to(torch.int64), 0)
     m, rest = lengths // chunk, lengths % chunk
-    shift = torch.arange(chunk, device=u.device) - (chunk - rest).unsqueeze(-1)
     last = u[:, torch.arange(batch, device=u.device), m.clamp(max=max(chunks - 1, 0))] if chunks else u.sum(2)
-    tail = torch.where(shift >= 0, last.gather(-1, shift.clamp(min=0).expand(heads, -1, -1)), 0)
-    return _End(exists, m, rest, shift, tail)
+    return _End(exists, m, rest, *shifted(last, rest))
+
+
+def shifted(last: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+    """The first r elements of chunks (H, B, T), moved to the right end with zeros in front, and from where each came.
+
+    The latter is (B, T), negative where there is a zero.
+    """
+    heads, _, chunk = last.shape
+    shift = torch.arange(chunk, device=last.device) - (chunk - rest).unsqueeze(-1)
+    return shift, torch.where(shift >= 0, last.gather(-1, shift.clamp(min=0).expand(heads, -1, -1)), 0)
 
 
 def _states(
@@ -153,29 +161,27 @@ def _taken(rest: Tensor, bit: int) -> Tensor:
     return (rest >> bit & 1).bool().view(1, -1, 1)
 
 
-def _tail_states(start: Tensor, rest: Tensor, a_powers: Tensor) -> list[Tensor]:
+def tail_states(start: Tensor, rest: Tensor, a_powers: Tensor) -> list[Tensor]:
     """The states met on the way from X to X A^r, one for each binary digit of r."""
     met = [start]
     for bit, a in enumerate(a_powers.unbind(1)[:-1]):
-        met.append(torch.where(_taken(rest, bit), _apply(a, met[-1]), met[-1]))
+        met.append(torch.where(_taken(rest, bit), applied(a, met[-1]), met[-1]))
     return met
 
 
-def _tail_adjoint(
-    met: list[Tensor], p: Tensor, rest: Tensor, a_powers: Tensor
-) -> tuple[Tensor, list[Tensor]]:
-    """The gradients of the state that ``_tail_states`` starts from and of the powers, from that of its last one."""
+def tail_adjoint(met: list[Tensor], p: Tensor, rest: Tensor, a_powers: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The gradients of the state that ``tail_states`` starts from and of the powers, from that of its last one."""
     gradients: list[Tensor] = []
     for bit in reversed(range(len(met) - 1)):
         a, taken = a_powers[:, bit], _taken(rest, bit)
-        gradients.insert(0, _outer(met[bit], torch.where(taken, p, 0), a))
-        p = torch.where(taken, _apply(_adjoint(a), p), p)
+        gradients.insert(0, outer(met[bit], torch.where(taken, p, 0), a))
+        p = torch.where(taken, applied(adjoint_of(a), p), p)
     return p, gradients
 
 
-def _has_end(end: _End, a_powers: Tensor, chunk: int) -> Tensor:
+def has_end(rest: Tensor, a_powers: Tensor, chunk: int) -> Tensor:
     """(B, 1): which rows end where their state can be told: not inside a chunk, without the powers for that."""
-    return (end.exists & ((end.rest == 0) | (a_powers.shape[1] == chunk.bit_length()))).unsqueeze(-1)
+    return ((rest == 0) | (a_powers.shape[1] == chunk.bit_length())).unsqueeze(-1)
 
 
 def _initial(u: Tensor, e_in: Tensor, initial_state: Tensor | None) -> Tensor:
@@ -207,14 +213,14 @@ def ssm_conv(
     length, chunk = u.shape[-1], taps.shape[-1]
     _check_lengths(lengths, length)
     blocks = _chunks(u, chunk, taps.dtype)
-    flat, matrices = _flat(blocks), _Matrices.of(taps, e_out, d)
+    flat, matrices = _flat(blocks), Matrices.of(taps, e_out, d)
     inputs = (flat @ e_in).unflatten(1, blocks.shape[1:3])
     before, last = _states(inputs, a_powers[:, -1], _initial(u, e_in, initial_state))
     y = torch.baddbmm(flat @ matrices.direct, _flat(before), matrices.e_out)
     y = y.unflatten(1, blocks.shape[1:3]).unflatten(-1, (-1, chunk)).permute(1, 3, 0, 2, 4).flatten(-2)
     end = _ends(blocks, lengths, length)
-    final = _tail_states(_at_end(before, last, end), end.rest, a_powers)[-1] + end.tail @ e_in
-    final = torch.where(_has_end(end, a_powers, chunk), final, torch.nan)
+    final = tail_states(_at_end(before, last, end), end.rest, a_powers)[-1] + end.tail @ e_in
+    final = torch.where(end.exists.unsqueeze(-1) & has_end(end.rest, a_powers, chunk), final, torch.nan)
     return y[..., :length].to(u.dtype).contiguous(), final.transpose(0, 1).contiguous()
 
 
@@ -235,15 +241,17 @@ def ssm_conv_backward(
     _check_lengths(lengths, length)
     blocks = _chunks(u, chunk, taps.dtype)
     flat, g_flat = _flat(blocks), _flat(_chunks(g, chunk, taps.dtype)).flatten(2)
-    matrices, a_chunk = _Matrices.of(taps, e_out, d), a_powers[:, -1]
+    matrices, a_chunk = Matrices.of(taps, e_out, d), a_powers[:, -1]
     inputs = (flat @ e_in).unflatten(1, blocks.shape[1:3])
     before, last = _states(inputs, a_chunk, _initial(u, e_in, initial_state))
     end = _ends(blocks, lengths, length)
 
     # Back through the tail of each row, from its final state to the state before its last chunk.
-    g_end = torch.where(_has_end(end, a_powers, chunk), g_final.transpose(0, 1), 0)
-    met = _tail_states(_at_end(before, last, end), end.rest, a_powers)
-    p_tail, da = _tail_adjoint(met, g_end, end.rest, a_powers)
+    g_end = torch.where(
+        end.exists.unsqueeze(-1) & has_end(end.rest, a_powers, chunk), g_final.transpose(0, 1), 0
+    )
+    met = tail_states(_at_end(before, last, end), end.rest, a_powers)
+    p_tail, da = tail_adjoint(met, g_end, end.rest, a_powers)
     g_tail = g_end @ e_in.mT
 
     # Back through the chunks; the tail's gradient joins where its row ended.
@@ -254,7 +262,7 @@ def ssm_conv_backward(
         joins = end.chunk.clamp(max=chunks - 1).view(1, -1, 1, 1).expand(len(p_tail), -1, 1, p_tail.shape[-1])
         inputs = inputs.scatter_add(2, joins, torch.where(last_chunk, 0, p_tail).unsqueeze(2))
     start = torch.where(last_chunk, p_tail, 0)
-    after, first = _states(inputs, _adjoint(a_chunk), start, reverse=True)
+    after, first = _states(inputs, adjoint_of(a_chunk), start, reverse=True)
     before, p_flat = _flat(before), _flat(after)
 
     du = torch.baddbmm(g_flat @ matrices.direct.mT, p_flat, e_in.mT)
@@ -264,12 +272,12 @@ def ssm_conv_backward(
         kept = torch.where(end.shift >= 0, g_tail, 0).transpose(0, 1)
         du = du.scatter_add(-1, position.expand_as(kept), kept)[..., :length]
 
-    da.append(_outer(before, p_flat, a_chunk))
-    d_taps = _diagonal_sums(_by_channel(flat.mT @ g_flat, channels, chunk))
+    da.append(outer(before, p_flat, a_chunk))
+    d_taps = diagonal_sums(by_channel(flat.mT @ g_flat, channels, chunk))
     return (
         du.to(u.dtype).contiguous(),
         d_taps.contiguous(),
-        _by_channel(before.mT @ g_flat, channels, chunk),
+        by_channel(before.mT @ g_flat, channels, chunk),
         flat.mT @ p_flat + end.tail.mT @ g_end,
         torch.stack(da, 1),
         d_taps[..., 0].clone(),

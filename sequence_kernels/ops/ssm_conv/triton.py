@@ -579,8 +579,8 @@ def _tail_gradients(
     d_e_in, d_tail = torch.einsum("bht,hbs->hts", tail, p), torch.einsum("hbs,hts->bht", p, e_in)
 
     last = states[:, torch.arange(batch, device=u.device), (ends // chunk).clamp(max=chunks - 1)]
-    met = reference._tail_states(last, rest, a_powers)
-    p, gradients = reference._tail_adjoint(met, p, rest, a_powers)
+    met = reference.tail_states(last, rest, a_powers)
+    p, gradients = reference.tail_adjoint(met, p, rest, a_powers)
     d_powers = a_powers.new_zeros(a_powers.shape)
     for bit, gradient in enumerate(gradients):
         d_powers[:, bit] = gradient
@@ -676,5 +676,5 @@ def _gradients(
     else:
         same, other = d_pairs.sum((0, 1)).unflatten(-1, (-1, 2)).unbind(1)
         d_chunk = torch.complex(same.sum(-1), other[..., 0] - other[..., 1])
-    d_taps = reference._diagonal_sums(d_direct.sum(0)).contiguous()
+    d_taps = reference.diagonal_sums(d_direct.sum(0)).contiguous()
     return d_taps, d_out.sum(0), d_in.sum((0, 1)), d_chunk
