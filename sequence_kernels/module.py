@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .arguments import keywords, values
+from .arguments import keywords, sequences, values
 from .arguments.values import checked
 from .freezing import freeze
 from .ssm import FrozenSystem
@@ -45,6 +45,10 @@ class SequenceModule(nn.Module):
     ``forward`` and ``step`` say in their signatures which keywords they take. Others raise TypeError, except those of
     ``arguments.keywords.SHARED``, which a layer without a use for them does not get to see. A method with ``**kwargs``
     gets all.
+
+    Every ``forward`` takes ``lengths``, ``cu_seqlens``, ``reset``, ``attention_mask`` and ``states_at``, and every
+    ``step`` ``reset``, which say which elements belong together (docs/sequences.md): what it does not name itself is
+    brought to what it does (``arguments.sequences``).
     """
 
     #: Widths of input and output, which a module sets in its constructor.
@@ -53,6 +57,9 @@ class SequenceModule(nn.Module):
 
     #: Whether an output depends on inputs up to its own time only, so that the module can be stepped.
     causal: bool = True
+
+    #: Whether each element is mapped by itself.
+    pointwise: ClassVar[bool] = False
 
     _taken: ClassVar[dict[str, frozenset[str] | None]]
 
@@ -118,6 +125,16 @@ class SequenceModule(nn.Module):
         """The state before the first element, for a batch of the given shape; None if there is no state."""
         return None
 
+    def restart_state(self, state: Any, fresh: Tensor) -> Any:
+        """The state with rows at the start, where ``fresh`` ``(*batch_shape)`` says so."""
+        start = self.default_state(*fresh.shape, device=fresh.device)
+        return sequences.mapped(functools.partial(sequences.restarted, fresh), start, state)
+
+    def spread_state(self, state: Any, at: Tensor, count: int) -> Any:
+        """The state of so many sequences: at the places ``at`` ``(B,)`` those of ``state``, of B; the others start."""
+        start = self.default_state(count, device=at.device)
+        return sequences.mapped(functools.partial(sequences.placed, at), start, state)
+
     @property
     def state_to_tensor(self) -> Callable[[Any], Tensor | None]:
         """A function from a state to one tensor ``(*batch_shape, d_state)``; it returns None if there is no state."""
@@ -147,6 +164,7 @@ def TransposedModule(module: type[SequenceModule]) -> type[SequenceModule]:  # n
             super().__init__(*args, **kwargs)
             self.transposed = transposed
 
+        @keywords.named_as(module.forward)
         def forward(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
             y, next_state = super().forward(x.mT if self.transposed else x, state, **kwargs)
             return (y.mT if self.transposed else y), (None if state is None else next_state)
@@ -157,6 +175,8 @@ def TransposedModule(module: type[SequenceModule]) -> type[SequenceModule]:  # n
 
 class SequenceIdentity(SequenceModule):
     """The map that returns its input (the same tensor object) and passes the state through."""
+
+    pointwise = True
 
     @checked
     def __init__(

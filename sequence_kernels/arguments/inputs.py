@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..ops.checks import REAL_OF
+from . import sequences
 
 
 def explain(
@@ -23,7 +24,7 @@ def explain(
     if method not in ("forward", "step") or not hasattr(module, "channels_first"):
         return
     word = re.match(r"\w*", str(error))
-    arguments = {"x", "state", "lengths"} | (module.takes(method) or set())
+    arguments = {"x", "state", "lengths", *sequences.WORDS} | (module.takes(method) or set())
     if word is not None and word[0] in arguments:  # named by who looked before anything was computed
         return
     given = dict(zip(("x", "state"), args, strict=False)) | kwargs

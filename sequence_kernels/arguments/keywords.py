@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from .. import internals
-from . import inputs
+from . import inputs, sequences
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -67,22 +67,34 @@ def taken(function: Callable[..., Any]) -> frozenset[str] | None:
     return None if any(p.kind is p.VAR_KEYWORD for p in parameters) else named(function)
 
 
+def named_as(other: Callable[..., Any]) -> Callable[[Function], Function]:
+    """Decorator: a function that hands its ``**kwargs`` on to the other one takes what that one takes."""
+
+    def decorate(function: Function) -> Function:
+        function.__signature__ = inspect.signature(other)  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
 def guarded(function: Function, dropped: Collection[str] = frozenset()) -> Function:
     """The method, with a TypeError for a keyword that it does not take; those ``dropped`` it does not get.
 
     A method that takes any keyword gets all. Where ``forward`` or ``step`` fails, see ``inputs.explain``.
     """
     names = taken(function)
+    words = _RESOLVES.get(function.__name__, (None, frozenset[str]()))[1]
+    function = resolved(function)
 
     @functools.wraps(function)
     def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
         if kwargs and names is not None:
             for name in kwargs:
-                if name not in names and name not in dropped:
+                if name not in names and name not in words and name not in dropped:
                     raise TypeError(
                         unknown(f"{type(self).__name__}.{function.__name__}", name, names, dropped)
                     )
-            kwargs = {name: value for name, value in kwargs.items() if name in names}
+            kwargs = {name: value for name, value in kwargs.items() if name in names or name in words}
         try:
             return function(self, *args, **kwargs)
         except Exception as error:
@@ -90,6 +102,37 @@ def guarded(function: Function, dropped: Collection[str] = frozenset()) -> Funct
             raise
 
     return checked  # type: ignore[return-value]
+
+
+#: What sees to the ways to say which elements belong together, in methods that do not take these keywords.
+_RESOLVES = {
+    "forward": (sequences.resolve, frozenset(sequences.WORDS)),
+    "step": (sequences.resolve_step, frozenset(("reset",))),
+}
+
+
+def resolved(function: Function) -> Function:
+    """The ``forward`` or ``step``, which then takes all ways to say which elements belong together; others as they
+    are."""
+    resolves, words = _RESOLVES.get(function.__name__, (None, frozenset[str]()))
+    if resolves is None:
+        return function
+    names, first, *others = taken(function), *list(inspect.signature(function).parameters)[1:]
+    words -= {"cu_seqlens"} if names is None else names
+    order = ("x", *others)
+
+    @functools.wraps(function)
+    def resolving(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs or words.isdisjoint(kwargs):
+            if kwargs.get("cu_seqlens") is not None:
+                sequences.refuse_together(kwargs)
+            return function(self, *args, **kwargs)
+        given = dict(zip(order, args, strict=False)) | kwargs
+        if first in given:
+            given["x"] = given.pop(first)
+        return resolves(self, functools.partial(resolving, self), names, given)
+
+    return resolving  # type: ignore[return-value]
 
 
 def guard(cls: type) -> dict[str, frozenset[str] | None]:
@@ -126,12 +169,14 @@ def refuse_untaken(module: _Taking, method: str, given: Collection[str]) -> None
 def handed(module: _Taking, method: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Those of the keywords that the module's method takes."""
     names = module.takes(method) if kwargs else None
-    return kwargs if names is None else {name: value for name, value in kwargs.items() if name in names}
+    if names is None:
+        return kwargs
+    return {name: value for name, value in kwargs.items() if name in names or name == "cu_seqlens"}
 
 
 def of_parts(parts: Iterable[_Taking], method: str) -> frozenset[str] | None:
     """What a module made of these parts takes; None if one of them takes any keyword."""
-    found = frozenset(("x", "state", "lengths") if method == "forward" else ("x", "state"))
+    found = frozenset(("x", "state", "lengths", "cu_seqlens") if method == "forward" else ("x", "state"))
     for part in parts:
         names = part.takes(method)
         if names is None:

@@ -14,8 +14,9 @@ from ..arguments.values import checked
 from ..module import SequenceModule
 from .padding import Lengths, real_elements, without_padding
 
-#: Keys and values ``(*batch_shape, n_head, elements, n_feat / n_head)``.
-KeysValues = tuple[Tensor, Tensor]
+#: Keys and values ``(*batch_shape, n_head, elements, n_feat / n_head)``, and once a row had elements that are not real,
+#: or began anew, which of them can be seen ``(*batch_shape, elements)``.
+KeysValues = tuple[Tensor, ...]
 
 
 class MultiHeadedAttention(SequenceModule):
@@ -75,19 +76,15 @@ class MultiHeadedAttention(SequenceModule):
             mask: what may be seen: not 0, ``(..., 1 or length, elements)``, where elements are those of the memory, or
                 those of the state and of x. An element that sees nothing gets 0 before the last linear map. Without
                 a state, what no element sees is not read.
-            lengths: as in ``S4``; not together with a state, except with a memory.
+            lengths: as in ``S4``.
         """
-        if state is not None and memory is None and lengths is not None:
-            raise ValueError(
-                "lengths cannot be given together with a state: the cache would hold elements that are not real"
-            )
         x = x.mT if self.transposed else x
+        real = None
         if lengths is not None:
             x, lengths = without_padding(x, lengths, transposed=False)
-            if memory is None and not self.causal:
-                real = real_elements(x, lengths, transposed=False).mT
-                mask = real if mask is None else (mask != 0) & real
-        y, keys_values = self._attend(x, state, memory, mask)
+            if memory is None and (state is not None or not self.causal):
+                real = real_elements(x, lengths, transposed=False).squeeze(-1)
+        y, keys_values = self._attend(x, state, memory, mask, real)
         return (y.mT if self.transposed else y), (None if state is None else keys_values)
 
     def step(
@@ -99,18 +96,28 @@ class MultiHeadedAttention(SequenceModule):
     ) -> tuple[Tensor, KeysValues]:
         """Map one time step ``(..., n_feat)``; from an empty state by default. ``mask``: ``(..., 1, elements)``."""
         state = self.default_state(*x.shape[:-1], device=x.device) if state is None else state
-        y, state = self._attend(x.unsqueeze(-2), state, memory, mask)
+        y, state = self._attend(x.unsqueeze(-2), state, memory, mask, None)
         return y.squeeze(-2), state
 
     def _attend(
-        self, x: Tensor, state: KeysValues | None, memory: Tensor | None, mask: Tensor | None
+        self,
+        x: Tensor,
+        state: KeysValues | None,
+        memory: Tensor | None,
+        mask: Tensor | None,
+        real: Tensor | None,
     ) -> tuple[Tensor, KeysValues]:
-        """Channels last; the keys and values that were seen are returned."""
+        """Channels last; the keys and values that were seen are returned. ``real``: which elements of x are."""
         inputs.of_width(x, self.d_model)
         if state is not None and not self.causal:
             raise ValueError(
                 "attention with causal=False looks at the whole sequence: it cannot carry a state"
             )
+        seen: tuple[Tensor, ...] = ()
+        if memory is None and (real is not None or (state is not None and len(state) == 3)):
+            seen = (self._seen(x, state, real),)
+            unseen = seen[0].unsqueeze(-2)
+            mask = unseen if mask is None else (mask != 0) & unseen
         keys, values = self._keys_values(x, state, memory, mask)
         before = keys.shape[-2] - x.shape[-2]  # elements before those of x
         triangular = memory is None and self.causal and x.shape[-2] > 1
@@ -126,7 +133,15 @@ class MultiHeadedAttention(SequenceModule):
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=triangular and visible is None,
         )
-        return self.linear_out(y.transpose(-2, -3).flatten(-2)), (keys, values)
+        return self.linear_out(y.transpose(-2, -3).flatten(-2)), (keys, values, *seen)
+
+    def _seen(self, x: Tensor, state: KeysValues | None, real: Tensor | None) -> Tensor:
+        """Which elements of the state and of x can be seen ``(*batch_shape, elements)``."""
+        here = x.new_ones(x.shape[:-1], dtype=torch.bool) if real is None else real
+        if state is None:
+            return here
+        before = state[2] if len(state) == 3 else here.new_ones(*here.shape[:-1], state[0].shape[-2])
+        return torch.cat((before, here), -1)
 
     def _keys_values(
         self, x: Tensor, state: KeysValues | None, memory: Tensor | None, mask: Tensor | None
@@ -139,7 +154,7 @@ class MultiHeadedAttention(SequenceModule):
                     f"state holds {seen} elements of a memory, but this memory has {memory.shape[-2]}: "
                     "another memory needs a new state"
                 )
-            return state
+            return state[0], state[1]
         source = x if memory is None else memory
         if mask is not None and state is None:  # else it may be seen by a later part
             seen_by_any = (mask != 0).any(-2)[..., -source.shape[-2] :]
@@ -161,6 +176,15 @@ class MultiHeadedAttention(SequenceModule):
         shape = (*batch_shape, self.n_head, 0, self.d_model // self.n_head)
         empty = torch.empty(shape, dtype=weight.dtype, device=device or weight.device)
         return empty, empty.clone()
+
+    def restart_state(self, state: KeysValues, fresh: Tensor) -> KeysValues:
+        seen = state[2] if len(state) == 3 else fresh.new_ones(*fresh.shape, state[0].shape[-2])
+        return state[0], state[1], seen & ~fresh.unsqueeze(-1)
+
+    def spread_state(self, state: KeysValues, at: Tensor, count: int) -> KeysValues:
+        keys, values = (part.new_zeros(count, *part.shape[1:]).index_copy(0, at, part) for part in state[:2])
+        seen = state[2] if len(state) == 3 else at.new_ones(len(at), keys.shape[-2], dtype=torch.bool)
+        return keys, values, seen.new_zeros(count, seen.shape[-1]).index_copy(0, at, seen)
 
     @property
     def state_to_tensor(self) -> Callable[[Any], Tensor | None]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..arguments import inputs, values
+from ..arguments import inputs, sequences, values
 from ..arguments.values import checked
 from ..module import SequenceModule
 from ..stepping.recurrences import Convolution
@@ -68,27 +68,30 @@ class CausalConv(SequenceModule):
         state: Tensor | None = None,
         lengths: Lengths | None = None,
         rate: float = 1.0,
+        cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Map a batch of sequences; ``lengths`` as in ``S4``: the next state is the one after the real elements."""
+        """Map a batch of sequences; ``lengths`` and ``cu_seqlens`` as in ``S4``."""
         values.unit_rate(self, rate)
         u = x if self.transposed else x.mT
         inputs.of_width(u, self.d_model, axis=-2)
         inputs.of_dtype(u, self.weight.dtype)
+        states_shape = u.shape[:-2]
+        if cu_seqlens is not None:
+            cu_seqlens = sequences.bounds_of(cu_seqlens, x, sequences.Axes.of(self))
+            states_shape = torch.Size((len(cu_seqlens) - 1,))
         if state is not None:
-            self._check_state(state, u.shape[:-2])
+            self._check_state(state, states_shape)
         if lengths is not None:
             u, lengths = without_padding(u, lengths, transposed=True)
         before = None if state is None else state.to(u.dtype)
         batch = math.prod(u.shape[:-2])
-        start = None if before is None else before.reshape(batch, *before.shape[-2:])
+        start = None if before is None else before.reshape(math.prod(states_shape), *before.shape[-2:])
         within = self._within
-        y, last = ops.causal_conv1d(
-            u.reshape(batch, *u.shape[-2:]),
-            self.weight.squeeze(1),
-            self.bias,
-            activation=within,
-            initial_state=start,
-        )
+        rows = u.reshape(batch, *u.shape[-2:])
+        if cu_seqlens is None:
+            y, last = self._convolve(rows, start, within)
+        else:
+            y, last = self._convolve_packed(rows, start, within, cu_seqlens)
         y = y.reshape(u.shape)
         y = self.dropout(y if within else self.activation(y))
         y = y if self.transposed else y.mT
@@ -99,6 +102,33 @@ class CausalConv(SequenceModule):
             index = lengths.view(-1, 1, 1) + torch.arange(before.shape[-1], device=u.device)
             last = known.gather(-1, index.expand(-1, self.d_model, -1))
         return y, last.reshape(before.shape)
+
+    def _convolve(self, u: Tensor, start: Tensor | None, within: str | None) -> tuple[Tensor, Tensor]:
+        return ops.causal_conv1d(u, self.weight.squeeze(1), self.bias, activation=within, initial_state=start)
+
+    def _convolve_packed(
+        self, u: Tensor, start: Tensor | None, within: str | None, bounds: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One row of all sequences, whose first K - 1 outputs each are made once more, from their own states."""
+        y, _ = self._convolve(u, None, within)
+        count, kept, length = len(bounds) - 1, self.kernel_size - 1, u.shape[-1]
+        start = u.new_zeros(count, self.d_model, kept) if start is None else start
+        if kept == 0:
+            return y, start
+        place = torch.arange(kept, device=u.device)
+        at = torch.where(place < bounds.diff().unsqueeze(-1), bounds[:-1].unsqueeze(-1) + place, length)
+        first = torch.cat((u, u.new_zeros(1, self.d_model, 1)), -1)[0, :, at].movedim(0, 1)
+        began, _ = self._convolve(first, start, within)
+        spare = torch.arange(count * kept, device=u.device).view_as(at)  # for the places that are no elements
+        homes = torch.where(at < length, at, length + spare)
+        y = torch.cat((y, y.new_zeros(1, self.d_model, count * kept)), -1)
+        y = y.index_copy(-1, homes.flatten(), began.movedim(0, 1).flatten(1).unsqueeze(0))[..., :length]
+        # The last K - 1 elements of each sequence, or of its state where it has fewer.
+        back = bounds[1:].unsqueeze(-1) - kept + place
+        own = back >= bounds[:-1].unsqueeze(-1)
+        ended = u[0, :, back.clamp(min=0)].movedim(0, 1) if length else torch.zeros_like(start)
+        older = (bounds.diff().unsqueeze(-1) + place).clamp(max=kept - 1)
+        return y, torch.where(own.unsqueeze(1), ended, start.gather(-1, older.unsqueeze(1).expand_as(start)))
 
     def step(self, x: Tensor, state: Tensor | None = None, rate: float = 1.0) -> tuple[Tensor, Tensor]:
         """Map one time step ``(..., d_model)``; without a state, from zeros."""

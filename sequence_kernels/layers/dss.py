@@ -95,13 +95,15 @@ class DSS(_MixedLayer):
         u: Tensor,
         state: Tensor | None,
         lengths: Tensor | None,
+        cu_seqlens: Tensor | None,
         rate: float,
     ) -> tuple[Tensor, Tensor | None]:
         if self.constants is None:
-            y, next_state = convolve(self.system(rate), u.mT, self.D.unsqueeze(0), state, lengths)
+            d = self.D.unsqueeze(0)
+            y, next_state = convolve(self.system(rate), u.mT, d, state, lengths, cu_seqlens=cu_seqlens)
         else:
             self._unit_rate(rate)
-            y, next_state = self.constants.convolve(u.mT, state, lengths)
+            y, next_state = self.constants.convolve(u.mT, state, lengths, cu_seqlens)
         return y.squeeze(1).mT, next_state
 
     def _element(self, u: Tensor, state: Tensor, rate: float) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,8 @@ class FeedForward(SequenceModule):
     There is no state: what is given is passed through. Raises ValueError for an unknown activation or initializer.
     """
 
+    pointwise = True
+
     @checked
     def __init__(
         self,

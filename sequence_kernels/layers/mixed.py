@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..arguments import inputs
+from ..arguments import inputs, sequences
 from ..ops.layouts import as_complex
 from ..optim import CarriesOptions
 from ..ssm import FrozenSystem, convolve
@@ -59,9 +59,14 @@ class _MixedLayer(CarriesOptions, _SystemLayer):
             self.set_options(name, {"weight_decay": 0.0})
 
     def _sequence(
-        self, u: Tensor, state: Tensor | None, lengths: Tensor | None, rate: float
+        self,
+        u: Tensor,
+        state: Tensor | None,
+        lengths: Tensor | None,
+        cu_seqlens: Tensor | None,
+        rate: float,
     ) -> tuple[Tensor, Tensor | None]:
-        """``(B, length, d_model)`` to the same and the state after each row's length, None if none was given."""
+        """``(B, length, d_model)`` to the same and the state after each sequence, None if none was given."""
         raise NotImplementedError
 
     def _element(self, u: Tensor, state: Tensor, rate: float) -> tuple[Tensor, Tensor]:
@@ -74,26 +79,30 @@ class _MixedLayer(CarriesOptions, _SystemLayer):
         state: Tensor | None = None,
         lengths: Lengths | None = None,
         rate: float = 1.0,
+        cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Map ``(..., length, d_model)``, or ``(..., d_model, length)`` if transposed.
 
         ``lengths``: how many elements of each sequence are real, as in ``S4``: the next state is the one after them. It
         is None if no state was given. ``rate`` is the step of the input in units of the one that the model was trained
-        with, for layers that have a step.
+        with, for layers that have a step. ``cu_seqlens``: as in ``S4``.
         """
         u = x.mT if self.transposed else x
         inputs.of_width(u, self.d_model)
         batch_shape = u.shape[:-2]
-        batch = math.prod(batch_shape)
+        batch, states_shape = math.prod(batch_shape), batch_shape
+        if cu_seqlens is not None:
+            cu_seqlens = sequences.bounds_of(cu_seqlens, x, sequences.Axes.of(self))
+            states_shape = torch.Size((len(cu_seqlens) - 1,))
         if state is not None:
-            self._check_state(state, batch_shape)
-            state = state.reshape(batch, *self._state_sizes)
+            self._check_state(state, states_shape)
+            state = state.reshape(math.prod(states_shape), *self._state_sizes)
         rows = u.reshape(batch, *u.shape[-2:])
         if lengths is not None:
             rows, lengths = without_padding(rows, lengths, transposed=False)
-        y, next_state = self._sequence(rows, state, lengths, rate)
+        y, next_state = self._sequence(rows, state, lengths, cu_seqlens, rate)
         y = self.output_linear(self.dropout(self.activation(y.reshape(u.shape))))
-        next_state = None if next_state is None else next_state.reshape(*batch_shape, *self._state_sizes)
+        next_state = None if next_state is None else next_state.reshape(*states_shape, *self._state_sizes)
         return (y.mT if self.transposed else y), next_state
 
     def step(self, x: Tensor, state: Tensor | None = None, rate: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -154,6 +163,7 @@ class _DiagonalLayer(_MixedLayer):
         u: Tensor,
         state: Tensor | None,
         lengths: Tensor | None,
+        cu_seqlens: Tensor | None,
         rate: float,
     ) -> tuple[Tensor, Tensor | None]:
         run: Convolution
@@ -161,8 +171,10 @@ class _DiagonalLayer(_MixedLayer):
             exponents, b, c = self._matrices(rate)
             d, system = self.D, scan_system(exponents, c.dtype)
 
-            def run(u: Tensor, state: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-                return convolve(system, u, None, state, lengths)
+            def run(
+                u: Tensor, state: Tensor | None, lengths: Tensor | None, cu_seqlens: Tensor | None
+            ) -> tuple[Tensor, Tensor | None]:
+                return convolve(system, u, None, state, lengths, cu_seqlens=cu_seqlens)
         else:
             self._unit_rate(rate)
             b, c, d, run = (
@@ -173,7 +185,7 @@ class _DiagonalLayer(_MixedLayer):
             )
         real, imag = nn.functional.linear(u, b).mT.chunk(2, 1)
         start = None if state is None else _pairs(state)
-        real, imag, final = diagonal_scan(run, real, imag, start, lengths)
+        real, imag, final = diagonal_scan(run, real, imag, start, lengths, cu_seqlens)
         y = nn.functional.linear(torch.cat((real, imag), 1).mT, c) + d * u
         if state is None or final is None:
             return y, None

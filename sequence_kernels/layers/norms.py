@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from ..arguments import keywords, values
+from ..arguments import keywords, sequences, values
 from ..arguments.values import checked
 from ..optim import CarriesOptions
 from ..stepping.stages import Norm, Pointwise, RootMeanSquare, Stage, holds, is_plain
@@ -104,6 +104,14 @@ class Normalization(nn.Module):
         u = x.mT if turned else x
         y = _norm_of_real(self.norm, u, real_elements(u, lengths, transposed=True))
         return y.mT if turned else y
+
+    def of_packed(self, x: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """Normalise packed sequences, see ``S4``: each over its own length, where a norm is over the length."""
+        if self.causal:
+            return self.forward(x)
+        axis = -1 if self.transposed else -2
+        rows, lengths = sequences.unpacked(x, cu_seqlens, axis)
+        return sequences.packed(self.forward(rows, lengths), lengths, axis)
 
     def step(self, x: Tensor) -> Tensor:
         """Normalise one time step ``(..., d)``."""

@@ -258,6 +258,10 @@ class Unpool(SequenceModule):
         places = end - missing + torch.arange(self._delay, device=x.device)
         return y, outputs.gather(-2, places.unsqueeze(-1).expand(*places.shape, self.d_output))
 
+    def lengths(self, lengths: Any) -> Any:
+        """How many elements are real after it, an int or integers, of sequences with so many before."""
+        return torch.as_tensor(lengths) * self.stride
+
     def step(self, x: Tensor | None, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The next output ``(..., d_output)``. x, ``(..., d_input)``, is wanted every ``stride``-th time, else None."""
         if state is None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..arguments import inputs, keywords, values
+from ..arguments import inputs, keywords, sequences, values
 from ..arguments.values import checked
 from ..ssm import FrozenSystem, SSKernel, System, convolve
 from ..stepping.recurrences import FrozenRecurrence, Recurrence
@@ -128,6 +128,7 @@ class S4(_SystemLayer):
         state: Tensor | None = None,
         rate: float = 1.0,
         lengths: Lengths | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Map a batch of sequences.
 
@@ -139,6 +140,9 @@ class S4(_SystemLayer):
                 read: it is taken as zero, and its gradient is zero. The state returned is the one after the last real
                 element. Outputs in the padding mean nothing. ``disc="dss"`` without ``l_max`` normalises over all of
                 the length of x, padding counted.
+            cu_seqlens: integers ``(sequences + 1,)``, where sequences begin and end that lie one behind the other in a
+                batch of one, with a state for each. A layer that looks ahead, or whose kernel is cut off, takes them
+                as rows of their own, as long as the longest.
 
         Returns:
             The output in the shape of ``x``, and the next state, None if none was given.
@@ -146,13 +150,22 @@ class S4(_SystemLayer):
         u = x if self.transposed else x.mT
         if u.dim() < 2 or u.shape[-2] != self.d_model:
             inputs.of_width(u, self.d_model, axis=-2)
+        batch_shape = states_shape = u.shape[:-2]
+        if cu_seqlens is not None:
+            cu_seqlens = sequences.bounds_of(cu_seqlens, x, sequences.Axes.of(self))
+            if not self._packs:
+                of_calls = (
+                    self.constants is None and not self.kernel.kernel.causal
+                )  # a kernel for each length
+                by = sequences.one_by_one if of_calls else sequences.as_rows
+                return by(self, self.forward, x, state, cu_seqlens, {"rate": rate})
+            states_shape = torch.Size((len(cu_seqlens) - 1,))
         if state is not None:
             self._require_causal("be given a state")
-            self._check_state(state, u.shape[:-2])
-        batch_shape = u.shape[:-2]
+            self._check_state(state, states_shape)
         batch = math.prod(batch_shape)
         u = u.reshape(batch, *u.shape[-2:])
-        flat_state = None if state is None else state.reshape(batch, *state.shape[-2:])
+        flat_state = None if state is None else state.reshape(math.prod(states_shape), *state.shape[-2:])
         if lengths is not None:
             u, lengths = without_padding(u, lengths, transposed=True)
         gate = None
@@ -163,12 +176,22 @@ class S4(_SystemLayer):
             u = self.input_linear(u)
             if lengths is not None:
                 u, _ = without_padding(u, lengths, transposed=True)
-        y, next_state = self._convolve(u, flat_state, rate, lengths)
+        y, next_state = self._convolve(u, flat_state, rate, lengths, cu_seqlens)
         y = self._mix(y.reshape(*batch_shape, *y.shape[1:]), gate)
-        return y, None if next_state is None else next_state.reshape(*batch_shape, *next_state.shape[-2:])
+        return y, None if next_state is None else next_state.reshape(*states_shape, *next_state.shape[-2:])
+
+    @property
+    def _packs(self) -> bool:
+        """Whether packed sequences can be convolved as they lie."""
+        return self.causal and self.l_max is None
 
     def _convolve(
-        self, u: Tensor, state: Tensor | None, rate: float, lengths: Tensor | None
+        self,
+        u: Tensor,
+        state: Tensor | None,
+        rate: float,
+        lengths: Tensor | None,
+        cu_seqlens: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """(B, H, L) to (B, C, H, L), skip included, and the next state if one was given."""
         length, taps = u.shape[-1], None if self.l_max is None else self._taps(rate)
@@ -179,10 +202,18 @@ class S4(_SystemLayer):
             )
         if self.constants is not None:
             self._unit_rate(rate)
-            return self.constants.convolve(u, state, lengths)
+            return self.constants.convolve(u, state, lengths, cu_seqlens)
         system = self.system(rate, length)
         return convolve(
-            system, u, self.D, state, lengths, self.conv, taps=taps, bidirectional=self.bidirectional
+            system,
+            u,
+            self.D,
+            state,
+            lengths,
+            self.conv,
+            taps=taps,
+            bidirectional=self.bidirectional,
+            cu_seqlens=cu_seqlens,
         )
 
     def _taps(self, rate: float) -> int | None:

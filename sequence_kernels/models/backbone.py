@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..arguments import keywords
+from ..arguments import keywords, sequences
 from ..arguments.values import checked
 from ..layers.components import dropout_module
 from ..layers.norms import norm_stages
@@ -131,11 +131,22 @@ class SequenceModel(SequenceModule):
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> list[Any]:
         return [block.default_state(*batch_shape, device=device) for block in self._blocks]
 
+    def restart_state(self, state: list[Any], fresh: Tensor) -> list[Any]:
+        pairs = zip(self._blocks, self._checked(state), strict=True)
+        return [block.restart_state(part, fresh) for block, part in pairs]
+
+    def spread_state(self, state: list[Any], at: Tensor, count: int) -> list[Any]:
+        pairs = zip(self._blocks, self._checked(state), strict=True)
+        return [block.spread_state(part, at, count) for block, part in pairs]
+
     def forward(
         self, x: Tensor, state: list[Any] | None = None, **kwargs: Any
     ) -> tuple[Tensor, list[Any] | None]:
         keywords.refuse_untaken(self, "forward", kwargs)
         states = [None] * len(self.layers) if state is None else self._checked(state)
+        bounds = kwargs.get("cu_seqlens")
+        if bounds is not None:
+            kwargs["cu_seqlens"] = bounds = sequences.bounds_of(bounds, x, sequences.Axes.of(self))
         x = self.drop(x.mT if self.transposed else x)
         lengths: Lengths | None = kwargs.get("lengths")
         next_states = []
@@ -145,12 +156,14 @@ class SequenceModel(SequenceModule):
             next_states.append(next_state)
             if lengths is not None:
                 kwargs["lengths"] = lengths = block.lengths(lengths)
+            if bounds is not None:
+                kwargs["cu_seqlens"] = bounds = sequences.bounds_after(block, bounds)
             if self.track_norms:
                 metrics[f"norm/{i}"] = self._mean_square(x, lengths)
         if self.track_norms:
             self.metrics = metrics
         if self.norm is not None:
-            x = self.norm(x, lengths)
+            x = self.norm(x, lengths) if bounds is None else self.norm.of_packed(x, bounds)
         return x.mT if self.transposed else x, None if state is None else next_states
 
     def step(  # type: ignore[override]
@@ -188,6 +201,12 @@ class SequenceModel(SequenceModule):
                     f"state[{i}] is None, but that block has a state: start from default_state()"
                 )
         return state
+
+    def lengths(self, lengths: Any) -> Any:
+        """How many elements are real in what comes out, of sequences with so many."""
+        for block in self._blocks:
+            lengths = block.lengths(lengths)
+        return lengths
 
     def _mean_square(self, x: Tensor, lengths: Lengths | None) -> Tensor:
         """Of the real elements."""

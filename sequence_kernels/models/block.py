@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..arguments import keywords
+from ..arguments import keywords, sequences
 from ..arguments.values import checked
 from ..layers.components import StochasticDepth, dropout_module
 from ..layers.norms import Normalization, norm_stages
@@ -103,6 +103,14 @@ class SequenceResidualBlock(SequenceModule):
             return state
         return state, self.pool.default_state(*batch_shape, device=device)
 
+    def restart_state(self, state: Any, fresh: Tensor) -> Any:
+        return super().restart_state(state, fresh) if self.pool else self.layer.restart_state(state, fresh)
+
+    def spread_state(self, state: Any, at: Tensor, count: int) -> Any:
+        return (
+            super().spread_state(state, at, count) if self.pool else self.layer.spread_state(state, at, count)
+        )
+
     def _split(self, state: Any) -> tuple[Any, Any]:
         """The layer's state and the pool's."""
         if self.pool is None or state is None:
@@ -128,13 +136,19 @@ class SequenceResidualBlock(SequenceModule):
         if lengths is not None:
             x, lengths = without_padding(x, lengths, self.transposed)
             kwargs["lengths"] = lengths
-        y = self._normed(x, lengths) if self.prenorm else x
+        bounds = kwargs.get("cu_seqlens")
+        if bounds is not None:
+            kwargs["cu_seqlens"] = bounds = sequences.bounds_of(bounds, x, sequences.Axes.of(self))
+        y = self._normed(x, lengths, bounds) if self.prenorm else x
         y, layer_state = self.layer(y, state=layer_state, **keywords.handed(self.layer, "forward", kwargs))
         y = self._join(x, y, self.transposed)
-        y = y if self.prenorm else self._normed(y, lengths)
+        y = y if self.prenorm else self._normed(y, lengths, bounds)
         if self.pool is None:
             return y, None if state is None else layer_state
-        y, pool_state = self.pool(y, pool_state) if lengths is None else self.pool(y, lengths=lengths)
+        given = (
+            {"lengths": lengths} if lengths is not None else {} if bounds is None else {"cu_seqlens": bounds}
+        )
+        y, pool_state = self.pool(y, pool_state, **given)
         return y, None if state is None else (layer_state, pool_state)
 
     def step(  # type: ignore[override]
@@ -166,9 +180,11 @@ class SequenceResidualBlock(SequenceModule):
         stages += [] if self.prenorm else norm
         return stages if self.pool is None else [*stages, *stages_of(self.pool)]
 
-    def _normed(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+    def _normed(self, x: Tensor, lengths: Tensor | None, bounds: Tensor | None) -> Tensor:
         if self.norm is None:
             return x
+        if bounds is not None:
+            return self.norm.of_packed(x, bounds)
         return self.norm(x, lengths) if self.norm.looks_at_others else self.norm(x)
 
     def _join(self, x: Tensor, y: Tensor, transposed: bool) -> Tensor:

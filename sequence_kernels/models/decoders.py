@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..arguments import inputs
+from ..arguments import inputs, sequences
 from ..arguments.values import checked
 from ..layers.padding import without_padding
 from ..module import SequenceModule
@@ -53,13 +53,20 @@ class SequenceDecoder(SequenceModule):
         x: Tensor,
         state: tuple[Tensor, Tensor] | None = None,
         lengths: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
         """Map ``(batch, length, d_model)``.
 
         ``lengths``: integers ``(batch,)``, how many elements of each sequence are real. The last readouts are then
-        those of the last real elements, and the state returned is the one after them.
+        those of the last real elements, and the state returned is the one after them. ``cu_seqlens``: as in ``S4``; the
+        last readouts are then those of each sequence, ``(sequences, n, d_output)``.
         """
         inputs.of_width(x, self.d_model)
+        if cu_seqlens is not None:
+            bounds = sequences.bounds_of(cu_seqlens, x, sequences.Axes.of(self))
+            rows, lengths = sequences.unpacked(x, bounds, -2)
+            y, after = self.forward(rows, state, lengths)
+            return (sequences.packed(y, lengths, -2) if self.l_output is None else y), after
         if lengths is not None:
             checks.tensors(x=x, lengths=lengths)
             if x.dim() != 3:
@@ -163,8 +170,13 @@ class StateEncoder(nn.Module):
         self.d_model, self.d_output = module.d_model, _state_width(module)
 
     def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
-        """Map ``(batch, length, d_model)``; the keywords, such as ``lengths``, are the module's."""
-        _, state = self.module(x, self.module.default_state(x.shape[0], device=x.device), **kwargs)
+        """Map ``(batch, length, d_model)``; the keywords, such as ``lengths``, are the module's.
+
+        With ``cu_seqlens``: ``(sequences, d_state)``.
+        """
+        bounds = kwargs.get("cu_seqlens")
+        count = x.shape[0] if bounds is None else len(bounds) - 1
+        _, state = self.module(x, self.module.default_state(count, device=x.device), **kwargs)
         return cast("Tensor", self.module.state_to_tensor(state))
 
 

@@ -120,13 +120,19 @@ class MambaLM(nn.Module):
             for block in blocks:
                 block.mixer.out_proj.weight /= n_layers**0.5
 
+    @keywords.resolved
     def forward(
-        self, tokens: Tensor, state: list[State] | None = None, lengths: Lengths | None = None
+        self,
+        tokens: Tensor,
+        state: list[State] | None = None,
+        lengths: Lengths | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, list[State] | None]:
         """Scores ``(batch, length, vocabulary)`` of the token after each of ``tokens`` ``(batch, length)``.
 
         ``lengths``: how many tokens of each row are real; the rest, at its end, may be anything. The next state is the
-        one after them, None if no state was given.
+        one after them, None if no state was given. ``cu_seqlens``, ``reset``, ``attention_mask`` and ``states_at`` as
+        every ``SequenceModule`` takes them.
         """
         if tokens.dim() != 2 or tokens.is_floating_point():
             raise ValueError(
@@ -140,16 +146,16 @@ class MambaLM(nn.Module):
         x, after = wide(self.backbone.embedding(tokens)), []
         if lengths is not None:
             lengths = sequence_lengths(lengths, x, transposed=False)
+        kwargs = {"lengths": lengths} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
         for i, block in enumerate(blocks):
-            y, following = block.mixer(
-                block.norm(x.to(dtype)), None if state is None else state[i], lengths=lengths
-            )
+            y, following = block.mixer(block.norm(x.to(dtype)), None if state is None else state[i], **kwargs)
             x = x + y
             after.append(following)
         x = self.backbone.norm_f(x.to(dtype))
         logits = F.linear(x, head) if self.lm_head is None else self.lm_head(x)
         return logits, None if state is None else after
 
+    @keywords.resolved
     def step(self, tokens: Tensor, state: list[State] | None = None) -> tuple[Tensor, list[State]]:
         """Scores ``(batch, vocabulary)`` of the token after ``tokens`` ``(batch,)``; without a state, from zeros."""
         state = self.default_state(len(tokens), device=tokens.device) if state is None else state
@@ -160,6 +166,16 @@ class MambaLM(nn.Module):
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> list[State]:
         """The state before the first token, for each layer."""
         return [block.mixer.default_state(*batch_shape, device=device) for block in self._blocks()]
+
+    def restart_state(self, state: list[State], fresh: Tensor) -> list[State]:
+        """As ``SequenceModule.restart_state``."""
+        pairs = zip(self._blocks(), state, strict=True)
+        return [block.mixer.restart_state(part, fresh) for block, part in pairs]
+
+    def spread_state(self, state: list[State], at: Tensor, count: int) -> list[State]:
+        """As ``SequenceModule.spread_state``."""
+        pairs = zip(self._blocks(), state, strict=True)
+        return [block.mixer.spread_state(part, at, count) for block, part in pairs]
 
     def stepper(self, batch_shape: Sequence[int] = (1,), **options: Any) -> TokenStepper:
         """The model made ready to go through tokens, with a state of its own: see ``Stepper``, and ``TokenStepper``."""

@@ -29,6 +29,7 @@ FFT_BELOW = {True: 1 << 12, False: 1 << 14}
 
 # Without the ops' checks: what a system makes fits together.
 _ssm_conv = torch.ops.sequence_kernels.ssm_conv.default
+_ssm_conv_packed = torch.ops.sequence_kernels.ssm_conv_packed.default
 _ssm_chunk = torch.ops.sequence_kernels.ssm_chunk.default
 
 
@@ -87,6 +88,7 @@ def convolve(
     taps: int | None = None,
     bidirectional: bool = False,
     made: dict[int, ChunkMatrices] | None = None,
+    cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Drive a system with sequences: ``x_t = A x_{t-1} + B u_t``, ``y_t = 2 Re(C x_t) + d u_t``.
 
@@ -103,6 +105,8 @@ def convolve(
         bidirectional: the second half of the channels is a kernel that looks ahead, from the next element on. There
             is no state.
         made: the matrices of this system that calls before have made, by chunk; those made here are added.
+        cu_seqlens: integers ``(Q + 1,)``, where the Q sequences begin and end that B = 1 row of u is; each has a state
+            of its own, ``(Q, H, N)``. In chunks only: not with ``taps`` fewer than L, nor ``bidirectional``.
 
     Returns:
         y ``(B, C, H, L)`` in the dtype of u, and the next state, None if none was given.
@@ -120,6 +124,8 @@ def convolve(
         state=state is not None,
     )
     d = None if d is None else d.to(checks.REAL_OF[system.c.dtype])
+    if cu_seqlens is not None:
+        return _packed_in_chunks(system, u.squeeze(0), d, state, cu_seqlens, chunk, backends[1])
     kept = length if taps is None or taps > length else taps
     if kept < length or (state is None and (conv or way) == "fft"):
         return ops.fft_conv(u, system.kernel(kept), d, bidirectional=bidirectional), None
@@ -154,6 +160,22 @@ def _in_chunks(
         return y, None if state is None else final
     y, final = _ssm_conv(u, *matrices, d, interleaved(state), lengths, backends[0])
     return y, paired(final)
+
+
+def _packed_in_chunks(
+    system: System,
+    u: Tensor,
+    d: Tensor | None,
+    state: Tensor | None,
+    cu_seqlens: Tensor,
+    chunk: int,
+    backend: str,
+) -> tuple[Tensor, Tensor | None]:
+    matrices = chunk_matrices(system, chunk, state is not None, backend)
+    start = None if state is None else interleaved(state)
+    served = choose("ssm_conv_packed", None, u)
+    y, final = _ssm_conv_packed(u, *matrices, d, start, cu_seqlens, served)
+    return y.unsqueeze(0), None if state is None else paired(final)
 
 
 def chunk_matrices(

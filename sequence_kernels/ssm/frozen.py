@@ -18,6 +18,7 @@ from .convolve import ANY_LENGTH, chunk_matrices
 from .system import StepParameters, System
 
 _ssm_conv = torch.ops.sequence_kernels.ssm_conv.default
+_ssm_conv_packed = torch.ops.sequence_kernels.ssm_conv_packed.default
 
 
 class FrozenSystem(nn.Module):
@@ -80,10 +81,17 @@ class FrozenSystem(nn.Module):
         return self
 
     def convolve(
-        self, u: Tensor, state: Tensor | None = None, lengths: Tensor | None = None
+        self,
+        u: Tensor,
+        state: Tensor | None = None,
+        lengths: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """``(B, H, L)`` to ``(B, C, H, L)`` and the next state, None if none was given: as ``convolve``."""
         self._check(u, state)
+        if cu_seqlens is not None:
+            y, final = self._packed_in_chunks(u.squeeze(0), state, cu_seqlens)
+            return y.unsqueeze(0), None if state is None else final
         if (
             self.kernel is not None
             and (state is None or self.bidirectional)
@@ -115,6 +123,15 @@ class FrozenSystem(nn.Module):
             return scanned.ssm_conv(u, taps, e_out, self.e_in, self.a_powers, d, state)
         a_powers = self.a_powers if self.dense else torch.view_as_complex(self.a_powers)
         return _ssm_conv(u, taps, e_out, self.e_in, a_powers, d, state, lengths, choose("ssm_conv", None, u))
+
+    def _packed_in_chunks(self, u: Tensor, state: Tensor | None, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+        if internals.exports_to_onnx():
+            raise ValueError("cu_seqlens cannot be exported to ONNX: export whole sequences")
+        a_powers = self.a_powers if self.dense else as_complex(self.a_powers)
+        backend = choose("ssm_conv_packed", None, u)
+        return _ssm_conv_packed(
+            u, self.taps, self.e_out, self.e_in, a_powers, self.d, state, cu_seqlens, backend
+        )
 
     def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """``(..., H)`` to ``(..., C, H)`` and the next state: as ``ops.ssm_step``."""

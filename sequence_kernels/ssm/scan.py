@@ -10,8 +10,10 @@ from torch import Tensor
 from ..ops import checks
 from .diagonal import DiagonalSystem
 
-#: ``(u, state, lengths)`` to y and the next state, as ``convolve`` by a system, the states real.
-Convolution = Callable[[Tensor, "Tensor | None", "Tensor | None"], "tuple[Tensor, Tensor | None]"]
+#: ``(u, state, lengths, cu_seqlens)`` to y and the next state, as ``convolve`` by a system, the states real.
+Convolution = Callable[
+    [Tensor, "Tensor | None", "Tensor | None", "Tensor | None"], "tuple[Tensor, Tensor | None]"
+]
 
 
 def scan_system(exponents: Tensor, dtype: torch.dtype) -> DiagonalSystem:
@@ -30,6 +32,7 @@ def diagonal_scan(
     imag: Tensor,
     initial: Tensor | None,
     lengths: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """``x_t = exp(exponents) x_{t-1} + (real_t + i imag_t)``, elementwise.
 
@@ -37,22 +40,28 @@ def diagonal_scan(
         convolution: with the ``scan_system`` of the exponents.
         real, imag: the inputs ``(B, N, L)``, in the dtypes of ``ops.ssm_conv``.
         initial: x before the first element, real and imaginary parts ``(B, N, 2)``; None for zero.
-        lengths: as in ``convolve``.
+        lengths, cu_seqlens: as in ``convolve``.
 
     Returns:
         The real and the imaginary parts of all x ``(B, N, L)``, and the last x ``(B, N, 2)``; None if no ``initial``
         was given.
 
-    The recurrence is linear: real and imaginary inputs go through it one beside the other, as two halves of a batch,
-    and their states add up to x.
+    The recurrence is linear: real and imaginary inputs go through it one beside the other, as two halves of a batch or
+    twice as many packed sequences, and their states add up to x.
     """
     start = None
     if initial is not None:
         wide = torch.float64 if real.dtype == torch.float64 else torch.float32
         start = torch.cat((initial, torch.zeros_like(initial))).to(wide)
-    twice = None if lengths is None else lengths.repeat(2)
-    y, final = convolution(torch.cat((real, imag)), start, twice)
-    (re_re, re_im), (im_re, im_im) = (half.unbind(1) for half in _halves(y))
+    if cu_seqlens is not None:
+        both = torch.cat((cu_seqlens, cu_seqlens[1:] + real.shape[-1]))
+        y, final = convolution(torch.cat((real, imag), -1), start, None, both)
+        halves = y.chunk(2, -1)
+    else:
+        twice = None if lengths is None else lengths.repeat(2)
+        y, final = convolution(torch.cat((real, imag)), start, twice, None)
+        halves = _halves(y)
+    (re_re, re_im), (im_re, im_im) = (half.unbind(1) for half in halves)
     if final is None:
         return re_re - im_im, re_im + im_re, None
     by_real, by_imag = _halves(final)
