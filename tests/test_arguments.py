@@ -33,7 +33,7 @@ from sequence_kernels.layers.series_norms import ReversibleInstanceNorm1dInput, 
 
 from .test_law import VARIANTS, WIDTH, Factory, all_cases, causal_cases, exported_modules, layout_of
 
-WRONG = ("lenghts", "sate", "seq_idx", "attention_mask", "step_scale")
+WRONG = ("lenghts", "sate", "seq_idx", "padding_mask", "step_scale")
 
 
 def sequence(module: SequenceModule, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -194,6 +194,11 @@ def keeps_length(module: SequenceModule) -> bool:
     return all(part.stride == 1 for part in module.modules() if isinstance(part, (Pool, Unpool)))
 
 
+def grows(module: SequenceModule) -> bool:
+    """Whether its state is a cache, of all that it has seen."""
+    return any(isinstance(part, MultiHeadedAttention) for part in module.modules())
+
+
 causal_cases = pytest.mark.parametrize("make", cases(lambda module: module.causal))
 all_cases = pytest.mark.parametrize("make", cases())
 
