@@ -230,7 +230,7 @@ def made_classes() -> list[type[torch.nn.Module]]:
                 if ours and issubclass(member, torch.nn.Module) and not name.startswith("_"):
                     found[member.__qualname__] = member
     # made by layers only
-    plain = {"SquaredReLU", "ModReLU", "SparedLinear", "TransposedLinear", "WeightNormLinear"}
+    plain = {"FrozenSystem", "SquaredReLU", "ModReLU", "SparedLinear", "TransposedLinear", "WeightNormLinear"}
     bases = {"SequenceModule", "Pool", "Unpool", "SSMParameters", "DPLRSSM", "DiagonalSSM", "CarriesOptions"}
     return [cls for name, cls in found.items() if name not in plain | bases]
 

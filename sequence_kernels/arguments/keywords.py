@@ -84,7 +84,7 @@ def guarded(function: Function, dropped: Collection[str] = frozenset()) -> Funct
     """
     names = taken(function)
     words = _RESOLVES.get(function.__name__, (None, frozenset[str]()))[1]
-    function = resolved(function)
+    with_words = resolved(function)
 
     @functools.wraps(function)
     def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -96,7 +96,7 @@ def guarded(function: Function, dropped: Collection[str] = frozenset()) -> Funct
                     )
             kwargs = {name: value for name, value in kwargs.items() if name in names or name in words}
         try:
-            return function(self, *args, **kwargs)
+            return with_words(self, *args, **kwargs) if kwargs else function(self, *args)
         except Exception as error:
             inputs.explain(self, function.__name__, args, kwargs, error)
             raise

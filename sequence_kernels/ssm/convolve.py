@@ -172,10 +172,12 @@ def _packed_in_chunks(
     backend: str,
 ) -> tuple[Tensor, Tensor | None]:
     matrices = chunk_matrices(system, chunk, state is not None, backend)
-    start = None if state is None else interleaved(state)
+    start = interleaved(state) if state is not None and state.is_complex() else state
     served = choose("ssm_conv_packed", None, u)
     y, final = _ssm_conv_packed(u, *matrices, d, start, cu_seqlens, served)
-    return y.unsqueeze(0), None if state is None else paired(final)
+    if state is None:
+        return y.unsqueeze(0), None
+    return y.unsqueeze(0), paired(final) if state.is_complex() else final
 
 
 def chunk_matrices(
