@@ -72,5 +72,7 @@ class Flat(nn.Module):
 
 
 def _grows(part: Any) -> bool:
-    """Whether it has a state, but none of a fixed width."""
-    return part.causal and part.d_state is None and any(True for _ in tensors_of(part.default_state()))
+    """Whether it begins with a state of no elements and says that it has none of a fixed width."""
+    return (
+        part.causal and part.d_state is None and any(t.numel() == 0 for t in tensors_of(part.default_state()))
+    )

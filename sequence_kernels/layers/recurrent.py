@@ -60,7 +60,7 @@ class _Recurrent(SequenceModule):
             rows = u.reshape(batch, length, self.d_model)
             if lengths is not None:
                 rows, lengths = without_padding(rows, lengths, transposed=False)
-            y, after = self._scanned(rows, given) if internals.exports() else self.rnn(rows, given)
+            y, after = self._scanned(rows, given) if internals.exports_to_onnx() else self.rnn(rows, given)
             if lengths is not None and state is not None:
                 after = self._after(rows, given, lengths)
             y = y.reshape(*batch_shape, length, self.d_output)
@@ -69,7 +69,7 @@ class _Recurrent(SequenceModule):
         return (y.mT if self.transposed else y), None if state is None else next_state
 
     def _scanned(self, x: Tensor, given: Any) -> tuple[Tensor, Any]:
-        """What ``rnn`` does, for exporters, which unroll it: a scan for each of its layers."""
+        """What ``rnn`` does, for an ONNX file: a scan for each of its layers, as torch unrolls it."""
         rnn = self.rnn
         if given is None:
             zeros = x.new_zeros(self.n_layers, x.shape[0], self.d_output)

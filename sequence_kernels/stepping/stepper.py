@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ..arguments import keywords
-from ..freezing import copied
+from ..freezing import copied, freeze
 from ..ops import checks
 from ..ops.dispatch import choose
 from .graphs import CAPTURES, Capture, StepGraph
@@ -256,6 +256,23 @@ class Stepper:
                 f"only a step that the C++ interpreter runs in one call can be saved, and here {self._unserved}"
             )
         save(path, self._program, self.module.d_model, weights, self._embedding())
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Compile a step and a block of the module as it is now into a package (.pt2): see ``export.package``.
+
+        The state is not part of it. Raises ValueError for a stepper of another precision than the module's, or one made
+        with other arguments than ``rate``, and where ``export.package`` does.
+        """
+        from ..export.aoti import package
+
+        self._check_fresh()
+        first = next(cast("nn.Module", self.module).parameters(), None)
+        if self._state_dtype is not None or (first is not None and first.dtype != self.dtype):
+            raise ValueError(
+                "a stepper is exported in the precision of the module: convert that, instead of dtype and state_dtype"
+            )
+        keywords.refuse(f"{type(self).__name__}.export", self._arguments, {"rate"})
+        package(freeze(cast("nn.Module", self.module), **self._arguments), path, step=True)
 
     def _embedding(self) -> Tensor | None:
         """What makes x of tokens, (tokens, d_model)."""
