@@ -12,7 +12,7 @@ namespace {
 
 template <typename Real>
 struct IntegersOf {
-  typedef typename Precision<Real>::Fixed type __attribute__((vector_size(kVectorBytes)));
+  typedef typename Precision<Real>::Bits type __attribute__((vector_size(kVectorBytes)));
 };
 template <typename Real>
 using Integers = typename IntegersOf<Real>::type;

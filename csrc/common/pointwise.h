@@ -15,7 +15,7 @@ inline Vector<Real> each_lane(Vector<Real> v, Function function) {
 
 // e^x = 2^n e^r with |r| <= log(2) / 2, and a Taylor polynomial for e^r.
 inline Vector<float> exponential(Vector<float> x) {
-  typedef int32_t Integers __attribute__((vector_size(kVectorBytes)));
+  typedef uint32_t Integers __attribute__((vector_size(kVectorBytes)));
   const Vector<float> most = Vector<float>{} + 88.0f, least = Vector<float>{} - 87.0f;
   x = x > most ? most : x;
   x = x < least ? least : x;

@@ -1,0 +1,1 @@
+"""The native library for aarch64, its ops called under qemu."""
