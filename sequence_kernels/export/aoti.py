@@ -47,8 +47,7 @@ def _compiled(flat: Flat) -> Any:
     """The files of one model."""
     import torch._inductor
 
-    x, *state = flat.dynamic
-    exported = torch.export.export(flat, flat.example, dynamic_shapes=(x, tuple(state)), strict=False)
+    exported = torch.export.export(flat, flat.example, dynamic_shapes=flat.dynamic_shapes, strict=False)
     said = {
         name: ",".join(map(str, t.shape[1:])) for name, t in zip(flat.names[0], flat.example, strict=True)
     }

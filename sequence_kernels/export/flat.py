@@ -60,6 +60,12 @@ class Flat(nn.Module):
         return ({0: free} | length, *({0: free} for _ in self.names[0][1:]))
 
     @property
+    def dynamic_shapes(self) -> tuple[Any, ...]:
+        """``dynamic`` as torch wants it for ``forward(x, *state)``."""
+        x, *state = self.dynamic
+        return (x, tuple(state)) if state else (x,)
+
+    @property
     def names(self) -> tuple[Sequence[str], Sequence[str]]:
         """Of the arguments and of the results."""
         count = len(list(tensors_of(self.empty)))

@@ -42,7 +42,7 @@ def onnx(module: Any, path: str | os.PathLike[str], *, step: bool = False) -> No
         flat,
         flat.example,
         dynamo=True,
-        dynamic_shapes=(*_first(flat.dynamic),),
+        dynamic_shapes=flat.dynamic_shapes,
         opset_version=_OPSET,
         input_names=inputs,
         output_names=outputs,
@@ -53,8 +53,3 @@ def onnx(module: Any, path: str | os.PathLike[str], *, step: bool = False) -> No
         if fixed:
             raise RuntimeError(f"torch's exporter has fixed the sizes {fixed} of {value.name}, {value.shape}")
     program.save(os.fspath(path))
-
-
-def _first(dynamic: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
-    """As torch wants them for ``forward(x, *state)``."""
-    return dynamic[0], dynamic[1:]
