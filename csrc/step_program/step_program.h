@@ -13,6 +13,8 @@ namespace sequence_kernels {
 constexpr int64_t kPanel = 64;
 constexpr int64_t kRowsAtOnce = 16, kTileRows = 8;
 
+// These numbers, and what they mean, are those of saved files: add behind the last, or give csrc/stream/file.h
+// another version.
 enum class Code : int64_t {
   save,      // keep the channels for a residual, on a stack
   residual,  // alpha * the kept ones + beta * the channels; weights: alpha, beta
