@@ -143,6 +143,19 @@ def _causal_conv1d(name: str, dtype: torch.dtype) -> Launches:
     return found
 
 
+def _selective_scan(name: str, dtype: torch.dtype) -> Launches:
+    real, size = (torch.float64, 4) if dtype == torch.float64 else (torch.float32, 16)
+    u, b = torch.zeros(2, 512, 256, dtype=dtype), torch.zeros(2, 512, 1, size, dtype=dtype)
+    a, d = torch.zeros(256, size, dtype=real), torch.zeros(256, dtype=real)
+    state, kept = torch.zeros(2, 256, size, dtype=real), torch.zeros(2, 8 * size, 256, dtype=real)
+    module, numbers = "sequence_kernels.ops.selective_scan.triton", (True, -math.inf, math.inf)
+    given = (u, u, a, b, b, d, u, d, state)
+    return {
+        name: (module, "selective_scan", (*given, *numbers)),
+        f"backward, {name}": (module, "selective_scan_backward", (u, state, *given, kept, *numbers)),
+    }
+
+
 def _gated_rms_norm(name: str, dtype: torch.dtype) -> Launches:
     module = "sequence_kernels.ops.gated_rms_norm.triton"
     size = 1024 if dtype == torch.float64 else 1536
@@ -203,10 +216,12 @@ def _all() -> Iterator[Launches]:
         yield _selective_step(name, real)
         yield _ssd(name, real)
         yield _gated_rms_norm(name, real)
+        yield _selective_scan(name, real)
     yield _causal_conv1d("bf16", torch.bfloat16)
     yield _selective_step("bf16", torch.bfloat16)
     yield _ssd("bf16", torch.bfloat16)
     yield _gated_rms_norm("bf16", torch.bfloat16)
+    yield _selective_scan("bf16", torch.bfloat16)
     yield _ssm_conv("f32", torch.float32, dense=True)
     yield _ssm_conv("bf16", torch.bfloat16, dense=False)
 

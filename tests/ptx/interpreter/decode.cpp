@@ -162,6 +162,8 @@ class Decoder {
   std::string key() const {
     const std::vector<Value>& o = statement_->operands;
     std::string key = statement_->opcode;
+    const std::string own = ".shared::cta.";  // what .shared means
+    if (const size_t at = key.find(own); at == 2) key.replace(at, own.size(), ".shared.");
     if (key.compare(0, 4, "mov.") == 0 && o.size() == 2) {
       if (o[1].kind == Value::list) key += ":pack" + std::to_string(o[1].elements.size());
       if (o[0].kind == Value::list) key += ":unpack" + std::to_string(o[0].elements.size());

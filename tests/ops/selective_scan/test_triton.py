@@ -1,0 +1,115 @@
+"""The Triton kernels of the selective scan against the recurrence in float64: interpreted, or compiled on a GPU."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.ops import second_derivatives
+from tests.triton_kernels import device, skip_reason
+
+from ..sample import F64, real
+from .test_selective_scan import draw, error
+
+if skip_reason() is not None:
+    pytest.skip(str(skip_reason()), allow_module_level=True)
+
+from sequence_kernels import ops
+from sequence_kernels.ops import dispatch
+from sequence_kernels.ops.selective_scan import reference
+from sequence_kernels.ops.selective_scan import triton as kernels
+
+pytestmark = pytest.mark.checks("oracle", "interpreter", "GPU", of="selective_scan/triton")
+
+DEVICE = device()
+F32 = torch.float32
+TOLERANCE = {F64: 1e-11, F32: 3e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+#: Batch, channels, length, entries and groups; all options or none; the dtype of sequences, and whether time is last.
+CASES = [
+    ((1, 4, 70, 4, 1), True, F32, False),
+    ((1, 3, 65, 3, 1), False, F64, True),
+    ((1, 2, 5, 20, 2), True, F32, False),
+    ((1, 4, 9, 3, 1), True, torch.bfloat16, True),
+    ((1, 4, 9, 3, 1), True, torch.float16, False),
+]
+
+
+def call(sizes: Any, whole: bool, dtype: torch.dtype, time_last: bool) -> tuple[list[Any], list[Tensor]]:
+    """The op's arguments and the gradients of its results; sequences lie with the channels or the time last."""
+    given = draw(*sizes, all_options=whole)
+    parameter = F64 if dtype == F64 else F32
+
+    def sequence(t: Tensor | None) -> Tensor | None:
+        return None if t is None else (t.mT if time_last else t.mT.contiguous()).to(dtype)
+
+    b, c = (m.movedim(-1, 1).to(dtype) for m in (given.b, given.c))
+    small = [
+        None if t is None else t.to(parameter)
+        for t in (given.a, given.d, given.delta_bias, given.initial_state)
+    ]
+    a, d, bias, state = small
+    limit = (True, -math.inf, math.inf) if whole else (False, 0.05, 1.0)
+    arguments = [sequence(given.u), sequence(given.delta), a, b, c, d, sequence(given.z), bias, state, *limit]
+    gradients = sequence(torch.cos(given.u)), torch.sin(real(sizes[0], *given.a.shape)).to(parameter)
+    return arguments, list(gradients)  # type: ignore[arg-type]
+
+
+def compare(arguments: list[Any], gradients: list[Tensor], dtype: torch.dtype) -> None:
+    def on(how: Any, values: list[Any]) -> list[Any]:
+        return [how(v) if isinstance(v, Tensor) else v for v in values]
+
+    wide, there = (
+        on(Tensor.double, [*gradients, *arguments]),
+        on(lambda t: t.to(DEVICE), [*gradients, *arguments]),
+    )
+    want, got = reference.selective_scan(*wide[2:]), kernels.selective_scan(*there[2:])
+    want += reference.selective_scan_backward(*wide[:11], want[2], *wide[11:])
+    got += kernels.selective_scan_backward(*there[:11], got[2], *there[11:])
+    for one, other in zip(got, want, strict=True):
+        bound = max(TOLERANCE[one.dtype], TOLERANCE[dtype] if dtype == F64 else TOLERANCE[F32])
+        assert error(one.cpu().double(), other) < bound
+
+
+@pytest.mark.on_ptx
+@pytest.mark.parametrize(("sizes", "whole", "dtype", "time_last"), CASES, ids=str)
+def test_results_and_gradients(sizes: Any, whole: bool, dtype: torch.dtype, time_last: bool) -> None:
+    compare(*call(sizes, whole, dtype, time_last), dtype)
+
+
+def test_slices_of_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "SPAN", 2)
+    compare(*call((1, 5, 2, 3, 1), True, F64, False), F64)
+
+
+@pytest.mark.launches_nothing
+def test_what_the_kernels_do_not_take_is_left_to_torch() -> None:
+    for sizes in ((1, 3, 5, 4, 0), (1, 3, 0, 4, 1), (1, 3, 5, 40, 1)):
+        given = draw(*sizes)
+        arguments, gradients = call(sizes, True, F64, False) if sizes[4] else ([], [])
+        if not arguments:
+            constant = given.b.expand(1, 1, *given.b.shape)
+            arguments, gradients = call((1, 3, 5, 4, 1), True, F64, False)
+            arguments[3] = constant
+        assert not kernels.fits(arguments[0], *arguments[2:5])
+        compare(arguments, gradients, F64)
+
+
+@pytest.mark.checks("gradcheck", of="selective_scan/triton")
+def test_second_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(dispatch._DEVICES, "triton", ("cpu", "cuda"))
+    monkeypatch.setattr(dispatch, "PROVEN_FIRST", ())
+    dispatch.forget()
+    given = [t.to(DEVICE) for t in draw(1, 2, 2, 2, 1).leaves()]
+
+    def function(backend: str) -> Any:
+        def scan(*tensors: Tensor) -> Any:
+            *front, state = tensors
+            return ops.selective_scan(*front, initial_state=state, delta_softplus=True, backend=backend)
+
+        return scan
+
+    second_derivatives.assert_those_of_torch(function, given, "triton")
