@@ -159,9 +159,15 @@ def test_resets_in_blocks_are_those_in_steps(make: Factory) -> None:
     x = torch.randn(2, 12, WIDTH, dtype=F64)
     reset = torch.rand(2, 12) < 0.3
     y, after = call(module, x, state, reset=reset)
+    stepper = None if grows(module) else module.stepper((2,), dtype=F64)
+    if stepper is not None:
+        stepper.state = state
     for at in range(12):
         step, state = module.step(x[:, at], state, reset=reset[:, at])
         close(y[:, at], step, 1e-9)
+        if stepper is not None:
+            stepper.reset(reset[:, at])
+            close(y[:, at], stepper.step(x[:, at]), 1e-9)
     more = torch.randn(2, 3, WIDTH, dtype=F64)
     close(call(module, more, after)[0], call(module, more, state)[0], 1e-9)
     # What is padding does not count.

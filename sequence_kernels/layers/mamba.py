@@ -76,10 +76,10 @@ class Mamba(_SelectiveModel):
         return [*around[0], *convolution, *inside, *around[1]]
 
     def _sequence(
-        self, x: Tensor, state: State | None, lengths: Tensor | None
+        self, x: Tensor, state: State | None, lengths: Tensor | None, bounds: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         window, before = (None, None) if state is None else state
         u, z = self.in_proj(x).chunk(2, -1)
-        u, window = self.conv1d(u, window, lengths=lengths)
-        y, after = self._recurrence(u, z, before, lengths)
+        u, window = self.conv1d(u, window, lengths=lengths, cu_seqlens=bounds)
+        y, after = self._recurrence(u, z, before, lengths, bounds)
         return self.out_proj(y), (window, after)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import ops
-from ..arguments import values
+from ..arguments import sequences, values
 from ..arguments.values import checked
 from ..ops.padding import inside
 from ..stepping.recurrences import Selection, Selective
@@ -185,14 +185,18 @@ class Mamba2(_SelectiveLayer):
         return [*stages, *pointwise(self.out_proj), *pointwise(self.dropout)]
 
     def _sequence(
-        self, x: Tensor, state: State | None, lengths: Tensor | None
+        self, x: Tensor, state: State | None, lengths: Tensor | None, bounds: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         window, before = (None, None) if state is None else state
         aside = self.d_inner - self.d_ssm
         z0, x0, z, mixed, dt = self.in_proj(x).split([aside, aside, self.d_ssm, self.mixed, self.heads], -1)
-        mixed, window = self.conv1d(mixed, window, lengths=lengths)
-        real = None if lengths is None else inside(lengths, x.shape[1])
+        mixed, window = self.conv1d(mixed, window, lengths=lengths, cu_seqlens=bounds)
+        if bounds is not None:
+            (mixed, lengths), (dt, _) = (sequences.unpacked(part, bounds, -2) for part in (mixed, dt))
+        real = None if lengths is None else inside(lengths, mixed.shape[1])
         y, after = recurrence(self, mixed, dt, self.d_ssm, self.ngroups, self.dt_limit, before, real)
+        if bounds is not None and lengths is not None:
+            y = sequences.packed(y, lengths, -2)
         y = y * F.silu(z) if self.norm is None else self.norm(y, z)
         return self.out_proj(torch.cat((F.silu(z0) * x0, y), -1) if aside else y), (window, after)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import ops
-from ..arguments import values
+from ..arguments import sequences, values
 from ..arguments.values import checked
 from ..ops.padding import inside
 from ..stepping.recurrences import Selection, Selective
@@ -52,10 +52,20 @@ class _SelectiveModel(_SelectiveLayer):
             self.set_options(name, {"weight_decay": 0.0})
 
     def _recurrence(
-        self, u: Tensor, z: Tensor | None, state: Tensor | None, lengths: Tensor | None
+        self,
+        u: Tensor,
+        z: Tensor | None,
+        state: Tensor | None,
+        lengths: Tensor | None,
+        bounds: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """``(B, L, d_inner)`` to the same, gated by z, and the state after each row's length."""
-        return recurrence(self, u, z, state, None if lengths is None else inside(lengths, u.shape[1]))
+        """``(B, L, d_inner)`` to the same, gated by z, and the state after each row's length or packed sequence."""
+        if bounds is None:
+            return recurrence(self, u, z, state, None if lengths is None else inside(lengths, u.shape[1]))
+        rows, sizes = sequences.unpacked(u, bounds, -2)
+        gates = None if z is None else sequences.unpacked(z, bounds, -2)[0]
+        y, after = recurrence(self, rows, gates, state, inside(sizes, rows.shape[1]))
+        return sequences.packed(y, sizes, -2), after
 
     def _recurrence_stages(self, z: int | None, channels: int) -> list[Stage] | None:
         """What ``_recurrence`` does to the first ``d_inner`` of ``channels``, z from there on; None if it calls others.
@@ -168,9 +178,9 @@ class S6(_SelectiveModel):
         return super().stages() if inside is None else [*inside, *pointwise(self.dropout)]
 
     def _sequence(
-        self, x: Tensor, state: State | None, lengths: Tensor | None
+        self, x: Tensor, state: State | None, lengths: Tensor | None, bounds: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        y, after = self._recurrence(x, None, None if state is None else state[-1], lengths)
+        y, after = self._recurrence(x, None, None if state is None else state[-1], lengths, bounds)
         return y, (after,)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..arguments import inputs, values
+from ..arguments import inputs, sequences, values
 from ..module import SequenceModule
 from ..optim import CarriesOptions
 from ..ssm.parameters import initial_log_dt
@@ -37,33 +37,45 @@ class _SelectiveLayer(CarriesOptions, SequenceModule):
         raise NotImplementedError
 
     def _sequence(
-        self, x: Tensor, state: State | None, lengths: Tensor | None
+        self, x: Tensor, state: State | None, lengths: Tensor | None, bounds: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        """``(B, length, d_model)`` to the same, and the state after each row's length."""
+        """``(B, length, d_model)`` to the same, and the state after each row's length, or after each of the packed
+        sequences that the bounds tell.
+        """
         raise NotImplementedError
 
     def forward(
-        self, x: Tensor, state: State | None = None, lengths: Lengths | None = None, rate: float = 1.0
+        self,
+        x: Tensor,
+        state: State | None = None,
+        lengths: Lengths | None = None,
+        rate: float = 1.0,
+        cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, State | None]:
         """Map ``(..., length, d_model)``, or ``(..., d_model, length)`` if transposed.
 
         ``lengths``: how many elements of each sequence are real, as in ``S4``: the next state is the one after them. It
-        is None if no state was given.
+        is None if no state was given. ``cu_seqlens``: as in ``S4``; the recurrence alone takes the sequences as rows,
+        as long as the longest.
         """
         values.unit_rate(self, rate)
         u = x.mT if self.transposed else x
         inputs.of_width(u, self.d_model)
         batch_shape, batch = u.shape[:-2], math.prod(u.shape[:-2])
         rows = u.reshape(batch, *u.shape[-2:])
+        counted = bounds = None
+        if cu_seqlens is not None:
+            bounds = sequences.bounds_of(cu_seqlens, x, sequences.Axes.of(self))
+            batch_shape = torch.Size((len(bounds) - 1,))
         if state is not None:
             self._check_state(state, batch_shape)
             state = tuple(
-                part.reshape(batch, *shape) for part, shape in zip(state, self._state_shapes, strict=True)
+                part.reshape(math.prod(batch_shape), *shape)
+                for part, shape in zip(state, self._state_shapes, strict=True)
             )
-        counted = None
         if lengths is not None:
             rows, counted = without_padding(rows, lengths, transposed=False)
-        y, after = self._sequence(rows, state, counted)
+        y, after = self._sequence(rows, state, counted, bounds)
         y = self.dropout(y).reshape(u.shape)
         y = y.mT if self.transposed else y
         if state is None:

@@ -163,9 +163,17 @@ class Stepper:
                 "the parameters or parts of the module have changed since this stepper read them; call refresh()"
             )
 
-    def reset(self) -> None:
-        """Go back to the state before the first element."""
-        self.state = self._empty
+    def reset(self, rows: Tensor | None = None) -> None:
+        """Go back to the state before the first element, in the rows where ``rows`` ``(*batch_shape)`` says so, or all.
+
+        Raises ValueError for some rows of a module whose state grows, as attention's.
+        """
+        if rows is None:
+            self.state = self._empty
+            return
+        checks.tensors(rows=rows)
+        checks.shape("rows", rows, [("", size) for size in self.batch_shape])
+        self.state = cast("Any", self._source).restart_state(self.state, rows.to(self.device) != 0)
 
     @property
     def state(self) -> Any:
