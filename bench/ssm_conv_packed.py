@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bench._systems import chunked_cost
-from bench.harness.declare import BOTH, Bench, Cost, Inputs, Peer, Shape, Target, grid
+from bench.harness.declare import BOTH, FORWARD, Bench, Cost, Counted, Inputs, Peer, Shape, Target, grid
 from sequence_kernels import S4, S4D
 
 DENSE, PADDED, ROW = "a dense batch", "padded rows", 512
@@ -76,6 +76,15 @@ BENCH = Bench(
     inputs=inputs,
     run=ours,
     cost=cost,
+    counted=(
+        # 1 head, 32 pairs (64 states), 16 chunks of 32: an output takes 32 + 64 multiply-adds, an input 64, a chunk and
+        # pair a complex one (8); taps 32, e_out and e_in 2048 each, six powers of 64; and the map to 2 channels
+        Counted(
+            {"A": 0, "H": 1, "L": 512, "M": 256},
+            FORWARD,
+            Cost(4 * 1024 + 4 * (32 + 4096 + 384) + 8, 2 * 512 * (96 + 64) + 16 * 32 * 8 + 2 * 512 * 2),
+        ),
+    ),
     wrt=("x", "layer"),
     peers=(
         Peer(DENSE, dense, tolerance=math.inf),
