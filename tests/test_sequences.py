@@ -275,6 +275,60 @@ def test_what_does_not_fit_is_refused(make: Factory) -> None:
         call(module, x, reset_state=bounds)
 
 
+#: Layers that know a step in time; others refuse any rate but 1.
+timed_cases = pytest.mark.parametrize(
+    "make",
+    [c for c in causal_cases.args[1] if c.id.split("-")[0] in ("S4", "S4D", "DSS", "S5", "SequenceModel")],
+)
+
+
+@timed_cases
+def test_a_rate_for_each_row(make: Factory) -> None:
+    module = make().double()
+    if pools(module) or grows(module):
+        return
+    torch.manual_seed(1)
+    x, rate = torch.randn(3, 20, WIDTH, dtype=F64), torch.tensor([0.5, 1.0, 2.0], dtype=F64)
+    if any(getattr(part, "l_max", None) for part in module.modules()) and isinstance(module, S4D):
+        with pytest.raises(ValueError, match="a kernel cut off at l_max=200 has one length"):
+            call(module, x, rate=rate)
+        return
+    state = states_of(module, 3)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    lengths = torch.tensor([20, 7, 0])
+    for given in ({}, {"lengths": lengths}):
+        y, after = call(module, x, state, rate=rate, **given)
+        alone = [
+            call(
+                module,
+                x[i : i + 1],
+                one(state, i),
+                rate=float(rate[i]),
+                **{k: v[i : i + 1] for k, v in given.items()},
+            )
+            for i in range(3)
+        ]
+        close(y, torch.cat([part for part, _ in alone]), 1e-9)
+        for i, (_, end) in enumerate(alone):
+            close(one(after, i), end, 1e-9)
+    y, after = call(module, x, state, rate=rate)
+    weight = torch.randn_like(y)
+    got = torch.autograd.grad((y * weight).sum(), parameters, allow_unused=True)
+    whole = torch.cat([call(module, x[i : i + 1], one(state, i), rate=float(rate[i]))[0] for i in range(3)])
+    want = torch.autograd.grad((whole * weight).sum(), parameters, allow_unused=True)
+    for left, right in zip(got, want, strict=True):
+        if right is not None:
+            assert float((left - right).abs().max()) <= 1e-8 * max(float(right.abs().max()), 1e-6)
+    for at in range(20):
+        step, state = module.step(x[:, at], state, rate=rate)
+        close(y[:, at], step, 1e-9)
+    close(after, state, 1e-9)
+    with pytest.raises(ValueError, match=r"rate must be one real number, or one for each row, shape \(3,\)"):
+        call(module, x, rate=rate[:2])
+    with pytest.raises(ValueError, match="rate must be above 0"):
+        call(module, x, rate=-rate)
+
+
 def test_a_language_model_s_tokens() -> None:
     torch.manual_seed(0)
     model = MambaLM(17, 16, 2, d_state=4).double().eval()

@@ -123,7 +123,7 @@ def resolved(function: Function) -> Function:
 
     @functools.wraps(function)
     def resolving(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not kwargs or words.isdisjoint(kwargs):
+        if not kwargs or (words.isdisjoint(kwargs) and not sequences.has_rates(kwargs)):
             if kwargs.get("cu_seqlens") is not None:
                 sequences.refuse_together(kwargs)
             return function(self, *args, **kwargs)

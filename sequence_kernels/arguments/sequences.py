@@ -5,11 +5,13 @@ A call says which elements belong together by
 - ``attention_mask`` (batch, length): the real elements of each row, one run of them, wherever it begins;
 - ``reset`` (batch, length): where a new sequence begins within a row, before that element; of ``step``, (batch);
 - ``cu_seqlens`` (sequences + 1): where sequences begin and end that lie one behind the other in a single row;
-- ``states_at``: positions whose states are wanted.
+- ``states_at``: positions whose states are wanted;
+- ``rate`` (batch), of ``forward`` and ``step``: a sampling step for each row.
 
 A module whose ``forward`` names such a keyword sees to it itself. For all others this does: a mask becomes ``lengths``
 of rows that are turned; resets become ``cu_seqlens`` of the rows one behind the other; packed sequences become rows of
-their own, padded, with ``lengths``; and the states at positions are those after the parts between them.
+their own, padded, with ``lengths``; the states at positions are those after the parts between them; and rows that are
+sampled differently are calls of their own, which ``torch.vmap`` makes one.
 """
 
 from __future__ import annotations
@@ -67,6 +69,8 @@ def resolve(module: Any, call: Call, taken: frozenset[str] | None, given: dict[s
         taken: the names that it takes; None for any, and then also ``cu_seqlens``.
         given: all arguments by name; x as "x".
     """
+    if has_rates(given):
+        return at_rates(module, call, given, Axes.of(module).batch_shape(given["x"]))
     x, state = given.pop("x"), given.pop("state", None)
     words = {name: given.pop(name) for name in WORDS if given.get(name) is not None}
     rest = {name: value for name, value in given.items() if name not in WORDS}
@@ -87,6 +91,51 @@ def resolve(module: Any, call: Call, taken: frozenset[str] | None, given: dict[s
     if taken is not None and "lengths" not in taken:
         return one_by_one(module, call, x, state, bounds, rest)
     return as_rows(module, call, x, state, bounds, rest)
+
+
+def has_rates(given: dict[str, Any]) -> bool:
+    """Whether there is a sampling step for each row."""
+    rate = given.get("rate")
+    return isinstance(rate, Tensor) and rate.dim() > 0
+
+
+def at_rates(module: Any, call: Call, given: dict[str, Any], batch_shape: torch.Size) -> tuple[Tensor, Any]:
+    """Each row with a system of its own: heads times rows make one call of a kernel."""
+    rate, x, state = given.pop("rate"), given.pop("x"), given.pop("state", None)
+    checks.tensors(x=x, rate=rate)
+    if len(batch_shape) != 1 or rate.shape != batch_shape or not rate.is_floating_point():
+        raise ValueError(
+            f"rate must be one real number, or one for each row, shape {tuple(batch_shape)}, got "
+            f"{checks.describe(rate)}"
+        )
+    if rate.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((rate > 0).all()):
+        raise ValueError(f"rate must be above 0 and finite, got {rate.tolist()}")
+    by_row = {name: value for name, value in given.items() if value is not None}
+    for name in by_row:
+        if name != "lengths":
+            raise ValueError(f"rate for each row cannot be given together with {name}")
+    if "lengths" in by_row:
+        by_row["lengths"] = torch.as_tensor(by_row["lengths"], device=x.device).expand(batch_shape)
+
+    structure = [state]
+
+    def one(x: Tensor, rate: Tensor, by_row: dict[str, Tensor], *leaves: Tensor) -> tuple[Tensor, ...]:
+        values = iter(leaves)
+        own = mapped(lambda _: next(values).unsqueeze(0), state)
+        y, structure[0] = call(x.unsqueeze(0), own, rate=rate, **by_row)
+        return y.squeeze(0), *(leaf.squeeze(0) for leaf in leaves_of(structure[0]))
+
+    in_dims = (0, 0, 0 if by_row else None, *(0 for _ in leaves_of(state)))
+    y, *after = torch.vmap(one, in_dims, randomness="different")(x, rate, by_row, *leaves_of(state))
+    values = iter(after)
+    return y, mapped(lambda _: next(values), structure[0])
+
+
+def leaves_of(state: Any) -> list[Tensor]:
+    """The tensors of a state, in order."""
+    found: list[Tensor] = []
+    mapped(found.append, state)
+    return found
 
 
 def refuse_together(given: dict[str, Any]) -> None:
@@ -349,6 +398,9 @@ def _positions(wanted: Any, length: int) -> list[int]:
 
 def resolve_step(module: Any, call: Call, taken: frozenset[str] | None, given: dict[str, Any]) -> Any:
     """What ``step`` gives where ``reset`` ``(*batch_shape)`` says which rows begin anew."""
+    if has_rates(given) and given.get("reset") is None:
+        given.pop("reset", None)
+        return at_rates(module, call, given, given["x"].shape[:-1])
     x, state, reset = given.pop("x"), given.pop("state", None), given.pop("reset")
     if reset is not None and state is not None:
         if not isinstance(reset, Tensor):

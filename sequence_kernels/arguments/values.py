@@ -127,7 +127,7 @@ def sampling_rate(rate: Any) -> None:
     if not isinstance(rate, Tensor):
         _require_positive(rate)
     elif rate.dim() > 0 or rate.is_complex() or rate.dtype == torch.bool:
-        raise ValueError(f"rate must be one real number for the whole call, got {describe(rate)}")
+        raise ValueError(f"rate must be one real number, or one for each row, got {describe(rate)}")
     elif rate.device.type == "cpu" and not torch.compiler.is_compiling() and not internals.is_wrapped(rate):
         _require_positive(float(rate))
 

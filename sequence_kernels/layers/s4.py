@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import ops
+from .. import internals, ops
 from ..arguments import inputs, keywords, sequences, values
 from ..arguments.values import checked
 from ..ssm import FrozenSystem, SSKernel, System, convolve
@@ -216,13 +216,17 @@ class S4(_SystemLayer):
             cu_seqlens=cu_seqlens,
         )
 
-    def _taps(self, rate: float) -> int | None:
+    def _taps(self, rate: float | Tensor) -> int | None:
         """After how many the kernel is cut off; None if it is not."""
         if self.constants is not None:
             return None if self.constants.kernel is None else self.constants.kernel.shape[-1]
         if self.l_max is None:
             return None
         values.sampling_rate(rate)
+        if isinstance(rate, Tensor) and internals.is_wrapped(rate):
+            raise ValueError(
+                f"a kernel cut off at l_max={self.l_max} has one length: rate must be one number for the whole call"
+            )
         return round(self.l_max / float(rate))
 
     def _constants(self, rate: float) -> FrozenSystem:
