@@ -21,7 +21,7 @@ EXAMPLES = {
 
 
 def test_there_is_an_example_for_each_library() -> None:
-    assert len(EXAMPLES) == 12
+    assert len(EXAMPLES) == 13
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

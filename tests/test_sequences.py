@@ -9,7 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from sequence_kernels import S4D, MambaLM, SequenceDecoder, SequenceModel, SequenceModule
+from sequence_kernels import (
+    DSS,
+    GRU,
+    LRU,
+    S4,
+    S4D,
+    S5,
+    MambaLM,
+    SequenceDecoder,
+    SequenceModel,
+    SequenceModule,
+)
 from sequence_kernels.layers.pools import DownSpectralPool, Pool, Unpool
 
 from .test_law import (
@@ -327,6 +338,73 @@ def test_a_rate_for_each_row(make: Factory) -> None:
         call(module, x, rate=rate[:2])
     with pytest.raises(ValueError, match="rate must be above 0"):
         call(module, x, rate=-rate)
+
+
+UNEVEN: dict[str, Factory] = {
+    "S4D": lambda: S4D(WIDTH, 8, transposed=False),
+    "S4D-real": lambda: S4D(WIDTH, 8, measure="diag-real", channels=2, n_ssm=2),
+    "DSS": lambda: DSS(WIDTH, 4),
+    "SequenceModel": lambda: SequenceModel(
+        WIDTH, 2, layer=[{"_name_": "s4d", "d_state": 4}, "ff"], residual="R"
+    ),
+}
+
+
+@pytest.mark.parametrize("make", UNEVEN.values(), ids=UNEVEN)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(F64, 1e-9), (torch.float32, 1e-5)])
+def test_a_rate_for_each_element(make: Factory, dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(1)
+    module = make().to(dtype).eval()
+    x = torch.randn(3, 20, WIDTH, dtype=dtype, requires_grad=True)
+    rate = (
+        torch.randn(3, 20, dtype=dtype).exp() * torch.tensor([1e-3, 1.0, 30.0], dtype=dtype).view(3, 1)
+    ).detach()
+    rate.requires_grad_()
+    start = states_of(module, 3, dtype)
+    y, after = call(module, x, start, rate=rate)
+    outputs, state = [], start
+    for at in range(20):
+        step, state = module.step(x[:, at], state, rate=rate[:, at])
+        outputs.append(step)
+    whole = torch.stack(outputs, 1)
+    close(y, whole, tolerance)
+    close(after, state, tolerance)
+    wrt = [x, rate, *(p for p in module.parameters() if p.requires_grad)]
+    weight = torch.randn_like(y)
+    got = torch.autograd.grad((y * weight).sum(), wrt, allow_unused=True)
+    want = torch.autograd.grad((whole * weight).sum(), wrt, allow_unused=True)
+    for left, right in zip(got, want, strict=True):
+        if right is not None:
+            assert float((left - right).norm()) <= 20 * tolerance * max(float(right.norm()), 1e-6)
+    # Parts, and rows that end before.
+    first, state = call(module, x[:, :7], start, rate=rate[:, :7])
+    second, end = call(module, x[:, 7:], state, rate=rate[:, 7:])
+    close(torch.cat((first, second), 1), y, 10 * tolerance)
+    close(end, after, 10 * tolerance)
+    lengths = torch.tensor([20, 7, 0])
+    y, after = call(module, x, start, rate=rate, lengths=lengths)
+    close(y[:2, :7], first[:2], 10 * tolerance)
+    close(one(after, 1), one(state, 1), 10 * tolerance)
+    close(one(after, 2), one(start, 2), tolerance)
+    even, _ = call(module, x, start, rate=torch.full((3, 20), 2.0, dtype=dtype))
+    close(even, call(module, x, start, rate=2.0)[0], 10 * tolerance)
+
+
+def test_a_rate_for_each_element_is_refused_where_there_is_none() -> None:
+    x, rate = torch.randn(2, 9, WIDTH), torch.ones(2, 9)
+    for module in (S4(WIDTH, 8, transposed=False), S4D(WIDTH, 8, disc="bilinear", transposed=False)):
+        with pytest.raises(ValueError, match="rate for each element needs a diagonal state matrix"):
+            module(x, rate=rate)
+    for other in (S5(WIDTH, 8), LRU(WIDTH), GRU(WIDTH)):
+        with pytest.raises(ValueError, match="rate must be one real number, or one for each row"):
+            other(x, rate=rate)
+    layer = S4D(WIDTH, 8, transposed=False)
+    with pytest.raises(ValueError, match=r"rate for each element must be real, of shape \(2, 9\)"):
+        layer(x, rate=rate[:, :8])
+    with pytest.raises(ValueError, match="rate must be above 0"):
+        layer(x, rate=rate - 1)
+    with pytest.raises(ValueError, match="rate for each element cannot be given together with reset"):
+        layer(x, rate=rate, reset=rate > 2)
 
 
 def test_a_language_model_s_tokens() -> None:

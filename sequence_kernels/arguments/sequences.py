@@ -73,6 +73,8 @@ def resolve(module: Any, call: Call, taken: frozenset[str] | None, given: dict[s
         return at_rates(module, call, given, Axes.of(module).batch_shape(given["x"]))
     x, state = given.pop("x"), given.pop("state", None)
     words = {name: given.pop(name) for name in WORDS if given.get(name) is not None}
+    if words and isinstance(given.get("rate"), Tensor) and given["rate"].dim() > 0:
+        raise ValueError(f"rate for each element cannot be given together with {', '.join(words)}")
     rest = {name: value for name, value in given.items() if name not in WORDS}
     refuse_together(words | rest)
     by_itself = getattr(module, "pointwise", False)
@@ -96,7 +98,7 @@ def resolve(module: Any, call: Call, taken: frozenset[str] | None, given: dict[s
 def has_rates(given: dict[str, Any]) -> bool:
     """Whether there is a sampling step for each row."""
     rate = given.get("rate")
-    return isinstance(rate, Tensor) and rate.dim() > 0
+    return isinstance(rate, Tensor) and rate.dim() == 1
 
 
 def at_rates(module: Any, call: Call, given: dict[str, Any], batch_shape: torch.Size) -> tuple[Tensor, Any]:

@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable
 from numbers import Integral, Real
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
@@ -130,6 +130,18 @@ def sampling_rate(rate: Any) -> None:
         raise ValueError(f"rate must be one real number, or one for each row, got {describe(rate)}")
     elif rate.device.type == "cpu" and not torch.compiler.is_compiling() and not internals.is_wrapped(rate):
         _require_positive(float(rate))
+
+
+def by_element(rate: Any, u: Tensor) -> TypeGuard[Tensor]:
+    """Whether there is a rate for each element of u ``(batch, heads, length)``; raise unless these are right."""
+    if not isinstance(rate, Tensor) or rate.dim() != 2:
+        return False
+    if rate.shape != (u.shape[0], u.shape[2]) or not rate.is_floating_point() or rate.device != u.device:
+        expected = f"shape {(u.shape[0], u.shape[2])} on {u.device}"
+        raise ValueError(f"rate for each element must be real, of {expected}, got {describe(rate)}")
+    if rate.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((rate > 0).all()):
+        raise ValueError(f"rate must be above 0, got {float(rate.min())} for an element")
+    return True
 
 
 def unit_rate(module: object, rate: Any) -> None:

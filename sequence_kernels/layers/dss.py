@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..arguments import values
 from ..arguments.values import checked
 from ..ops.layouts import as_complex
 from ..ssm import (
@@ -14,6 +15,7 @@ from ..ssm import (
     SampledDiagonalSystem,
     System,
     convolve,
+    convolve_unevenly,
     diagonal_init,
     discretize,
 )
@@ -98,7 +100,12 @@ class DSS(_MixedLayer):
         cu_seqlens: Tensor | None,
         rate: float,
     ) -> tuple[Tensor, Tensor | None]:
-        if self.constants is None:
+        if self.constants is None and values.by_element(rate, u.mT):
+            if cu_seqlens is not None:
+                raise ValueError("rate for each element cannot be given together with cu_seqlens")
+            d = self.D.unsqueeze(0)
+            y, next_state = convolve_unevenly(self.system(), u.mT, rate, d, state, lengths)
+        elif self.constants is None:
             d = self.D.unsqueeze(0)
             y, next_state = convolve(self.system(rate), u.mT, d, state, lengths, cu_seqlens=cu_seqlens)
         else:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import internals, ops
 from ..arguments import inputs, keywords, sequences, values
 from ..arguments.values import checked
-from ..ssm import FrozenSystem, SSKernel, System, convolve
+from ..ssm import FrozenSystem, SSKernel, System, convolve, convolve_unevenly
 from ..stepping.recurrences import FrozenRecurrence, Recurrence
 from ..stepping.stages import Join, Pointwise, Save, Stage
 from .activations import activation_module
@@ -126,7 +126,7 @@ class S4(_SystemLayer):
         self,
         x: Tensor,
         state: Tensor | None = None,
-        rate: float = 1.0,
+        rate: float | Tensor = 1.0,
         lengths: Lengths | None = None,
         cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
@@ -135,7 +135,8 @@ class S4(_SystemLayer):
         Args:
             x: ``(..., length, d_model)``, or ``(..., d_model, length)`` if transposed.
             state: ``(..., heads, d_state / 2)``, what an earlier part of the sequences left.
-            rate: sampling step of the input, in units of the one that the model was trained with.
+            rate: sampling step of the input, in units of the one that the model was trained with; one for each row
+                ``(batch,)``, or for each element ``(batch, length)`` if the layer is diagonal with ``disc="zoh"``.
             lengths: how many elements of each sequence are real: an int, or integers ``(batch,)``. The rest is never
                 read: it is taken as zero, and its gradient is zero. The state returned is the one after the last real
                 element. Outputs in the padding mean nothing. ``disc="dss"`` without ``l_max`` normalises over all of
@@ -189,7 +190,7 @@ class S4(_SystemLayer):
         self,
         u: Tensor,
         state: Tensor | None,
-        rate: float,
+        rate: Any,
         lengths: Tensor | None,
         cu_seqlens: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
@@ -200,6 +201,12 @@ class S4(_SystemLayer):
                 f"a kernel cut off at l_max={self.l_max} has no state: the length of x with a state must be at most "
                 f"{taps}, got {length}"
             )
+        if self.constants is None and values.by_element(rate, u):
+            if taps is not None or self.bidirectional or cu_seqlens is not None:
+                raise ValueError(
+                    "rate for each element needs a causal layer without l_max, and sequences that are not packed"
+                )
+            return convolve_unevenly(self.system(), u, rate, self.D, state, lengths)
         if self.constants is not None:
             self._unit_rate(rate)
             return self.constants.convolve(u, state, lengths, cu_seqlens)

@@ -7,6 +7,7 @@ from .frozen import FrozenSystem
 from .hippo import DiagonalInit, DPLRInit, diagonal_init, dplr_init, hippo_matrices
 from .kernel import SSKernel
 from .system import ChunkMatrices, System
+from .uneven import convolve_unevenly
 
 __all__ = [
     "DISCRETIZATIONS",
@@ -24,6 +25,7 @@ __all__ = [
     "choose_convolution",
     "chunk_matrices",
     "convolve",
+    "convolve_unevenly",
     "diagonal_init",
     "discretize",
     "dplr_init",
