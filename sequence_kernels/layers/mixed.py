@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..arguments import inputs, sequences
+from ..arguments import inputs, sequences, values
 from ..ops.layouts import as_complex
 from ..optim import CarriesOptions
 from ..ssm import FrozenSystem, convolve
-from ..ssm.scan import Convolution, diagonal_scan, scan_system
+from ..ssm.scan import Convolution, diagonal_scan, scan_system, uneven_scan
 from .activations import inner_activation
 from .components import dropout_module, linear_activation
 from .padding import Lengths, without_padding
@@ -148,12 +148,19 @@ class _DiagonalLayer(_MixedLayer):
         """The exponents ``(N,)`` and the factors ``(N,)`` of the rows of B, complex128."""
         raise NotImplementedError
 
+    def _continuous(self) -> tuple[Tensor, Tensor]:
+        """Of a layer with a step in time that holds its inputs: the poles ``(N,)``, complex128, and the steps."""
+        raise ValueError(f"{type(self).__name__} has no step in time: rate must be 1")
+
     def _matrices(self, rate: float) -> tuple[Tensor, Tensor, Tensor]:
         """Exponents; the discrete B, and C, as real maps to and from real and imaginary parts: (2 N, H), (H, 2 N)."""
         exponents, factors = self._discrete(rate)
+        return exponents, *self._maps(factors)
+
+    def _maps(self, factors: Tensor) -> tuple[Tensor, Tensor]:
         b = factors.unsqueeze(-1) * as_complex(self.B.double())
         c = self.scale * torch.cat((self.C[..., 0], -self.C[..., 1]), -1)
-        return exponents, torch.cat((b.real, b.imag)).to(c.dtype), c
+        return torch.cat((b.real, b.imag)).to(c.dtype), c
 
     def _constants(self, rate: float) -> _FrozenMaps:
         return _FrozenMaps(*self._matrices(rate), self.D)
@@ -166,23 +173,7 @@ class _DiagonalLayer(_MixedLayer):
         cu_seqlens: Tensor | None,
         rate: float,
     ) -> tuple[Tensor, Tensor | None]:
-        run: Convolution
-        if self.constants is None:
-            exponents, b, c = self._matrices(rate)
-            d, system = self.D, scan_system(exponents, c.dtype)
-
-            def run(
-                u: Tensor, state: Tensor | None, lengths: Tensor | None, cu_seqlens: Tensor | None
-            ) -> tuple[Tensor, Tensor | None]:
-                return convolve(system, u, None, state, lengths, cu_seqlens=cu_seqlens)
-        else:
-            self._unit_rate(rate)
-            b, c, d, run = (
-                self.constants.b,
-                self.constants.c,
-                self.constants.d,
-                self.constants.system.convolve,
-            )
+        b, c, d, run = self._scan(u, rate)
         real, imag = nn.functional.linear(u, b).mT.chunk(2, 1)
         start = None if state is None else _pairs(state)
         real, imag, final = diagonal_scan(run, real, imag, start, lengths, cu_seqlens)
@@ -190,6 +181,25 @@ class _DiagonalLayer(_MixedLayer):
         if state is None or final is None:
             return y, None
         return y, torch.view_as_complex(final) if state.is_complex() else final.flatten(-2)
+
+    def _scan(self, u: Tensor, rate: Any) -> tuple[Tensor, Tensor, Tensor, Convolution]:
+        """The maps in and out, the skip, and what goes from one to the other."""
+        if self.constants is not None:
+            self._unit_rate(rate)
+            constants = self.constants
+            return constants.b, constants.c, constants.d, constants.system.convolve
+        if values.by_element(rate, u.mT):
+            a, dt = self._continuous()
+            return *self._maps(torch.ones_like(a)), self.D, uneven_scan(a, dt, rate, self.D.dtype)
+        exponents, b, c = self._matrices(rate)
+        system = scan_system(exponents, c.dtype)
+
+        def run(
+            u: Tensor, state: Tensor | None, lengths: Tensor | None, cu_seqlens: Tensor | None
+        ) -> tuple[Tensor, Tensor | None]:
+            return convolve(system, u, None, state, lengths, cu_seqlens=cu_seqlens)
+
+        return b, c, self.D, run
 
     def _element(self, u: Tensor, state: Tensor, rate: float) -> tuple[Tensor, Tensor]:
         if self.constants is not None:

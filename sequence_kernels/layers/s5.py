@@ -67,8 +67,11 @@ class S5(_DiagonalLayer):
         self.D = nn.Parameter(torch.randn(d_model))
         self._spare_dynamics()
 
-    def _discrete(self, rate: float) -> tuple[Tensor, Tensor]:
+    def _continuous(self, rate: float = 1.0) -> tuple[Tensor, Tensor]:
         a = torch.complex(-self.Lambda_log_decay.double().exp(), self.Lambda_imag.double())
-        dt = step_sizes(self.log_dt, rate)
+        return a, step_sizes(self.log_dt, rate)
+
+    def _discrete(self, rate: float) -> tuple[Tensor, Tensor]:
+        a, dt = self._continuous(rate)
         _, factors = ops.diagonal_discretize(a.unsqueeze(-1), torch.ones_like(a).unsqueeze(-1), dt)
         return a * dt, factors.squeeze(-1)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..ops import checks
-from .diagonal import DiagonalSystem
+from .diagonal import DiagonalSystem, SampledDiagonalSystem
+from .uneven import convolve_unevenly
 
 #: ``(u, state, lengths, cu_seqlens)`` to y and the next state, as ``convolve`` by a system, the states real.
 Convolution = Callable[
@@ -24,6 +25,26 @@ def scan_system(exponents: Tensor, dtype: torch.dtype) -> DiagonalSystem:
     b = torch.ones_like(exponents).unsqueeze(-1)
     wide = checks.COMPLEX_OF.get(dtype, torch.complex64)
     return DiagonalSystem(exponents.unsqueeze(-1), b, torch.stack((b / 2, -0.5j * b)).to(wide))
+
+
+def uneven_scan(a: Tensor, dt: Tensor, rate: Tensor, dtype: torch.dtype) -> Convolution:
+    """What ``diagonal_scan`` convolves with where each element is held for a time of its own.
+
+    a, dt: poles ``(N,)``, complex128, and steps; rate: ``(B, L)``, see ``convolve_unevenly``; dtype as above.
+    """
+    readouts = scan_system(a, dtype).c
+    system = SampledDiagonalSystem(a.unsqueeze(-1), torch.ones_like(a).unsqueeze(-1), dt, readouts, "zoh")
+
+    def run(
+        u: Tensor, state: Tensor | None, lengths: Tensor | None, cu_seqlens: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        if cu_seqlens is not None:
+            raise ValueError("rate for each element cannot be given together with cu_seqlens")
+        start = None if state is None else torch.view_as_complex(state).unsqueeze(-1)
+        y, final = convolve_unevenly(system, u, rate.repeat(2, 1), None, start, lengths)
+        return y, None if final is None else torch.view_as_real(final.squeeze(-1))
+
+    return run
 
 
 def diagonal_scan(
