@@ -432,6 +432,17 @@ def test_a_language_model_s_tokens() -> None:
     close(states[0], model(rows[:, :4], model.default_state(2))[1], 1e-9)
 
 
+def test_one_graph_serves_all_packed_sequences() -> None:
+    layer = S4D(WIDTH, 4, transposed=False).eval()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=True)
+    torch._dynamo.utils.counters.clear()
+    for lengths in ([5, 20, 1], [7, 0, 33], [64, 3, 2]):
+        x, bounds, state = torch.randn(1, sum(lengths), WIDTH), bounds_of(lengths), layer.default_state(3)
+        for got, want in zip(*(f(x, state, cu_seqlens=bounds) for f in (compiled, layer)), strict=True):
+            close(got, want, 1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
 def test_the_tests_can_fail() -> None:
     """A layer that takes packed sequences for one does not pass for one that keeps them apart."""
 
