@@ -6,6 +6,7 @@ Everything here is in torch 2.10 and later. What each is for stands where it is 
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -46,6 +47,16 @@ any_requires_grad = torch._C._any_requires_grad
 
 # ``torch.compiler.disable`` without what that does at once: load the compiler, as slow as to load torch.
 not_compiled: Any = torch._compile._disable_dynamo
+
+
+def inductor() -> Any:
+    """The compiler's module, loaded when it is wanted: that takes as long as loading torch."""
+    return importlib.import_module("torch._inductor")
+
+
+def package_aoti() -> Callable[..., Any]:
+    """What writes several compiled models into one file."""
+    return importlib.import_module("torch._inductor.package.package").package_aoti
 
 
 def constant_for_compiler(function: Function) -> Function:

@@ -249,6 +249,9 @@ def close(a: Any, b: Any, tolerance: float) -> None:
     pairs = list(zip(tensors(a), tensors(b), strict=True))
     for left, right in pairs:
         assert left.shape == right.shape
+        if right.dtype == torch.bool:
+            assert torch.equal(left, right)
+            continue
         scale = max(float(right.detach().abs().max()), 1e-30) if right.numel() else 1.0
         assert float((left - right).detach().abs().max()) <= tolerance * scale if right.numel() else True
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .flat import Flat
+from .. import internals
+from .flat import _Flat
 from .native import lowered
 
 
@@ -31,25 +32,21 @@ def package(module: Any, path: str | os.PathLike[str], *, step: bool = False) ->
     Raises RuntimeError without the compiled library, and ValueError for a module that cannot be frozen or compiled, or
     whose state grows.
     """
-    from torch._inductor.package.package import package_aoti
-
     recurrent = [name for name, part in module.named_modules() if isinstance(part, nn.RNNBase)]
     if recurrent:
         raise ValueError(
             f"{recurrent[0]} cannot be compiled for every length: torch unrolls a GRU and an LSTM"
         )
-    forms = {"model": Flat(module, False)} | ({"step": Flat(module, True)} if step else {})
-    package_aoti(os.fspath(path), {name: _compiled(flat.eval()) for name, flat in forms.items()})
+    forms = {"model": _Flat(module, False)} | ({"step": _Flat(module, True)} if step else {})
+    internals.package_aoti()(os.fspath(path), {name: _compiled(flat.eval()) for name, flat in forms.items()})
 
 
 @torch.no_grad()
-def _compiled(flat: Flat) -> Any:
+def _compiled(flat: _Flat) -> Any:
     """The files of one model."""
-    import torch._inductor
-
     exported = torch.export.export(flat, flat.example, dynamic_shapes=flat.dynamic_shapes, strict=False)
     said = {
         name: ",".join(map(str, t.shape[1:])) for name, t in zip(flat.names[0], flat.example, strict=True)
     }
     options = {"aot_inductor.package": True, "aot_inductor.metadata": said}
-    return torch._inductor.aot_compile(lowered(exported).module(), flat.example, options=options)
+    return internals.inductor().aot_compile(lowered(exported).module(), flat.example, options=options)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..stepping.stages import tensors_of, with_tensors
 
 
-class Flat(nn.Module):
+class _Flat(nn.Module):
     """``(x, *tensors of the state)`` to ``(y, *those of the next state)``; of a module without a state x to y.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .flat import Flat
+from .flat import _Flat
 
 _NEEDS = "onnx", "onnxscript"
 _OPSET = 20
@@ -36,7 +36,7 @@ def onnx(module: Any, path: str | os.PathLike[str], *, step: bool = False) -> No
         raise ImportError(
             f"an export to ONNX needs {' and '.join(missing)}: `pip install 'sequence-kernels[export]'`"
         )
-    flat = Flat(module, step).eval()
+    flat = _Flat(module, step).eval()
     inputs, outputs = flat.names
     program: Any = torch.onnx.export(
         flat,

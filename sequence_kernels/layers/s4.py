@@ -92,7 +92,8 @@ class S4(_SystemLayer):
         self.l_max = l_max
         self.channels = channels
         self.heads = heads = d_model // (bottleneck or 1)
-        self.state_shape = (heads, d_state // 2)
+        self.n = d_state // 2
+        self.state_shape = (heads, self.n)
         self.constants = None
         readouts = channels if hyper_act is None else 2 * channels
         self.bidirectional = bidirectional
@@ -192,7 +193,7 @@ class S4(_SystemLayer):
         state: Tensor | None,
         rate: Any,
         lengths: Tensor | None,
-        cu_seqlens: Tensor | None,
+        cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """(B, H, L) to (B, C, H, L), skip included, and the next state if one was given."""
         length, taps = u.shape[-1], None if self.l_max is None else self._taps(rate)

@@ -162,11 +162,16 @@ def test_a_stepper_with_a_memory() -> None:
         torch.testing.assert_close(stepper.forward(x[:, 4:]), expected[:, 4:])
 
 
-def test_lengths_with_a_state_are_refused() -> None:
-    """The cache would hold elements that are not real."""
+def test_lengths_with_a_state() -> None:
+    """What is not real stays in the cache, and is not seen."""
     layer = MultiHeadedAttention(WIDTH, HEADS)
     x, lengths = torch.randn(BATCH, LENGTH, WIDTH), torch.tensor([LENGTH, 2])
-    with pytest.raises(ValueError, match="lengths cannot be given together with a state"):
-        layer(x, layer.default_state(BATCH), lengths=lengths)
+    _, state = layer(x, layer.default_state(BATCH), lengths=lengths)
+    more = torch.randn(BATCH, 3, WIDTH)
+    y, state = layer(more, state)
+    last, _ = layer.step(more[:, 0], state)
+    alone, own = layer(torch.cat((x[1:, :2], more[1:]), 1), layer.default_state(1))
+    torch.testing.assert_close(y[1], alone[0, 2:])
+    torch.testing.assert_close(last[1:], layer.step(more[1:, 0], own)[0])
     memory = torch.randn(BATCH, MEMORY, WIDTH)
     layer(x, layer.default_state(BATCH), memory=memory, lengths=lengths)

@@ -22,7 +22,7 @@ F64 = torch.float64
 
 
 def _packed(dense: bool) -> Sample:
-    heads, channels, size, chunk, count = 2, 2, 4, 4, 3
+    heads, channels, size, chunk, count = 5, 2, 4, 4, 3
     powers = 0.3 * real(heads, count, size, size) if dense else 0.6 * complexes(heads, count, size // 2)
     tensors = (
         real(heads, 11),
