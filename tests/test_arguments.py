@@ -180,7 +180,7 @@ BAD_RATES = [
     "1",
     None,
     torch.ones(WIDTH),
-    torch.ones(2),
+    torch.ones(3),
     torch.ones(1),
     torch.tensor(0.0),
     torch.tensor(float("nan")),

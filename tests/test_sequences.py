@@ -16,6 +16,7 @@ from sequence_kernels import (
     S4,
     S4D,
     S5,
+    S6,
     MambaLM,
     SequenceDecoder,
     SequenceModel,
@@ -401,6 +402,9 @@ def test_a_rate_for_each_element_is_refused_where_there_is_none() -> None:
             ValueError, match=r"rate must be 1|rate must be one real number, or one for each row"
         ):
             other(x, rate=rate)
+    for other in (LRU(WIDTH), GRU(WIDTH), S6(WIDTH)):
+        with pytest.raises(ValueError, match="rate must be 1, got one for each row"):
+            other(x, rate=rate[:, 0])
     layer = S4D(WIDTH, 8, transposed=False)
     with pytest.raises(ValueError, match=r"rate for each element must be real, of shape \(2, 9\)"):
         layer(x, rate=rate[:, :8])

@@ -147,8 +147,10 @@ def by_element(rate: Any, u: Tensor) -> TypeGuard[Tensor]:
 def unit_rate(module: object, rate: Any) -> None:
     """``sampling_rate`` of a layer that counts elements: it cannot follow another rate than 1."""
     sampling_rate(rate)
-    if rate != 1:
-        raise ValueError(f"{type(module).__name__} has no step in time: rate must be 1, got {rate}")
+    by_row = isinstance(rate, Tensor) and internals.is_wrapped(rate)
+    if by_row or rate != 1:
+        said = "one for each row" if by_row else rate
+        raise ValueError(f"{type(module).__name__} has no step in time: rate must be 1, got {said}")
 
 
 def _require_positive(rate: Any) -> None:

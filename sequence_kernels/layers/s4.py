@@ -202,7 +202,7 @@ class S4(_SystemLayer):
                 f"a kernel cut off at l_max={self.l_max} has no state: the length of x with a state must be at most "
                 f"{taps}, got {length}"
             )
-        if self.constants is None and values.by_element(rate, u):
+        if self.constants is None and isinstance(rate, Tensor) and values.by_element(rate, u):
             if taps is not None or self.bidirectional or cu_seqlens is not None:
                 raise ValueError(
                     "rate for each element needs a causal layer without l_max, and sequences that are not packed"
