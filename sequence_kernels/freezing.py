@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize, prune
 
 from .arguments import values
 from .ops.layouts import interleaved, paired
-from .stepping.stages import tensors_of, with_tensors
+from .trees import tensors_of, with_tensors
 
 Module = TypeVar("Module", bound=nn.Module)
 

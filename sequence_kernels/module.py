@@ -15,6 +15,7 @@ from .freezing import freeze
 from .ssm import FrozenSystem
 from .stepping.stages import Stage, Whole
 from .stepping.stepper import Stepper
+from .trees import mapped
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -128,12 +129,12 @@ class SequenceModule(nn.Module):
     def restart_state(self, state: Any, fresh: Tensor) -> Any:
         """The state with rows at the start, where ``fresh`` ``(*batch_shape)`` says so."""
         start = self.default_state(*fresh.shape, device=fresh.device)
-        return sequences.mapped(functools.partial(sequences.restarted, fresh), start, state)
+        return mapped(functools.partial(sequences.restarted, fresh), start, state)
 
     def spread_state(self, state: Any, at: Tensor, count: int) -> Any:
         """The state of so many sequences: at the places ``at`` ``(B,)`` those of ``state``, of B; the others start."""
         start = self.default_state(count, device=at.device)
-        return sequences.mapped(functools.partial(sequences.placed, at), start, state)
+        return mapped(functools.partial(sequences.placed, at), start, state)
 
     @property
     def state_to_tensor(self) -> Callable[[Any], Tensor | None]:

@@ -55,6 +55,15 @@ def test_no_circle() -> None:
     assert circle(imports(modules(ROOT), packages_of(ROOT))) is None
 
 
+def test_export_knows_no_module_of_the_library() -> None:
+    """It takes what any module offers, and steppers stand above it."""
+    arrows = imports(modules(ROOT), packages_of(ROOT))
+    above = tuple(f"sequence_kernels.{name}" for name in ("module", "stepping", "layers", "models", "compat"))
+    found = {name: arrows[name] for name in arrows if name.startswith("sequence_kernels.export")}
+    assert found
+    assert not [arrow for targets in found.values() for arrow in targets if arrow.startswith(above)]
+
+
 def test_a_circle_is_seen() -> None:
     """Among the package's own modules, of which one imports what imports it; each way of writing that."""
     trees, packages = modules(ROOT), packages_of(ROOT)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from sequence_kernels import GRU, S4D, SequenceModule, Stepper
 from sequence_kernels.layers.pools import Unpool
-from sequence_kernels.stepping.stages import stages_of, tensors_of
+from sequence_kernels.stepping.stages import stages_of
+from sequence_kernels.trees import tensors_of
 
 from .test_law import WIDTH, Factory, cases, close
 from .test_stepper import FURTHER, WAYS, stepping

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..ops import checks, packing
+from ..trees import mapped, tensors_of, with_tensors
 
 #: The keywords, in the order in which they are seen to.
 WORDS = ("states_at", "attention_mask", "reset", "cu_seqlens")
@@ -47,18 +48,6 @@ class Axes(NamedTuple):
 
     def batch_shape(self, x: Tensor) -> torch.Size:
         return x.shape[: x.dim() - self.behind]
-
-
-def mapped(function: Callable[..., Any], *trees: Any) -> Any:
-    """The tree of what the function makes of the tensors of states of one structure."""
-    first = trees[0]
-    if isinstance(first, Tensor):
-        return function(*trees)
-    if isinstance(first, (list, tuple)):
-        return type(first)(mapped(function, *parts) for parts in zip(*trees, strict=True))
-    if isinstance(first, dict):
-        return {key: mapped(function, *(tree[key] for tree in trees)) for key in first}
-    return first
 
 
 def resolve(module: Any, call: Call, taken: frozenset[str] | None, given: dict[str, Any]) -> Any:
@@ -122,22 +111,13 @@ def at_rates(module: Any, call: Call, given: dict[str, Any], batch_shape: torch.
     structure = [state]
 
     def one(x: Tensor, rate: Tensor, by_row: dict[str, Tensor], *leaves: Tensor) -> tuple[Tensor, ...]:
-        values = iter(leaves)
-        own = mapped(lambda _: next(values).unsqueeze(0), state)
+        own = with_tensors(state, (leaf.unsqueeze(0) for leaf in leaves))
         y, structure[0] = call(x.unsqueeze(0), own, rate=rate, **by_row)
-        return y.squeeze(0), *(leaf.squeeze(0) for leaf in leaves_of(structure[0]))
+        return y.squeeze(0), *(leaf.squeeze(0) for leaf in tensors_of(structure[0]))
 
-    in_dims = (0, 0, 0 if by_row else None, *(0 for _ in leaves_of(state)))
-    y, *after = torch.vmap(one, in_dims, randomness="different")(x, rate, by_row, *leaves_of(state))
-    values = iter(after)
-    return y, mapped(lambda _: next(values), structure[0])
-
-
-def leaves_of(state: Any) -> list[Tensor]:
-    """The tensors of a state, in order."""
-    found: list[Tensor] = []
-    mapped(found.append, state)
-    return found
+    in_dims = (0, 0, 0 if by_row else None, *(0 for _ in tensors_of(state)))
+    y, *after = torch.vmap(one, in_dims, randomness="different")(x, rate, by_row, *tensors_of(state))
+    return y, with_tensors(structure[0], iter(after))
 
 
 def refuse_together(given: dict[str, Any]) -> None:

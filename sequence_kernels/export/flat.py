@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..stepping.stages import tensors_of, with_tensors
+from ..trees import tensors_of, with_tensors
 
 
 class _Flat(nn.Module):

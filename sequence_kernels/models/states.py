@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..trees import mapped
+
 
 def merge_states(states: Sequence[Any]) -> Any:
     """One state of a batch from the states of its sequences: a new first dimension in every tensor of the tree.
@@ -16,25 +18,12 @@ def merge_states(states: Sequence[Any]) -> Any:
     """
     if not states:
         raise ValueError("states must hold at least one state, got none")
-    first = states[0]
-    if isinstance(first, Tensor):
-        return torch.stack(list(states))
-    if isinstance(first, (list, tuple)):
-        return type(first)(merge_states(parts) for parts in zip(*states, strict=True))
-    if isinstance(first, dict):
-        return {key: merge_states([state[key] for state in states]) for key in first}
-    return first
+    return mapped(lambda *parts: torch.stack(parts), *states)
 
 
 def select_state(state: Any, index: int | Tensor) -> Any:
     """The state of one sequence of a batch; with a tensor of indices, of a batch of such, repeats allowed. A copy."""
-    if isinstance(state, Tensor):
-        return state[index] if isinstance(index, Tensor) else state[index].clone()
-    if isinstance(state, (list, tuple)):
-        return type(state)(select_state(part, index) for part in state)
-    if isinstance(state, dict):
-        return {key: select_state(part, index) for key, part in state.items()}
-    return state
+    return mapped(lambda part: part[index] if isinstance(index, Tensor) else part[index].clone(), state)
 
 
 def split_states(state: Any, count: int) -> list[Any]:

@@ -19,6 +19,7 @@ from torch.nn.modules import module as torch_module
 
 from .. import ops
 from ..arguments import keywords
+from ..trees import tensors_of, with_tensors
 
 if TYPE_CHECKING:
     from .program import Program
@@ -354,25 +355,3 @@ def stages_of(module: Steppable, **arguments: Any) -> list[Stage]:
     if holds(cast("nn.Module", module), "stages"):
         return module.stages(**arguments)
     return [Whole(module, arguments)]
-
-
-def tensors_of(tree: Any) -> Iterator[Tensor]:
-    """The tensors of a state, in order."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (list, tuple)):
-        for part in tree:
-            yield from tensors_of(part)
-    elif isinstance(tree, dict):
-        yield from tensors_of(list(tree.values()))
-
-
-def with_tensors(tree: Any, values: Iterator[Tensor]) -> Any:
-    """A state of the structure of this one, with other tensors."""
-    if isinstance(tree, Tensor):
-        return next(values)
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(with_tensors(part, values) for part in tree)
-    if isinstance(tree, dict):
-        return {name: with_tensors(part, values) for name, part in tree.items()}
-    return tree

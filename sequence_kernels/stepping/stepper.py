@@ -15,10 +15,11 @@ from ..arguments import keywords
 from ..freezing import copied, freeze
 from ..ops import checks
 from ..ops.dispatch import choose
+from ..trees import tensors_of, with_tensors
 from .graphs import CAPTURES, Capture, StepGraph
 from .program import Program
 from .saved import save
-from .stages import Carrier, Passage, Steppable, Whole, stages_of, tensors_of, with_tensors
+from .stages import Carrier, Passage, Steppable, Whole, stages_of
 from .watched import Watched
 
 

@@ -26,7 +26,7 @@ from sequence_kernels import (
 )
 from sequence_kernels.layers import MultiHeadedAttention
 from sequence_kernels.layers.pools import DownPool
-from sequence_kernels.stepping.stages import tensors_of
+from sequence_kernels.trees import tensors_of
 
 onnxruntime = pytest.importorskip("onnxruntime")
 WIDTH = 4

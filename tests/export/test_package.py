@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from sequence_kernels import GRU, S4D, SequenceModel, SequenceModule, export, native
-from sequence_kernels.stepping.stages import tensors_of
+from sequence_kernels.trees import tensors_of
 
 pytestmark = [
     pytest.mark.skipif(native.unavailable("cpu") is not None, reason="needs the compiled library"),

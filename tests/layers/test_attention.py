@@ -173,5 +173,8 @@ def test_lengths_with_a_state() -> None:
     alone, own = layer(torch.cat((x[1:, :2], more[1:]), 1), layer.default_state(1))
     torch.testing.assert_close(y[1], alone[0, 2:])
     torch.testing.assert_close(last[1:], layer.step(more[1:, 0], own)[0])
+    with pytest.raises((ValueError, RuntimeError)) as caught:  # what is wrong is the mask, not the state
+        layer(more, state, mask=torch.ones(BATCH, 1, 2))
+    assert "state must" not in str(caught.value)
     memory = torch.randn(BATCH, MEMORY, WIDTH)
     layer(x, layer.default_state(BATCH), memory=memory, lengths=lengths)
