@@ -112,8 +112,7 @@ _RESOLVES = {
 
 
 def resolved(function: Function) -> Function:
-    """The ``forward`` or ``step``, which then takes all ways to say which elements belong together; others as they
-    are."""
+    """A ``forward`` or ``step`` that takes all ways to say which elements belong together; another method as it is."""
     resolves, words = _RESOLVES.get(function.__name__, (None, frozenset[str]()))
     if resolves is None:
         return function
