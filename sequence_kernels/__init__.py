@@ -1,6 +1,6 @@
 """State-space sequence layers on hand-written kernels. Importing this loads no compiled library and touches no GPU."""
 
-from . import compat, export, layers, ops
+from . import compat, export, layers, ops, ssm
 from .freezing import freeze, frozen_state, thawed_state
 from .layers import *  # noqa: F403 (what it exports, type checkers follow)
 from .models import (
@@ -38,6 +38,7 @@ __all__ = [
     "frozen_state",
     "ops",
     "parameter_groups",
+    "ssm",
     "thawed_state",
     "use_backend",
 ]

@@ -305,6 +305,8 @@ def test_options_of_the_kernel(cls: type[S4]) -> None:
         cls(WIDTH, d_stat=8)
     with pytest.raises(TypeError, match=r"S4 with mode='nplr' takes no argument 'disc'"):
         S4(WIDTH, disc="zoh")
+    with pytest.raises(TypeError, match="S4D takes no argument 'mode'"):
+        S4D(WIDTH, mode="nplr")
     with pytest.raises(ValueError, match="real_scale must be finite"):
         S4D(WIDTH, measure_args={"real_scale": float("nan")})
     cls(WIDTH, 4, lr={"dt": 0, "A": None, "B": 1e-3})

@@ -193,6 +193,17 @@ def test_a_wheel_is_for_the_machine_that_the_compiler_compiles_for(
         make_wheel.main()
 
 
+def test_a_compiler_that_was_asked_for_and_is_not_there_ends_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import cpp_compiler
+
+    monkeypatch.setenv("CXX", f"{tmp_path}/no-g++ -O1")
+    with pytest.raises(SystemExit, match=r"CXX=.*no-g\+\+ -O1 is no command that is installed"):
+        cpp_compiler.find()
+
+
 def test_a_wheel_with_a_fault_fails_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "tools")
     import check_wheel

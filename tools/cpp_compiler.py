@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 
 #: Of each machine, the options that ask for a set; see docs/build.md. Others have the generic one alone.
 INSTRUCTION_SETS = {
@@ -18,9 +19,12 @@ INSTRUCTION_SETS = {
 
 
 def find() -> str | None:
-    """The command to use, as the environment's CXX gives it; None if there is none."""
-    candidates = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
-    return next((name for name in candidates if name and shutil.which(name.split()[0])), None)
+    """The command to use, as the environment's CXX gives it; None if there is none. A CXX that is not there ends it."""
+    if asked := os.environ.get("CXX", "").strip():
+        if shutil.which(shlex.split(asked)[0]) is None:
+            sys.exit(f"CXX={asked} is no command that is installed; install it, or leave CXX out to take g++")
+        return asked
+    return next((name for name in ("g++", "clang++", "c++") if shutil.which(name)), None)
 
 
 def machine(compiler: str) -> str:

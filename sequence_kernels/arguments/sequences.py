@@ -384,10 +384,10 @@ def resolve_step(module: Any, call: Call, taken: frozenset[str] | None, given: d
         given.pop("reset", None)
         return at_rates(module, call, given, given["x"].shape[:-1])
     x, state, reset = given.pop("x"), given.pop("state", None), given.pop("reset")
-    if reset is not None and state is not None:
+    if reset is not None:
         if not isinstance(reset, Tensor):
             raise TypeError(f"reset must be a torch.Tensor, got {type(reset).__name__}")
         batch_shape = reset.shape if x is None else x.shape[: x.dim() - Axes.of(module).behind + 1]
         checks.shape("reset", reset, [("batch", size) for size in batch_shape])
-        state = module.restart_state(state, reset != 0)
+        state = None if state is None else module.restart_state(state, reset != 0)
     return call(x, state, **given)

@@ -41,11 +41,12 @@ class S4(_SystemLayer):
         gate: the linear map gives ``gate * d_model`` numbers, which are multiplied by as many of a linear map of the
             input and ``activation``; another linear map, ``output_gate``, goes back to ``d_model``.
         dropout, tie_dropout: dropout after the activation; tied: one mask for all positions.
-        transposed: sequences are ``(batch, d_model, length)``, as by default in ESPnet; else
-            ``(batch, length, d_model)``.
+        transposed: sequences are ``(batch, d_model, length)``, by default as in ESPnet and unlike all other layers of
+            this library; else ``(batch, length, d_model)``. Where length and width are equal nothing can tell the two
+            apart: ``S4(16)`` takes ``(2, 16, 16)`` for 16 channels of 16 elements.
         conv: "chunked" (``ops.ssm_conv``), "fft" (the kernel of full length, ``ops.fft_conv``), or None: the faster
             one. A call with a state is chunked in any case.
-        **kernel_args: see ``SSKernel``.
+        **kernel_args: see ``sequence_kernels.ssm.SSKernel``.
 
     The state is complex, ``(*batch_shape, heads, d_state / 2)``.
     """

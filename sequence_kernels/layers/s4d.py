@@ -12,7 +12,7 @@ from .s4 import S4
 class S4D(S4):
     """S4 with a diagonal state matrix (Gu et al., 2022): ``S4(mode="diag")`` with the defaults of that paper.
 
-    ``measure="diag-lin"`` and ``disc="zoh"``; every other argument is that of ``S4``.
+    ``measure="diag-lin"`` and ``disc="zoh"``; every other argument is that of ``S4``, ``transposed=True`` too.
     """
 
     @checked
@@ -25,4 +25,8 @@ class S4D(S4):
         disc: str = "zoh",
         **kwargs: Any,
     ) -> None:
+        if "mode" in kwargs:
+            raise TypeError(
+                "S4D takes no argument 'mode', it is S4 with mode='diag'; take S4 for another one"
+            )
         super().__init__(d_model, d_state, *args, mode="diag", measure=measure, disc=disc, **kwargs)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..arguments import keywords
 from ..arguments.values import checked
-from ..layers.padding import sequence_lengths
+from ..layers.padding import Lengths, sequence_lengths
 from ..ops import checks
 from ..ops.padding import inside
 from .backbone import SequenceModel
@@ -81,23 +81,23 @@ class S4Decoder(nn.Module):
     def forward(
         self,
         hs_pad: Tensor | None,
-        hlens: Tensor | None,
+        hlens: Lengths | None,
         ys_in_pad: Tensor,
-        ys_in_lens: Tensor,
+        ys_in_lens: Lengths,
         state: Any = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Lengths]:
         """Scores, before softmax, of the token after each of ``ys_in_pad``.
 
         Args:
             hs_pad: the encoder's output ``(batch, frames, encoder_output_size)``; None for a language model. Layers
                 that take no ``memory`` do not see it: ESPnet's searches give it to language models too.
-            hlens: how many of its frames are real, integers ``(batch,)``; None for all.
+            hlens: how many of its frames are real, integers ``(batch,)`` in a tensor or a list; None for all.
             ys_in_pad: tokens, int64 ``(batch, length)``.
-            ys_in_lens: how many of them are real, integers ``(batch,)``. The others may be any number, as -1.
+            ys_in_lens: how many of them are real, likewise. The others may be any number, as -1.
             state: see ``SequenceModel``.
 
         Returns:
-            ``(batch, length, vocab_size)``, and ``ys_in_lens``.
+            ``(batch, length, vocab_size)``, and ``ys_in_lens`` as given.
         """
         memory = self._memory(hs_pad, hlens)
         lengths = sequence_lengths(ys_in_lens, ys_in_pad.unsqueeze(-1), transposed=False)
@@ -105,7 +105,7 @@ class S4Decoder(nn.Module):
         z, _ = self.decoder(self.embed(tokens), state=state, lengths=lengths, **memory)
         return self.output(z), ys_in_lens
 
-    def _memory(self, hs_pad: Tensor | None, hlens: Tensor | None = None) -> dict[str, Any]:
+    def _memory(self, hs_pad: Tensor | None, hlens: Lengths | None = None) -> dict[str, Any]:
         """The encoder's output as keywords of the backbone, as far as one of its layers reads them."""
         if hs_pad is None:
             return {}
@@ -113,9 +113,10 @@ class S4Decoder(nn.Module):
         return keywords.handed(self.decoder, "forward", given)
 
     @staticmethod
-    def _mask(hs_pad: Tensor, hlens: Tensor) -> Tensor:
+    def _mask(hs_pad: Tensor, hlens: Lengths) -> Tensor:
+        hlens = torch.as_tensor(hlens, device=hs_pad.device)
         checks.shape("hlens", hlens, (("batch", hs_pad.shape[0]),))
-        return inside(hlens.to(hs_pad.device), hs_pad.shape[1]).unsqueeze(1)
+        return inside(hlens, hs_pad.shape[1]).unsqueeze(1)
 
     def init_state(self, x: Tensor | None = None) -> Any:
         """The state of a hypothesis without tokens; ``x``, the encoder's output, only says on which device."""
