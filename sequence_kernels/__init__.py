@@ -1,5 +1,8 @@
 """State-space sequence layers on hand-written kernels. Importing this loads no compiled library and touches no GPU."""
 
+from . import requirements  # noqa: F401 (first of all: the others need what it looks for)
+
+# isort: split
 from . import compat, export, layers, ops, ssm
 from .freezing import freeze, frozen_state, thawed_state
 from .layers import *  # noqa: F403 (what it exports, type checkers follow)

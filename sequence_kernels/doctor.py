@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import native, ops, proofs, prove
+from . import __version__, installation, native, ops, proofs, prove
 from .layers import S4, S4D
 from .machine import cuda_of_driver, devices, versions
 from .ops.dispatch import reasons, runs_on
@@ -27,6 +27,7 @@ def libraries() -> dict[str, dict[str, Any]]:
     return {
         name: {
             "installed": native.is_installed(name),
+            "was_built": native.was_built(name),
             "unavailable": native.unavailable(name),
             "built_with": native.built_with(name),
         }
@@ -84,7 +85,8 @@ def broken(report: dict[str, Any]) -> list[str]:
     found = []
     for name, library in report["libraries"].items():
         usable = name != "cuda" or (report["versions"]["CUDA of torch"] and cuda_of_driver())
-        if library["installed"] and library["unavailable"] and usable:
+        there = library["installed"] or library["was_built"]
+        if there and library["unavailable"] and usable:
             found.append(f"the {name} library: {library['unavailable']}")
     built = report["libraries"]["cuda"]["built_with"]
     for device in report["devices"]:
@@ -116,6 +118,7 @@ def _serves(built: dict[str, Any], capability: str) -> bool:
 def examine() -> dict[str, Any]:
     """All of the above."""
     report: dict[str, Any] = {
+        "installation": installation.report(__version__),
         "versions": versions(),
         "devices": devices(),
         "libraries": libraries(),
@@ -137,7 +140,8 @@ def examine() -> dict[str, Any]:
 
 def text(report: dict[str, Any]) -> str:
     """The report for people."""
-    lines = [f"{name}: {version or 'none'}" for name, version in report["versions"].items()]
+    lines = [*_where(report["installation"]), ""]
+    lines += [f"{name}: {version or 'none'}" for name, version in report["versions"].items()]
     lines += ["", "devices"]
     lines += [f"  {d['device']}: {d['name']}, {d['capability']}" for d in report["devices"]]
     lines += ["", "compiled libraries"]
@@ -156,6 +160,16 @@ def text(report: dict[str, Any]) -> str:
     found = [f"BROKEN: {sentence}" for sentence in report["broken"]]
     lines += ["", *(found or ["nothing that is installed is broken"])]
     return "\n".join(lines)
+
+
+def _where(installed: dict[str, Any]) -> Iterator[str]:
+    """Which installation this is about, and which it is not."""
+    yield f"looking at {installed['path']} ({installed['kind']}, version {installed['version']})"
+    for other in installed["hides"]:
+        yield (
+            f"  NOT at {other['path']} (version {other['version']}), which is installed too but found later: the "
+            "current directory or PYTHONPATH comes first; run this from another directory to look at that one"
+        )
 
 
 def _table(table: dict[str, dict[str, dict[str, Any]]], device: str) -> Iterator[str]:

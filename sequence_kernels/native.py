@@ -11,14 +11,10 @@ from typing import Any
 
 import torch
 
+from . import installation
+
 _DIRECTORY = Path(__file__).parent
-_FIX = {
-    "cpu": "have a C++ compiler (`apt-get install g++`) and, in the source tree, run `pip install --force-reinstall "
-    "--no-deps .`",
-    "cuda": "install a wheel of sequence-kernels that holds the CUDA kernels or, in the source tree and with your CUDA "
-    "toolkit's version, run `SEQUENCE_KERNELS_CUDA=13.0 pip install --force-reinstall --no-deps .`",
-}
-LIBRARIES = tuple(_FIX)
+LIBRARIES = ("cpu", "cuda")
 _lock = threading.RLock()
 _reasons: dict[str, str | None] = {}
 
@@ -38,7 +34,12 @@ def unavailable(name: str) -> str | None:
 
 def how_to_build(name: str) -> str:
     """What to do where the library ``name`` was not built."""
-    return _FIX[name]
+    if name == "cpu":
+        return f"have a C++ compiler (`apt-get install g++`) and {installation.again(_DIRECTORY)}"
+    return (
+        "install a wheel of sequence-kernels that holds the CUDA kernels or, from a source tree and with your CUDA "
+        f"toolkit's version, {installation.again(_DIRECTORY, 'SEQUENCE_KERNELS_CUDA=13.0')}"
+    )
 
 
 def built_with(name: str) -> dict[str, Any] | None:
@@ -55,6 +56,12 @@ def is_installed(name: str) -> bool:
     return _path(name).exists()
 
 
+def was_built(name: str) -> bool:
+    """True where the library ``name`` has been here, whether or not it is there still."""
+    path = _path(name)
+    return path.with_suffix(".json").exists() or installation.came_with(_DIRECTORY, path.name)
+
+
 def _path(name: str) -> Path:
     return _DIRECTORY / f"_native_{name}.so"
 
@@ -65,13 +72,18 @@ def _try_to_load(name: str) -> str | None:
         return reason
     path = _path(name)
     if not path.exists():
-        return f"the compiled library {path.name} was not built when sequence_kernels was installed; {_FIX[name]}"
+        if was_built(name):
+            return f"the compiled library {path.name} was here and is gone; {installation.again(_DIRECTORY)}"
+        return (
+            f"the compiled library {path.name} was not built when sequence_kernels was installed; "
+            f"{how_to_build(name)}"
+        )
     if damage := _damage(name):
-        return f"the compiled library {path.name} {damage}; {_FIX[name]}"
+        return f"the compiled library {path.name} {damage}; {installation.again(_DIRECTORY)}"
     try:
         torch.ops.load_library(path)
     except OSError as error:
-        return f"the compiled library {path.name} does not load ({error.__cause__ or error}); {_FIX[name]}"
+        return f"the compiled library {path.name} does not load ({error.__cause__ or error}); {how_to_build(name)}"
     return None
 
 

@@ -26,7 +26,16 @@ def test_it_is_a_command_and_its_exit_code_says_whether_something_is_broken() ->
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     said = json.loads(done.stdout)
     assert done.returncode == (1 if said["broken"] else 0)
-    assert set(said) == {"versions", "devices", "libraries", "backends", "proofs", "self_test", "broken"}
+    assert set(said) == {
+        "installation",
+        "versions",
+        "devices",
+        "libraries",
+        "backends",
+        "proofs",
+        "self_test",
+        "broken",
+    }
 
 
 def test_every_op_has_a_backend_and_a_reason_against_each_other(report: dict[str, Any]) -> None:
@@ -46,11 +55,15 @@ def test_the_text_names_every_op_and_every_reason(report: dict[str, Any]) -> Non
 
 
 def test_a_library_that_does_not_load_is_broken_and_one_that_is_absent_is_not(report: dict[str, Any]) -> None:
-    library = {"installed": True, "unavailable": "it is damaged; install again", "built_with": None}
+    library = {"installed": True, "was_built": True, "unavailable": "it is damaged; install again"}
+    library |= {"built_with": None}
     damaged = report | {"libraries": report["libraries"] | {"cpu": library}}
     assert doctor.broken(damaged) == ["the cpu library: it is damaged; install again"]
     assert "BROKEN: the cpu library" in doctor.text(damaged | {"broken": doctor.broken(damaged)})
-    absent = report | {"libraries": report["libraries"] | {"cpu": library | {"installed": False}}}
+    gone = report | {"libraries": report["libraries"] | {"cpu": library | {"installed": False}}}
+    assert len(doctor.broken(gone)) == 1
+    never = library | {"installed": False, "was_built": False}
+    absent = report | {"libraries": report["libraries"] | {"cpu": never}}
     assert doctor.broken(absent) == []
 
 
@@ -83,7 +96,7 @@ def test_the_self_test_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_which_gpus_a_library_serves(report: dict[str, Any], capability: str, served: bool) -> None:
     built = {"architectures": ["75", "86", "120"], "ptx": "120"}
-    library = {"installed": True, "unavailable": None, "built_with": built}
+    library = {"installed": True, "was_built": True, "unavailable": None, "built_with": built}
     gpu = {"device": "cuda:0", "name": "a GPU", "capability": capability}
     said = doctor.broken(
         report | {"libraries": report["libraries"] | {"cuda": library}, "devices": [*report["devices"], gpu]}
