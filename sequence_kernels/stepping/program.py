@@ -55,6 +55,7 @@ class Program:
 
     def __init__(self, width: int, dtype: torch.dtype) -> None:
         self.dtype = dtype
+        self.input = width
         self.width = width  # channels after the last instruction
         self.state_size = 0  # numbers that the state of a sequence has
         self._instructions: list[list[int]] = []

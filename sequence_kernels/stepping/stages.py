@@ -287,29 +287,29 @@ class Whole(Carrier):
     shaped = False
 
     def __init__(self, module: Steppable, arguments: dict[str, Any]) -> None:
-        self._module = module
+        self.module = cast("Any", module)
         self._arguments = arguments
 
     def __str__(self) -> str:
-        return f"the step of a {type(self._module).__name__}"
+        return f"the step of a {type(self.module).__name__}"
 
     def run(self, x: Tensor, passage: Passage) -> Tensor | None:
         """One step or a block by the module's own steps, of which some may give None."""
         outputs = []
         with torch.inference_mode(False), torch.no_grad():  # the state serves later calls too
             for one in [x] if x.dim() == 2 else x.unbind(1):
-                y, self.state = self._module.step(
+                y, self.state = self.module.step(
                     one.reshape(*self._batch_shape, one.shape[-1]), self.state, **self._arguments
                 )
                 if y is not None:
                     outputs.append(y.reshape(len(x), y.shape[-1]))
         if x.dim() == 2:
             return outputs[0] if outputs else None
-        return torch.stack(outputs, 1) if outputs else x.new_empty(len(x), 0, self._module.d_output)
+        return torch.stack(outputs, 1) if outputs else x.new_empty(len(x), 0, self.module.d_output)
 
     def allocate(self, batch_shape: tuple[int, ...], device: torch.device, room: Tensor | None) -> None:
         self._batch_shape = batch_shape
-        self.state = self._module.default_state(*batch_shape, device=device)
+        self.state = self.module.default_state(*batch_shape, device=device)
 
     def leaves(self) -> list[Tensor]:
         return list(tensors_of(self.state))
@@ -347,6 +347,12 @@ def holds(module: nn.Module, description: str) -> bool:
         for name in names
         if not name.startswith("__")
     )
+
+
+def says_stages(module: nn.Module) -> bool:
+    """Whether it is a causal module that says what its step is made of."""
+    sequential = hasattr(module, "default_state") and getattr(module, "causal", False)
+    return sequential and hasattr(module, "stages") and holds(module, "stages")
 
 
 def stages_of(module: Steppable, **arguments: Any) -> list[Stage]:

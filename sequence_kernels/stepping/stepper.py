@@ -17,9 +17,11 @@ from ..ops import checks
 from ..ops.dispatch import choose
 from ..trees import tensors_of, with_tensors
 from .graphs import CAPTURES, Capture, StepGraph
+from .parts import serve_parts
 from .program import Program
 from .saved import save
 from .stages import Carrier, Passage, Steppable, Whole, stages_of
+from .translation import translated
 from .watched import Watched
 
 
@@ -108,23 +110,28 @@ class Stepper:
             self._source = cast("Steppable", copied(module, {id(self): self}).to(**self._target).eval())
             self._stages = stages_of(self._source, **self._arguments)
         self._carriers = [stage for stage in self._stages if isinstance(stage, Carrier)]
-        translated = self._translated()
-        self._program = translated if isinstance(translated, Program) else None
-        self._unserved = None if isinstance(translated, Program) else translated
+        program = self._translated()
+        self._program = program if isinstance(program, Program) else None
+        self._unserved = None if isinstance(program, Program) else program
+        if self._by_interpreter():
+            for stage in self._stages:
+                if isinstance(stage, Whole):
+                    serve_parts(stage.module, self._inner)
 
     def _translated(self) -> Program | str:
         """The stages as a program of the C++ interpreter; or why it cannot serve them."""
-        example = torch.empty(0, dtype=self._inner, device=self.device)
         if self._inner not in checks.REAL:
             return f"it computes in {self._inner}"
-        if (backend := choose("ssm_step_", None, example)) != "cpu":
+        if (backend := self._backend()) != "cpu":
             return f"on {self.device} its backend is {backend!r}"
-        program = Program(self.module.d_model, self._inner)
-        for stage in self._stages:
-            if not stage.translate(program):
-                return f"the interpreter does not know {stage}"
-        program.finish()
-        return program
+        return translated(self._stages, self.module.d_model, self._inner)
+
+    def _backend(self) -> str:
+        return choose("ssm_step_", None, torch.empty(0, dtype=self._inner, device=self.device))
+
+    def _by_interpreter(self) -> bool:
+        """Whether programs can run here."""
+        return self._inner in checks.REAL and self._backend() == "cpu"
 
     @torch.inference_mode(False)
     @torch.no_grad()
