@@ -136,6 +136,13 @@ class SequenceModule(nn.Module):
         start = self.default_state(count, device=at.device)
         return mapped(functools.partial(sequences.placed, at), start, state)
 
+    def unsplit_reason(self) -> str | None:
+        """Why sequences cannot be split into parts that several processes hold; None if they can.
+
+        A module that can be split takes a state that is ``Awaited``, or hands it to those of its parts that do.
+        """
+        return None if self.pointwise else f"a {type(self).__name__} does not say how its state passes on"
+
     @property
     def state_to_tensor(self) -> Callable[[Any], Tensor | None]:
         """A function from a state to one tensor ``(*batch_shape, d_state)``; it returns None if there is no state."""

@@ -10,13 +10,18 @@ from torch import Tensor
 
 def mapped(function: Callable[..., Any], *trees: Any) -> Any:
     """What the function makes of the tensors at each place of trees of one structure; what is no tensor stays."""
+    return mapped_as(Tensor, function, *trees)
+
+
+def mapped_as(kind: type, function: Callable[..., Any], *trees: Any) -> Any:
+    """``mapped`` of what is of that kind."""
     first = trees[0]
-    if isinstance(first, Tensor):
+    if isinstance(first, kind):
         return function(*trees)
     if isinstance(first, (list, tuple)):
-        return type(first)(mapped(function, *parts) for parts in zip(*trees, strict=True))
+        return type(first)(mapped_as(kind, function, *parts) for parts in zip(*trees, strict=True))
     if isinstance(first, dict):
-        return {key: mapped(function, *(tree[key] for tree in trees)) for key in first}
+        return {key: mapped_as(kind, function, *(tree[key] for tree in trees)) for key in first}
     return first
 
 

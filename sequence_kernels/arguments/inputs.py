@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..awaited import begun
 from ..ops.checks import REAL_OF
 from . import sequences
 
@@ -29,7 +30,7 @@ def explain(
         return
     given = dict(zip(("x", "state"), args, strict=False)) | kwargs
     try:
-        fault = next(_faults(module, method, given.get("x"), given.get("state")), None)
+        fault = next(_faults(module, method, given.get("x"), begun(given.get("state"))), None)
     except Exception:  # a module that cannot say what it expects: what it raised first is what counts
         return
     if fault is not None:

@@ -177,6 +177,9 @@ class MultiHeadedAttention(SequenceModule):
         empty = torch.empty(shape, dtype=weight.dtype, device=device or weight.device)
         return empty, empty.clone()
 
+    def unsplit_reason(self) -> str | None:
+        return "attention looks at elements of all parts"
+
     def restart_state(self, state: KeysValues, fresh: Tensor) -> KeysValues:
         seen = state[2] if len(state) == 3 else fresh.new_ones(*fresh.shape, state[0].shape[-2])
         return state[0], state[1], seen & ~fresh.unsqueeze(-1)

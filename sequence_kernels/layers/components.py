@@ -130,6 +130,10 @@ class DropoutNd(nn.Dropout):
         self.tie = tie
         self.transposed = transposed
 
+    def unsplit_reason(self) -> str | None:
+        """As that of a ``SequenceModule``."""
+        return "tie_dropout wants one mask for all positions" if self.tie and self.p > 0 else None
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
@@ -150,6 +154,10 @@ class StochasticDepth(nn.Dropout):
         if mode not in ("row", "batch"):
             raise ValueError(f"mode must be 'row' or 'batch', got {mode!r}")
         self.mode = mode
+
+    def unsplit_reason(self) -> str | None:
+        """As that of a ``SequenceModule``."""
+        return "drop_path drops whole sequences" if self.p > 0 else None
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:

@@ -7,10 +7,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .. import ops
 from ..arguments import inputs, sequences, values
 from ..arguments.values import checked
+from ..awaited import Awaited, begun
 from ..module import SequenceModule
 from ..stepping.recurrences import Convolution
 from ..stepping.stages import Elementwise, Stage, is_plain
@@ -65,7 +67,7 @@ class CausalConv(SequenceModule):
     def forward(
         self,
         x: Tensor,
-        state: Tensor | None = None,
+        state: Tensor | Awaited | None = None,
         lengths: Lengths | None = None,
         rate: float = 1.0,
         cu_seqlens: Tensor | None = None,
@@ -83,6 +85,9 @@ class CausalConv(SequenceModule):
             self._check_state(state, states_shape)
         if lengths is not None:
             u, lengths = without_padding(u, lengths, transposed=True)
+        behind = None
+        if isinstance(state, Awaited):
+            state, behind = self._handed_on(state, u)
         before = None if state is None else state.to(u.dtype)
         batch = math.prod(u.shape[:-2])
         start = None if before is None else before.reshape(math.prod(states_shape), *before.shape[-2:])
@@ -95,13 +100,25 @@ class CausalConv(SequenceModule):
         y = y.reshape(u.shape)
         y = self.dropout(y if within else self.activation(y))
         y = y if self.transposed else y.mT
-        if before is None:
-            return y, None
+        if before is None or behind is not None:
+            return y, behind
         if lengths is not None:
             known = torch.cat((before, u), -1).reshape(batch, self.d_model, u.shape[-1] + before.shape[-1])
             index = lengths.view(-1, 1, 1) + torch.arange(before.shape[-1], device=u.device)
             last = known.gather(-1, index.expand(-1, self.d_model, -1))
         return y, last.reshape(before.shape)
+
+    def _handed_on(self, state: Awaited, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The last elements before this part, and behind the last."""
+        kept, length = self.kernel_size - 1, u.shape[-1]
+        last = u[..., max(length - kept, 0) :]
+        last = F.pad(last, (kept - last.shape[-1], 0))
+
+        def transition(passed: int) -> Callable[[Tensor], Tensor]:
+            moved = min(passed, kept)
+            return lambda window: F.pad(window[..., moved:], (0, moved))
+
+        return state.resolve(last, transition, length)
 
     def _convolve(self, u: Tensor, start: Tensor | None, within: str | None) -> tuple[Tensor, Tensor]:
         return ops.causal_conv1d(u, self.weight.squeeze(1), self.bias, activation=within, initial_state=start)
@@ -168,6 +185,9 @@ class CausalConv(SequenceModule):
             return None
         return [Convolution(self.weight.squeeze(1), self.bias, first, begin)]
 
+    def unsplit_reason(self) -> str | None:
+        return None
+
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:
         """Zeros ``(*batch_shape, d_model, kernel_size - 1)``."""
         weight = self.weight
@@ -183,7 +203,8 @@ class CausalConv(SequenceModule):
     def d_state(self) -> int:
         return self.d_model * (self.kernel_size - 1)
 
-    def _check_state(self, state: Tensor, batch_shape: torch.Size) -> None:
+    def _check_state(self, state: Tensor | Awaited, batch_shape: torch.Size) -> None:
+        state = begun(state)
         expected = (*batch_shape, self.d_model, self.kernel_size - 1)
         if not isinstance(state, Tensor):
             raise TypeError(f"state must be a tensor of shape {expected}, got {type(state).__name__}")

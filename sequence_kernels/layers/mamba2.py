@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from .. import ops
 from ..arguments import sequences, values
 from ..arguments.values import checked
+from ..awaited import Awaited
 from ..ops.padding import inside
 from ..stepping.recurrences import Selection, Selective
 from ..stepping.stages import (
@@ -208,7 +210,7 @@ def recurrence(
     channels: int,
     groups: int,
     limit: tuple[float, float],
-    state: Tensor | None,
+    state: Tensor | Awaited | None,
     real: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The recurrence of whoever has ``A_log``, ``D`` and ``dt_bias``; no time passes where nothing is real.
@@ -225,9 +227,20 @@ def recurrence(
     a, skip = -torch.exp(wide(part.A_log)), wide(part.D)
     skip = skip if skip.shape[0] == heads else skip.unflatten(0, (heads, channels // heads))
     u, b, c = u.unflatten(-1, (heads, -1)), b.unflatten(-1, (groups, size)), c.unflatten(-1, (groups, size))
+    if isinstance(state, Awaited):
+        _, end = ops.ssd(u, steps, a, b, c)
+        state, behind = state.resolve(end, functools.partial(_passing, a), steps.sum(1))
+        y, _ = ops.ssd(u, steps, a, b, c, skip, initial_state=state)
+        return y.flatten(-2), behind
     if state is not None and is_step(u, state):
         u, steps, b, c = (t.squeeze(1) for t in (u, steps, b, c))
         y, after = ops.selective_step(state, u, steps, a, b, c, skip)
         return y.flatten(-2).unsqueeze(1), after
     y, after = ops.ssd(u, steps, a, b, c, skip, initial_state=state)
     return y.flatten(-2), after
+
+
+def _passing(a: Tensor, time: Tensor) -> Callable[[Tensor], Tensor]:
+    """What so much time, ``(B, heads)``, makes of states ``(B, heads, P, N)``."""
+    decay = torch.exp(time * a)[..., None, None]
+    return lambda state: state * decay

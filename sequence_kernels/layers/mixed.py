@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import inputs, sequences, values
+from ..awaited import Awaited, Transition
 from ..ops.layouts import as_complex
 from ..optim import CarriesOptions
 from ..ssm import FrozenSystem, convolve
@@ -168,19 +169,31 @@ class _DiagonalLayer(_MixedLayer):
     def _sequence(
         self,
         u: Tensor,
-        state: Tensor | None,
+        state: Tensor | Awaited | None,
         lengths: Tensor | None,
         cu_seqlens: Tensor | None,
         rate: float,
     ) -> tuple[Tensor, Tensor | None]:
         b, c, d, run = self._scan(u, rate)
         real, imag = nn.functional.linear(u, b).mT.chunk(2, 1)
+        behind = None
+        if isinstance(state, Awaited):
+            zeros = torch.zeros_like(_pairs(state.start))
+            _, _, end = diagonal_scan(run, real, imag, zeros, lengths)
+            assert end is not None
+            state, behind = state.resolve(torch.view_as_complex(end), self._transition(rate), u.shape[1])
         start = None if state is None else _pairs(state)
         real, imag, final = diagonal_scan(run, real, imag, start, lengths, cu_seqlens)
         y = nn.functional.linear(torch.cat((real, imag), 1).mT, c) + d * u
         if state is None or final is None:
             return y, None
+        if behind is not None:
+            return y, behind
         return y, torch.view_as_complex(final) if state.is_complex() else final.flatten(-2)
+
+    def _transition(self, rate: float) -> Transition:
+        exponents, _ = self._discrete(rate)
+        return lambda length: lambda state: state * torch.exp(exponents * length).to(state.dtype)
 
     def _scan(self, u: Tensor, rate: Any) -> tuple[Tensor, Tensor, Tensor, Convolution]:
         """The maps in and out, the skip, and what goes from one to the other."""

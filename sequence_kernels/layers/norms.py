@@ -94,6 +94,10 @@ class Normalization(nn.Module):
         """Whether what a position becomes depends on other positions, if only in training."""
         return self.name not in ("layer", "none")
 
+    def unsplit_reason(self) -> str | None:
+        """As that of a ``SequenceModule``."""
+        return f"norm={self.name!r} takes statistics over other positions" if self.looks_at_others else None
+
     def forward(self, x: Tensor, lengths: Lengths | None = None) -> Tensor:
         turned = self.looks_at_others and not self.transposed
         if lengths is None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..arguments import inputs
 from ..arguments.values import checked
+from ..awaited import Awaited, begun
 from ..module import SequenceModule
 from ..ops import checks
 from .components import linear_activation
@@ -45,7 +46,7 @@ class Pool(SequenceModule):
         raise NotImplementedError
 
     def forward(
-        self, x: Tensor, state: Tensor | None = None, lengths: Lengths | None = None
+        self, x: Tensor, state: Tensor | Awaited | None = None, lengths: Lengths | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """``lengths``: as in ``S4``, without a state only; ``self.lengths`` says how many outputs are real."""
         x = x.mT if self.transposed else x
@@ -56,11 +57,25 @@ class Pool(SequenceModule):
                     "lengths cannot be given together with a state: a pool would keep elements that are not real"
                 )
             x, lengths = without_padding(x, lengths, transposed=False)
+        if isinstance(state, Awaited):
+            self._check_part(x.shape[-2], state.start.shape[-2])
+            state = state.start
         if state is None:
             y, rest = self._windows(x, 0, lengths)
         else:
             y, rest = self._windows(torch.cat((state.to(x), x), -2), state.shape[-2], None)
         return (y.mT if self.transposed else y), (None if state is None else rest.clone())
+
+    def unsplit_reason(self) -> str | None:
+        return None
+
+    def _check_part(self, length: int, waiting: int) -> None:
+        """No window spans two parts."""
+        if length % self.stride or waiting:
+            raise ValueError(
+                f"x of length {length}, behind a window of {waiting}: a {type(self).__name__} needs parts of whole "
+                f"windows, multiples of stride={self.stride}"
+            )
 
     def _windows(self, x: Tensor, seen: int, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """The outputs of all complete windows, and the rest; the first ``seen`` elements of x were there before.
@@ -210,11 +225,14 @@ class DownSpectralPool(Pool):
         raise ValueError("a spectral pool looks at the whole sequence: it has no state")
 
     def forward(
-        self, x: Tensor, state: Tensor | None = None, lengths: Lengths | None = None
+        self, x: Tensor, state: Tensor | Awaited | None = None, lengths: Lengths | None = None
     ) -> tuple[Tensor, Tensor | None]:
         if state is not None:
             raise ValueError("a spectral pool looks at the whole sequence: it cannot be given a state")
         return super().forward(x, lengths=lengths)
+
+    def unsplit_reason(self) -> str | None:
+        return "a spectral pool looks at the whole sequence"
 
 
 class Unpool(SequenceModule):
@@ -244,6 +262,7 @@ class Unpool(SequenceModule):
         x = x.mT if self.transposed else x
         if lengths is not None:
             x, lengths = without_padding(x, lengths, transposed=False)
+        state = begun(state)
         waiting = self.default_state(*x.shape[:-2], device=x.device) if state is None else state
         outputs = torch.cat((waiting.to(x), self._unpool(x)), -2)
         end = outputs.shape[-2] - self._delay
@@ -257,6 +276,9 @@ class Unpool(SequenceModule):
         missing = (x.shape[-2] - lengths).reshape(*x.shape[:-2], 1) * self.stride
         places = end - missing + torch.arange(self._delay, device=x.device)
         return y, outputs.gather(-2, places.unsqueeze(-1).expand(*places.shape, self.d_output))
+
+    def unsplit_reason(self) -> str | None:
+        return f"a {type(self).__name__} delays by {self._delay} elements" if self._delay else None
 
     def lengths(self, lengths: Any) -> Any:
         """How many elements are real after it, an int or integers, of sequences with so many before."""

@@ -112,6 +112,9 @@ class _Recurrent(SequenceModule):
             return torch.where(some, after, given)
         return tuple(torch.where(some, new, old) for new, old in zip(after, given, strict=True))
 
+    def unsplit_reason(self) -> str | None:
+        return f"a {type(self).__name__} is not linear: each part would wait for the one before"
+
     @property
     def _shape(self) -> tuple[int, int]:
         return self.n_layers, self.d_output

@@ -168,7 +168,7 @@ class S4(_SystemLayer):
             self._check_state(state, states_shape)
         batch = math.prod(batch_shape)
         u = u.reshape(batch, *u.shape[-2:])
-        flat_state = None if state is None else state.reshape(math.prod(states_shape), *state.shape[-2:])
+        flat_state = None if state is None else state.reshape(math.prod(states_shape), *self._state_sizes)
         if lengths is not None:
             u, lengths = without_padding(u, lengths, transposed=True)
         gate = None
@@ -247,6 +247,13 @@ class S4(_SystemLayer):
         super().freeze_here(rate)
         self.register_module("kernel", None)
 
+    def unsplit_reason(self) -> str | None:
+        if not self.causal:
+            return f"a {self._kind()} {type(self).__name__} is not causal"
+        if self.l_max is not None:
+            return f"a kernel cut off at l_max={self.l_max} has no state"
+        return super().unsplit_reason()
+
     def system(self, rate: float = 1.0, length: int | None = None) -> System:
         """The discrete system at the given sampling rate; for calls of that length if "dss" has no ``l_max``."""
         if self.constants is not None:
@@ -321,7 +328,9 @@ class S4(_SystemLayer):
     def _weight(self) -> Tensor:
         return self.D if self.constants is None else self.constants.taps
 
+    def _kind(self) -> str:
+        return "bidirectional" if self.bidirectional else "dss"
+
     def _require_causal(self, what: str) -> None:
         if not self.causal:
-            kind = "bidirectional" if self.bidirectional else "dss"
-            raise ValueError(f"a {kind} {type(self).__name__} is not causal: it cannot {what}")
+            raise ValueError(f"a {self._kind()} {type(self).__name__} is not causal: it cannot {what}")

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from .. import ops
 from ..arguments import sequences, values
 from ..arguments.values import checked
+from ..awaited import Awaited
 from ..ops.padding import inside
 from ..stepping.recurrences import Selection, Selective
 from ..stepping.stages import Kept, Linear, Stage, is_plain
@@ -103,7 +104,7 @@ def recurrence(
     part: Any,
     u: Tensor,
     z: Tensor | None,
-    state: Tensor | None,
+    state: Tensor | Awaited | None,
     real: Tensor | None,
     norms: Sequence[Callable[[Tensor], Tensor]] | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -120,6 +121,12 @@ def recurrence(
     if real is not None:
         delta = torch.where(real.unsqueeze(-1), delta, -math.inf)
     a, skip, bias = -torch.exp(wide(part.A_log)), wide(part.D), wide(part.dt_proj.bias)
+    if isinstance(state, Awaited):
+        state, behind = _handed_on(state, u, delta, a, b, c, bias)
+        y, _ = ops.selective_scan(
+            u, delta, a, b, c, skip, z, bias, delta_softplus=True, initial_state=state, channels_last=True
+        )
+        return y, behind
     if state is not None and is_step(u, state):
         u, delta, b, c = (t.squeeze(1) for t in (u, delta, b, c))
         gate = None if z is None else z.squeeze(1)
@@ -128,6 +135,18 @@ def recurrence(
     return ops.selective_scan(
         u, delta, a, b, c, skip, z, bias, delta_softplus=True, initial_state=state, channels_last=True
     )
+
+
+def _handed_on(
+    state: Awaited, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The state before this part, and behind the last; what passes are the time steps' sums."""
+    _, end = ops.selective_scan(u, delta, a, b, c, None, None, bias, delta_softplus=True, channels_last=True)
+
+    def transition(time: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda h: h * torch.exp(time.unsqueeze(-1) * a)
+
+    return state.resolve(end, transition, F.softplus(wide(delta) + bias).sum(1))
 
 
 class S6(_SelectiveModel):

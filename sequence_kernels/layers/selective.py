@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import inputs, sequences, values
+from ..awaited import begun
 from ..module import SequenceModule
 from ..optim import CarriesOptions
 from ..ssm.parameters import initial_log_dt
@@ -103,6 +104,9 @@ class _SelectiveLayer(CarriesOptions, SequenceModule):
             for shape, dtype in zip((*others, last), dtypes, strict=True)
         )
 
+    def unsplit_reason(self) -> str | None:
+        return None
+
     @property
     def state_to_tensor(self) -> Callable[[State], Tensor]:
         """All tensors of a state, one after another."""
@@ -115,7 +119,7 @@ class _SelectiveLayer(CarriesOptions, SequenceModule):
         return sum(map(math.prod, self._state_shapes))
 
     def _check_state(self, state: Any, batch_shape: torch.Size) -> None:
-        shapes = self._state_shapes
+        state, shapes = begun(state), self._state_shapes
         if not isinstance(state, (tuple, list)) or len(state) != len(shapes):
             raise TypeError(
                 f"state must be a tuple of {len(shapes)} tensors, as default_state() gives, got {_said(state)}"

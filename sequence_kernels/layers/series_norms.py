@@ -17,6 +17,10 @@ class _Remembers(nn.Module):
     Copies of the module, and what is pickled, have their values only.
     """
 
+    def unsplit_reason(self) -> str | None:
+        """As that of a ``SequenceModule``."""
+        return f"a {type(self).__name__} takes statistics over the whole series"
+
     def __getstate__(self) -> dict[str, Any]:
         return {k: v.detach() if isinstance(v, Tensor) else v for k, v in self.__dict__.items()}
 

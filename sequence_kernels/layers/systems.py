@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import values
+from ..awaited import Awaited, begun
 from ..module import SequenceModule
+from ..ops.checks import COMPLEX_OF
 from ..ops.layouts import interleaved
 
 
@@ -50,6 +52,9 @@ class _SystemLayer(SequenceModule):
     def _frozen_error(self) -> ValueError:
         return ValueError(f"this {type(self).__name__} is frozen: it has no parameters to make a system of")
 
+    def unsplit_reason(self) -> str | None:
+        return None if self.constants is None else f"this {type(self).__name__} is frozen"
+
     @property
     def _state_sizes(self) -> tuple[int, ...]:
         """The shape of the state of one sequence, as it is given and taken."""
@@ -60,7 +65,7 @@ class _SystemLayer(SequenceModule):
         """Zeros, complex, or real once frozen; on the device of the layer by default."""
         weight = self._weight()
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        dtype = dtype.to_complex() if self.constants is None else dtype
+        dtype = COMPLEX_OF[dtype] if self.constants is None else dtype
         return torch.zeros(*batch_shape, *self._state_sizes, dtype=dtype, device=device or weight.device)
 
     @property
@@ -74,7 +79,8 @@ class _SystemLayer(SequenceModule):
         """Real numbers in the state of one sequence."""
         return 2 * math.prod(self.state_shape)
 
-    def _check_state(self, state: Tensor, batch_shape: torch.Size) -> None:
+    def _check_state(self, state: Tensor | Awaited, batch_shape: torch.Size) -> None:
+        state = begun(state)
         expected = (*batch_shape, *self._state_sizes)
         kind = "complex" if self.constants is None else "real"
         if not isinstance(state, Tensor) or state.is_complex() != (kind == "complex"):

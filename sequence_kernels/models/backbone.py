@@ -110,6 +110,9 @@ class SequenceModel(SequenceModule):
     def takes(self, method: str = "forward") -> frozenset[str] | None:
         return keywords.of_parts(self._blocks, method)
 
+    def unsplit_reason(self) -> str | None:
+        return None
+
     @property
     def d_state(self) -> int | None:
         """The sum over the blocks that have one; None if none has."""

@@ -88,6 +88,9 @@ class SequenceResidualBlock(SequenceModule):
     def takes(self, method: str = "forward") -> frozenset[str] | None:
         return keywords.of_parts([self.layer], method)
 
+    def unsplit_reason(self) -> str | None:
+        return None
+
     @property
     def d_state(self) -> int | None:
         return self.layer.d_state

@@ -78,6 +78,13 @@ class SequenceDecoder(SequenceModule):
         readout, next_state = self._readouts(x, state, lengths)
         return self.output_transform(self._chosen(readout, lengths)), None if state is None else next_state
 
+    def unsplit_reason(self) -> str | None:
+        if self.mode != "last":
+            return f"mode={self.mode!r} is over all elements so far"
+        if self.l_output is not None:
+            return f"l_output={self.l_output} is of the end of the whole sequence"
+        return None
+
     def _readouts(
         self, x: Tensor, state: tuple[Tensor, Tensor] | None, lengths: Tensor | None
     ) -> tuple[Tensor, Any]:

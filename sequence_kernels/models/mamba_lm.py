@@ -163,6 +163,10 @@ class MambaLM(nn.Module):
         assert after is not None
         return logits.squeeze(1), after
 
+    def unsplit_reason(self) -> str | None:
+        """None: its layers are asked."""
+        return None
+
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> list[State]:
         """The state before the first token, for each layer."""
         return [block.mixer.default_state(*batch_shape, device=device) for block in self._blocks()]

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import ops
+from ..awaited import Awaited
 from ..ops import checks
 from ..ops.dispatch import choose, explains, nearest
 from ..ops.layouts import interleaved, paired
@@ -81,7 +82,7 @@ def convolve(
     system: System,
     u: Tensor,
     d: Tensor | None = None,
-    state: Tensor | None = None,
+    state: Tensor | Awaited | None = None,
     lengths: Tensor | None = None,
     conv: str | None = None,
     *,
@@ -97,7 +98,7 @@ def convolve(
         u: ``(B, H, L)``, any L >= 0, in the precision of the system, or half if that is single.
         d: real skip ``(C, H)``, of any dtype.
         state: x before the first element, complex ``(B, H, N)`` or, as real and imaginary parts, real ``(B, H, 2 N)``;
-            the next state is like it.
+            the next state is like it. An awaited one is complex; the next is then the one behind the last part.
         lengths: integers ``(B,)`` in 0 .. L: the next state is the one after so many elements. u must be zero after
             them: see ``layers.padding``.
         conv: "chunked", "fft", or None for the faster one. A call with a state is chunked in any case.
@@ -111,6 +112,11 @@ def convolve(
     Returns:
         y ``(B, C, H, L)`` in the dtype of u, and the next state, None if none was given.
     """
+    if isinstance(state, Awaited):
+        none = torch.zeros_like(state.start)
+        _, end = convolve(system.channels(0, 0), u, None, none, lengths)
+        before, after = state.resolve(end, system.transition, u.shape[-1])  # type: ignore[arg-type]
+        return convolve(system, u, d, before, lengths)[0], after
     _check(system, u, state)
     length = u.shape[-1]
     backend = choose("ssm_conv", None, u)

@@ -7,6 +7,7 @@ is computed in complex128 (the arrays are small, and ``A_bar`` is close to 1) an
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -54,6 +55,10 @@ class DiagonalSystem:
         d = None if d is None else d.to(checks.REAL_OF[dtype])
         return StepParameters(torch.expm1(self.log_a).to(dtype), self.b.to(dtype), self.c, d)
 
+    def transition(self, length: int) -> Callable[[Tensor], Tensor]:
+        power = torch.exp(self.log_a * length)
+        return lambda state: state * power.to(state.dtype)
+
     def channels(self, start: int, stop: int) -> DiagonalSystem:
         return DiagonalSystem(self.log_a, self.b, self.c[start:stop])
 
@@ -74,8 +79,14 @@ class SampledDiagonalSystem:
     method: str
 
     def kernel(self, length: int) -> Tensor:
+        return self._of_exponents().kernel(length)
+
+    def transition(self, length: int) -> Callable[[Tensor], Tensor]:
+        return self._of_exponents().transition(length)
+
+    def _of_exponents(self) -> DiagonalSystem:
         a, b = (by_head(t, len(self.dt)) for t in (self.a, self.b))
-        return DiagonalSystem(*discretize(a, b, self.dt, self.method), self.c).kernel(length)
+        return DiagonalSystem(*discretize(a, b, self.dt, self.method), self.c)
 
     def discrete(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         backend = choose("diagonal_discretize", None, self.a)

@@ -11,6 +11,7 @@ again diagonal plus low rank, of the same rank (Gu et al., S4, 2021, appendix C,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..arguments.values import checked
 from ..ops import checks
-from ..ops.layouts import as_complex, by_head, interleaved
+from ..ops.layouts import as_complex, by_head, interleaved, paired
 from .parameters import SSMParameters
 from .system import StepParameters
 
@@ -92,6 +93,17 @@ class DPLRSystem:
         a_minus_one, p, q, b = ops.dplr_discretize(self.w, self.p, self.b, self.dt, dtype=self.c.dtype)
         d = None if d is None else d.to(checks.REAL_OF[self.c.dtype])
         return StepParameters(a_minus_one, b, self.c, d, p, q)
+
+    def transition(self, length: int) -> Callable[[Tensor], Tensor]:
+        power = torch.linalg.matrix_power(
+            self._dense(), length
+        )  # in float64: float32 loses three digits of it
+
+        def apply(state: Tensor) -> Tensor:
+            rows = interleaved(state).to(power.dtype).unsqueeze(-2)
+            return paired((rows @ power).squeeze(-2)).to(state.dtype)
+
+        return apply
 
     def channels(self, start: int, stop: int) -> DPLRSystem:
         return DPLRSystem(self.w, self.p, self.b, self.dt, self.c[start:stop])

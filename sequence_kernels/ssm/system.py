@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
@@ -44,6 +45,9 @@ class System(Protocol):
 
     def step_parameters(self, d: Tensor | None = None) -> StepParameters:
         """What ``ops.ssm_step`` needs, with the skip d (in any dtype)."""
+
+    def transition(self, length: int) -> Callable[[Tensor], Tensor]:
+        """From states ``(..., H, N)`` to ``A^length`` of them."""
 
     def channels(self, start: int, stop: int) -> System:
         """The same system with some of its output channels."""
