@@ -17,13 +17,19 @@ from bench.harness.plan import ALLOCATORS, UsageError, benches, plan
 from bench.harness.progress import Progress
 from bench.harness.results import LOCAL, RECORDED, Run, load, load_all
 from bench.harness.run import run
+from sequence_kernels.ops import BACKENDS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        _require_device_and_backend(options)
         return int(options.command(options))
+    except KeyboardInterrupt:
+        print("\ninterrupted")
+        return 130
     except (
         UsageError,
         readme.MarkersMissingError,
@@ -33,6 +39,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ) as error:
         print(f"error: {error}")
         return 2
+
+
+def _require_device_and_backend(options: argparse.Namespace) -> None:
+    """Refuse what is not here before anything is measured."""
+    backend, device = getattr(options, "backend", None), getattr(options, "device", "cpu")
+    if backend is not None and backend not in BACKENDS:
+        raise UsageError(f"--backend {backend!r} does not exist; expected one of: {', '.join(BACKENDS)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "--device cuda: torch sees no CUDA device here (`python -m sequence_kernels` says why)"
+        )
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -63,8 +80,9 @@ def _run(options: argparse.Namespace) -> int:
     head = header(torch.device(options.device), options.effort, options.threads)
     day = head["time"].replace(":", "")
     out = options.out or (RECORDED / head["machine"]["kind"] if options.record else LOCAL) / f"{day}.jsonl"
+    if out.exists() and not options.resume:
+        raise UsageError(f"--out {out} exists; go on with it by --resume, or name another file")
     started, interrupted = time.monotonic(), False
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run(jobs, out, head, Progress(len(jobs)), options.resume)
     except KeyboardInterrupt:

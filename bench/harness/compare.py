@@ -5,23 +5,27 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.harness.clock import interleave
 from bench.harness.declare import DEFAULT
+from bench.harness.load import foreign_share
 from bench.harness.machine import ROOT
 from bench.harness.plan import EFFORTS, Job, benches, plan
 from bench.harness.progress import Progress
-from bench.harness.results import Run, load
+from bench.harness.results import MUCH, Record, Run, load
 from bench.harness.run import environment
-from bench.harness.stats import ratio
+from bench.harness.stats import FASTER, NO_DIFFERENCE, SLOWER, quantile, ratio, verdict
 from bench.harness.tables import milliseconds, significant, spread, table
 
 
@@ -50,7 +54,9 @@ def command(options: argparse.Namespace) -> int:
             for name, side in zip((options.a, options.b), "ab", strict=True)
         ]
         for name, tree in zip((options.a, options.b), trees, strict=True):
+            print(f"building {name}", file=sys.stderr, flush=True)
             build(name, tree)
+            print(f"running the tests of {name}", file=sys.stderr, flush=True)
             require_green(name, tree, options.op)
         print(of_trees(jobs, *trees))
     return 0
@@ -59,53 +65,90 @@ def command(options: argparse.Namespace) -> int:
 def of_files(old: Run, new: Run) -> str:
     """Both runs' ratios to the peers they share: times of different days are not comparable."""
     rows = []
-    for pair in new.pairs:
-        wanted = {key: pair[key] for key in ("op", "shape", "mode", "allocator", "device", "peer")}
-        before = old.find(**wanted) if pair["peer"] else None
-        if before is None:
+    for was, now in shared(old, new):
+        about = [now[key] for key in (*PAIR, "peer")]
+        if not (old.quiet(was) and new.quiet(now)):
+            sides = [
+                name for name, run, pair in (("old", old, was), ("new", new, now)) if not run.quiet(pair)
+            ]
+            rows.append(
+                [*about, "", "", "", f"disturbed in the {' and the '.join(sides)} file: not compared"]
+            )
             continue
-        was, now = before["ratio"], pair["ratio"]
+        was, now = was["ratio"], now["ratio"]
         change = now["median"] / was["median"]
         apart = now["q20"] > was["q80"] or now["q80"] < was["q20"]
-        verdict = ("faster" if change > 1 else "SLOWER") if apart else "within the spread"
-        rows.append(
-            [
-                *(pair[key] for key in ("op", "shape", "mode", "allocator", "peer")),
-                *(significant(value) for value in (was["median"], now["median"], change)),
-                verdict,
-            ]
-        )
-    head = ["operation", "shape", "mode", "allocator", "against", "was", "is", "is / was", "verdict"]
-    return table(head, rows, left=5) if rows else "the two files share no measurement"
+        said = (FASTER if change > 1 else SLOWER) if apart else NO_DIFFERENCE
+        rows.append([*about, *map(significant, (was["median"], now["median"], change)), said])
+    head = [
+        "operation",
+        "shape",
+        "mode",
+        "allocator",
+        "device",
+        "against",
+        "was",
+        "is",
+        "is / was",
+        "verdict",
+    ]
+    return table(head, rows, left=6) if rows else "the two files share no measurement"
+
+
+PAIR = ("op", "shape", "mode", "allocator", "device")
+
+
+def shared(old: Run, new: Run) -> list[tuple[Record, Record]]:
+    """The measurements against peers that both runs hold, in an order that does not depend on which is which."""
+
+    def by_key(run: Run) -> dict[tuple[str, ...], Record]:
+        return {tuple(pair[key] for key in (*PAIR, "peer")): pair for pair in run.pairs if pair["peer"]}
+
+    ours, theirs = by_key(old), by_key(new)
+    return [(ours[key], theirs[key]) for key in sorted(ours.keys() & theirs.keys())]
+
+
+LAUNCHES = 5  # of both processes, for each job
+ROUNDS = 11  # in each launch, at least
 
 
 def of_trees(jobs: Sequence[Job], old: Path, new: Path) -> str:
-    """Time both trees' libraries in turn, a round here and a round there."""
+    """Time both trees' libraries in turn, a round here and a round there, in several launches of both."""
     rows, progress = [], Progress(len(jobs))
     for job in jobs:
         progress.step(f"{job.op} {job.shape} {job.mode}")
-        about = [job.op, job.shape, job.mode]
-        with served(job, old) as a, served(job, new) as b:
-            reason = a.reason or b.reason
-            if reason:
-                rows.append([*about, "", "", "", "", reason])
-                continue
-            effort = EFFORTS[job.effort]
-            samples = interleave({"old": a, "new": b}, effort.seconds * 4, effort.least)
-        faster = ratio(samples["new"], samples["old"])
-        verdict = "faster" if faster.q20 > 1 else "SLOWER" if faster.q80 < 1 else "within the spread"
-        times = [milliseconds(sorted(samples[side])[len(samples[side]) // 2]) for side in ("old", "new")]
-        rows.append([*about, *times, significant(faster.median), spread(faster.as_dict()), verdict])
+        rows.append([job.op, job.shape, job.mode, *_job_of_trees(job, old, new)])
     progress.close()
     head = ["operation", "shape", "mode", "was ms", "is ms", "times faster", "20–80 %", "verdict"]
     return table(head, rows, left=3)
+
+
+def _job_of_trees(job: Job, old: Path, new: Path) -> list[str]:
+    """A row: times, how many times faster the new one is, the spread, and the verdict or why there is none."""
+    samples: dict[str, list[float]] = {"old": [], "new": []}
+    launches, noisy = [], False
+    for _ in range(LAUNCHES):
+        with served(job, old) as a, served(job, new) as b:
+            if reason := a.reason or b.reason:
+                return ["", "", "", "", reason]
+            effort, sides = EFFORTS[job.effort], {"old": a, "new": b}
+            work = partial(interleave, sides, effort.seconds, max(effort.least, ROUNDS))
+            found, foreign = foreign_share(work, [a.process, b.process])
+        noisy = noisy or foreign > MUCH
+        launches.append(ratio(found["new"], found["old"]))
+        for side, seconds in found.items():
+            samples[side] += seconds
+    faster = ratio(samples["new"], samples["old"])
+    times = [milliseconds(quantile(samples[side], 0.5)) for side in ("old", "new")]
+    said = verdict(launches) + (", disturbed" if noisy else "")
+    return [*times, significant(faster.median), spread(faster.as_dict()), said]
 
 
 class Remote:
     """A sampler in another process: one line asks for a round, one line answers with its seconds."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
+        self._process, self.process = process, process.pid
         answer = self._read()
         self.reason: str | None = answer["reason"]
 
@@ -173,9 +216,22 @@ def require_green(name: str, tree: Path, ops: Sequence[str]) -> None:
 
 
 def _require(failure: str, arguments: Sequence[str], tree: Path) -> None:
-    done = subprocess.run(arguments, cwd=tree, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RefusedError(f"{failure}:\n{(done.stdout + done.stderr)[-2000:]}")
+    process = subprocess.Popen(
+        arguments,
+        cwd=tree,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # so that compilers end with it
+    )
+    try:
+        said, _ = process.communicate()
+    except KeyboardInterrupt:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
+    if process.returncode:
+        raise RefusedError(f"{failure}:\n{said[-2000:]}")
 
 
 def _git(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -14,6 +14,7 @@ Inputs = dict[str, Any]
 
 FORWARD, BOTH = "forward", "forward+backward"
 DEFAULT, KEEPS = "default", "keeps pages"
+AUTOMATIC = "automatic"  # the backend of a layer: its ops choose theirs one by one
 SETS = ("quick", "full", "cuda")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+SCHEMA = 2  # 1: a pair's ratio was that of the medians; now it is the median of the rounds' ratios
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "numpy", "triton", "espnet", "pykeops", "accelerated-scan", "fla-core", "mamba-ssm")
 
@@ -63,7 +64,7 @@ def header(device: torch.device, which: str, threads: int | None = None) -> dict
     """The first line of a results file; `threads` is what measuring processes use, by default as torch chooses."""
     return {
         "kind": "run",
-        "schema": 1,
+        "schema": SCHEMA,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": commit(),
         "set": which,

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from bench.harness.declare import DEFAULT, KEEPS, label
 from bench.harness.results import Record, Run
@@ -92,10 +92,17 @@ def speedups(run: Run) -> Figure | None:
         for pair in largest(run)
         if pair["peer"] and pair["allocator"] == DEFAULT and run.quiet(pair)
     ]
-    note = "bar: ratio of medians; line: 20 to 80 % of the interleaved rounds"
-    return _bars(
-        run, "Times faster than each peer", rows, lambda value, _: f"{significant(value)}x", note, one=True
-    )
+    note = "bar: from 1, as fast as the peer; line: 20 to 80 % of the interleaved rounds"
+    return _bars(run, _speed_headline(rows), rows, lambda value, _: f"{significant(value)}x", note, "ratio")
+
+
+def _speed_headline(rows: Sequence[Bar]) -> str:
+    values = [value for *_, value, _ in rows]
+    if not values:
+        return ""
+    won = sum(value > 1 for value in values)
+    middle, best = significant(quantile(values, 0.5)), significant(max(values))
+    return f"Faster than the peer in {won} of {len(values)} measurements: {middle} times at the median, {best} at most"
 
 
 def roofline(run: Run) -> Figure | None:
@@ -104,19 +111,22 @@ def roofline(run: Run) -> Figure | None:
     for pair in largest(run):
         found = share_of_floor(run, pair)
         if found and pair["allocator"] == DEFAULT and run.quiet(pair):
-            rows[pair["op"], pair["mode"]] = (
+            rows[pair["op"], pair["shape"], pair["mode"]] = (
                 f"{pair['op']} {pair['shape']}",
                 f"{pair['mode']} ({pair['ours']})",
                 found[0] * 100,
                 {"bound": found[1]},
             )
     note = "floor: the largest of bytes, flops and special functions, each over its ceiling measured in the same run"
+    values = [value for *_, value, _ in rows.values()]
+    middle = f"{quantile(values, 0.5):.0f}" if values else ""
     return _bars(
         run,
-        "Share of this machine's roofline, per cent",
+        f"Our calls reach {middle} % of this machine's roofline at the median",
         list(rows.values()),
         lambda value, about: f"{significant(value)} %, bound by {about['bound']}",
         note,
+        "share",
     )
 
 
@@ -130,44 +140,48 @@ def memory(run: Run) -> Figure | None:
             if name and count:
                 rows[group, pair["mode"], name] = (group, f"{pair['mode']}, {name}", count / 2**20, pair)
     ordered = [rows[key] for key in sorted(rows, key=lambda key: (key[0], key[1], key[2] != OURS, key[2]))]
+    more = [pair for pair in largest(run) if pair["ours_bytes"] and pair.get("peer_bytes")]
+    less = sum(pair["ours_bytes"] < pair["peer_bytes"] for pair in more)
     return _bars(
-        run, "Peak memory of a call, MiB", ordered, lambda value, _: f"{mebibytes(int(value * 2**20))}", ""
+        run,
+        f"Peak memory of a call, MiB: less than the peer's in {less} of {len(more)} measurements",
+        ordered,
+        lambda value, _: mebibytes(int(value * 2**20)),
+        "on a logarithmic axis",
+        "amount",
     )
 
 
 def _bars(
-    run: Run,
-    title: str,
-    rows: Sequence[Bar],
-    text: Callable[[float, Record], str],
-    note: str,
-    one: bool = False,
+    run: Run, headline: str, rows: Sequence[Bar], text: Callable[[float, Record], str], note: str, kind: str
 ) -> Figure | None:
-    """Horizontal bars on a logarithmic axis under group headings; ours in the highlight colour."""
+    """A line a value under group headings; ours in the highlight colour.
+
+    ``kind``: of the values. A "ratio" is a bar from 1 on a logarithmic axis, a "share" one from 0 on a linear axis, and
+    an "amount", for which a logarithmic axis has no place to start from, a dot.
+    """
     if not rows:
         return None
     groups = list(dict.fromkeys(group for group, *_ in rows))
     height = 0.24 * len(rows) + 0.42 * len(groups)
-    figure = _figure(10.5, height + 1.5, title, where(run), note)
-    figure.subplots_adjust(left=0.27, right=0.88, top=1 - 1.0 / (height + 1.5), bottom=0.3 / (height + 1.5))
+    figure = _figure(10.5, height + 1.5, headline, where(run), note)
+    figure.subplots_adjust(left=0.33, right=0.97, top=1 - 1.0 / (height + 1.5), bottom=0.3 / (height + 1.5))
     axes = figure.subplots()
     at, ticks, names = 0.0, [], []
-    low = min(min(value for _, _, value, _ in rows), 1.0 if one else float("inf")) / 1.5
     for group in groups:
         axes.text(
-            -0.43, at, group, transform=axes.get_yaxis_transform(), weight="bold", va="center", color=INK
+            -0.5, at, group, transform=axes.get_yaxis_transform(), weight="bold", va="center", color=INK
         )
         at += 1
         for _, name, value, about in (row for row in rows if row[0] == group):
-            colour = HIGHLIGHT if OURS in name or "bound" in about else OTHER
-            if one:
-                colour = HIGHLIGHT if value >= 1 else SLOWER
-            axes.barh(at, value - low, left=low, color=colour, height=0.72)
-            if one:
-                axes.plot([about["ratio"]["q20"], about["ratio"]["q80"]], [at, at], color=INK, lw=1.4)
-            end = max(value, about["ratio"]["q80"]) if one else value
+            _value(axes, at, name, value, about, kind)
             axes.annotate(
-                text(value, about), (end, at), (6, 0), textcoords="offset points", va="center", fontsize=9
+                text(value, about),
+                (_end(value, about, kind), at),
+                (6, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
             )
             ticks.append(at)
             names.append(name)
@@ -175,16 +189,47 @@ def _bars(
         at += 0.35
     axes.set_yticks(ticks, names, fontsize=9)
     axes.set_ylim(at - 0.5, -0.7)
-    axes.set_xscale("log")
-    axes.set_xlim(low, max(value for _, _, value, _ in rows) * (1.5 if one else 2.5))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    _value_axis(axes, rows, kind)
     axes.tick_params(axis="y", length=0)
-    if one:
-        axes.axvline(1, color=INK, lw=1)
     _plain(axes)
     axes.grid(False, axis="y")
     return figure
+
+
+def _value(axes: Axes, at: float, name: str, value: float, about: Record, kind: str) -> None:
+    colour = HIGHLIGHT if OURS in name or "bound" in about else OTHER
+    if kind == "amount":
+        axes.plot([value], [at], "o", color=colour, markersize=7)
+    elif kind == "share":
+        axes.barh(at, value, color=colour, height=0.72)
+    else:
+        axes.barh(at, value - 1, left=1, color=HIGHLIGHT if value >= 1 else SLOWER, height=0.72)
+        axes.plot([about["ratio"]["q20"], about["ratio"]["q80"]], [at, at], color=INK, lw=1.4)
+
+
+def _end(value: float, about: Record, kind: str) -> float:
+    """Where the label of a value stands: right of all that is drawn for it."""
+    return max(value, 1.0, about["ratio"]["q80"]) if kind == "ratio" else value
+
+
+def _value_axis(axes: Axes, rows: Sequence[Bar], kind: str) -> None:
+    """So long that the labels lie within, with numbers as people write them."""
+    values = [value for *_, value, _ in rows]
+    most = max(_end(value, about, kind) for *_, value, about in rows)
+    if kind == "share":
+        axes.set_xlim(0, most * 1.4)
+        return
+    least = min(*values, most / 10, *([1.0] if kind == "ratio" else []))
+    if kind == "ratio":
+        least = min(least, *(about["ratio"]["q20"] for *_, about in rows))
+        axes.axvline(1, color=INK, lw=1)
+    axes.set_xscale("log")
+    axes.set_xlim(least / 1.3, most * (most / least) ** 0.2)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if most / least < 200 else (1,)))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:.0f}" if value >= 1 else f"{value:g}")
+    )
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _figure(width: float, height: float, title: str, where: str, note: str = "") -> Figure:
@@ -226,7 +271,9 @@ def _log_axes(axes: Axes, lengths: Sequence[int], unit: str, title: str) -> None
         lengths, [f"{length // 1024}k" if length % 1024 == 0 else str(length) for length in lengths]
     )
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:.0f}" if value >= 1 else f"{value:g}")
+    )
     axes.set_xlabel("sequence length L")
     axes.set_ylabel(unit)
     axes.set_title(title, fontsize=10.5, loc="left", color=INK)

@@ -11,7 +11,7 @@ WIDTH = 24
 
 
 class Progress:
-    """Call `step(label)` when a piece of work begins, `close()` at the end."""
+    """Call `begin(label)` at the start, `step(label)` when a piece of work begins, `close()` at the end."""
 
     def __init__(
         self, total: int, stream: TextIO | None = None, now: Callable[[], float] = time.monotonic
@@ -21,7 +21,13 @@ class Progress:
 
     def step(self, label: str) -> None:
         self._done += 1
-        line = f"{bar(self._done, self._total)} {label}{self._left()}"
+        self._write(f"{bar(self._done, self._total)} {label}{self._left()}")
+
+    def begin(self, label: str) -> None:
+        """What comes before the first piece of work."""
+        self._write(f"{bar(0, self._total)} {label}")
+
+    def _write(self, line: str) -> None:
         if self._stream.isatty():
             self._stream.write(f"\r\x1b[K{line[:118]}")
         else:

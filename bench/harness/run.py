@@ -48,6 +48,7 @@ def run(
     done = _done(out) if resume else set()
     left = [job for job in jobs if job.key not in done]
     out.parent.mkdir(parents=True, exist_ok=True)
+    progress.begin("measuring this machine's ceilings")
     mode = "a" if resume else "w"
     with out.open(mode) as file, out.with_suffix(".log").open(mode) as log:
         if not file.tell():

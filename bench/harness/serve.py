@@ -12,7 +12,7 @@ from bench.harness.calls import prepare
 from bench.harness.clock import Sampler, clock_for
 from bench.harness.declare import BOTH
 from bench.harness.plan import Job, benches
-from bench.harness.worker import missing, said
+from bench.harness.worker import missing, said, using
 
 
 def main() -> None:
@@ -38,6 +38,8 @@ def _sampler(job: Job) -> Sampler:
     device = torch.device(job.device)
     inputs = bench.inputs(bench.every_shape()[job.shape], device)
     torch.set_grad_enabled(job.mode == BOTH)
-    call = prepare(bench, bench.wrt, inputs, job.mode).call
-    call()
-    return Sampler(call, clock_for(device))
+    around = using(job.backend)
+    call = prepare(bench, bench.wrt, inputs, job.mode, around).call
+    with around():
+        call()
+    return Sampler(call, clock_for(device), around)

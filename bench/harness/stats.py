@@ -35,11 +35,29 @@ class Summary:
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Summary:
-    """How many times longer `theirs` takes: the ratio of medians, with the spread of the rounds' ratios.
+    """How many times longer `theirs` takes: the median of the rounds' ratios, with their spread.
 
     Rounds are interleaved, so a drift of the machine's speed hits both sides of a round and leaves its ratio.
     """
     if len(ours) != len(theirs):
         raise ValueError(f"theirs has {len(theirs)} rounds, expected {len(ours)} as in ours")
-    spread = Summary.of([b / a for a, b in zip(ours, theirs, strict=True)])
-    return Summary(quantile(theirs, 0.5) / quantile(ours, 0.5), spread.q20, spread.q80, spread.n)
+    return Summary.of([b / a for a, b in zip(ours, theirs, strict=True)])
+
+
+FASTER, SLOWER, NO_DIFFERENCE = "faster", "SLOWER", "no difference"
+
+#: A ratio this near to 1 is none: two processes of one program differ as much by where their memory lies.
+LEAST = 0.02
+
+
+def verdict(launches: Sequence[Summary]) -> str:
+    """What several launches of two programs say: a difference is one where all of them agree, beyond their spreads.
+
+    Within a launch rounds are alike in what the launch got by chance (its memory's place, a neighbour on its core), so
+    that one launch's spread says too little of its error.
+    """
+    if all(launch.q20 > 1 + LEAST for launch in launches):
+        return FASTER
+    if all(launch.q80 < 1 / (1 + LEAST) for launch in launches):
+        return SLOWER
+    return NO_DIFFERENCE

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from bench.harness.ceilings import floor
-from bench.harness.declare import BOTH, DEFAULT, FORWARD, KEEPS, Cost
+from bench.harness.declare import AUTOMATIC, BOTH, DEFAULT, FORWARD, KEEPS, Cost
 from bench.harness.results import MUCH, Record, Run
 
 
@@ -144,9 +144,12 @@ def document(run: Run) -> str:
 
 
 def summary(run: Run) -> str:
-    """README's table: for the largest shape of each operation, how many times faster than each peer."""
+    """README's table: for the largest shape of each operation, how many times faster than each peer.
+
+    Whole layers come first, then their parts, then single ops.
+    """
     found: dict[tuple[str, str, str], dict[tuple[str, str], str]] = {}
-    for pair in largest(run):
+    for pair in sorted(largest(run), key=_remoteness):
         if pair["peer"] and run.quiet(pair):
             row = found.setdefault((pair["op"], pair["shape"], pair["peer"]), {})
             row[pair["mode"], pair["allocator"]] = significant(pair["ratio"]["median"])
@@ -159,13 +162,22 @@ def summary(run: Run) -> str:
     return table(["work", "times faster than", *head], rows, left=2)
 
 
+def _remoteness(pair: Record) -> int:
+    """How far it is from what people call: a layer or a stack, a part of one, a single op."""
+    if pair["ours"] != AUTOMATIC:
+        return 2
+    return int(pair["dims"].get("part") not in (None, "layer", "state"))
+
+
 def largest(run: Run) -> list[Record]:
-    """The pairs of the shape of each operation whose forward pass takes the most operations."""
-    best: dict[str, Record] = {}
+    """The pairs of the shape with the most arithmetic, of each operation, part of a layer and mode."""
+
+    def rank(pair: Record) -> tuple[float, float, str]:
+        return pair["cost"]["flops"], pair["cost"]["bytes"], pair["shape"]
+
+    best: dict[tuple[str, ...], Record] = {}
     for pair in run.pairs:
-        if (
-            pair["mode"] == FORWARD
-            and pair["cost"]["flops"] > best.get(pair["op"], pair)["cost"]["flops"] - 1
-        ):
-            best[pair["op"]] = pair
-    return [pair for pair in run.pairs if best.get(pair["op"], pair)["shape"] == pair["shape"]]
+        key = pair["op"], str(pair["dims"].get("part")), pair["mode"]
+        best[key] = max(best.get(key, pair), pair, key=rank)
+    shapes = {(*key, pair["shape"]) for key, pair in best.items()}
+    return [p for p in run.pairs if (p["op"], str(p["dims"].get("part")), p["mode"], p["shape"]) in shapes]

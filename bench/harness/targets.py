@@ -10,6 +10,7 @@ from bench.harness.declare import Bench, Cost, Target
 from bench.harness.results import Record, Run
 from bench.harness.tables import significant, table
 
+MET, SHORT, UNMEASURED = "met", "FALLS SHORT", "not measured yet"
 CEILINGS = ("sgemm", "copy", "roofline")
 
 
@@ -25,8 +26,8 @@ class Row:
     @property
     def verdict(self) -> str:
         if self.measured is None:
-            return "not measured yet"
-        return "met" if self.measured >= self.target.at_least else "FALLS SHORT"
+            return UNMEASURED
+        return MET if self.measured >= self.target.at_least else SHORT
 
 
 def rows(known: Mapping[str, Bench], runs: Sequence[Run]) -> list[Row]:
@@ -87,9 +88,6 @@ def listing(found: Sequence[Row]) -> str:
             ]
         )
     head = ["issue", "work", "against", "allocator/device", "target", "measured", "verdict", "measured on"]
-    counts = {
-        verdict: sum(row.verdict == verdict for row in found)
-        for verdict in ("met", "FALLS SHORT", "not measured yet")
-    }
-    closing = f"{len(found)} targets: {counts['met']} met, {counts['FALLS SHORT']} fall short, "
-    return f"{table(head, lines, left=4)}\n\n{closing}{counts['not measured yet']} not measured yet."
+    counts = {each: sum(row.verdict == each for row in found) for each in (MET, SHORT, UNMEASURED)}
+    closing = f"{len(found)} targets: {counts[MET]} met, {counts[SHORT]} fall short, "
+    return f"{table(head, lines, left=4)}\n\n{closing}{counts[UNMEASURED]} not measured yet."

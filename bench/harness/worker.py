@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -21,16 +20,15 @@ import sequence_kernels
 from bench.harness import ceilings, memory
 from bench.harness.calls import Prepared, difference, prepare
 from bench.harness.clock import Call, Clock, CudaClock, Sampler, as_graph, clock_for, interleave
-from bench.harness.declare import BOTH, DEFAULT, FORWARD, Bench, Inputs, Peer
+from bench.harness.declare import AUTOMATIC, BOTH, DEFAULT, FORWARD, Bench, Inputs, Peer
+from bench.harness.load import foreign_share
 from bench.harness.plan import EFFORTS, Job, benches
 from bench.harness.stats import Summary, ratio
 from sequence_kernels.ops import dispatch
 
 Emit = Callable[[dict[str, Any]], None]
-Result = TypeVar("Result")
 
 TORCH_BACKEND = "our torch backend"
-AUTOMATIC = "automatic"  # a layer's ops choose their backends one by one
 QUIET = 0.05  # share of the cores that other programs may use, besides those we have no thread for
 GRAPHED_BELOW = 2e-4  # seconds; shorter CUDA calls are timed as graph replays
 
@@ -69,7 +67,7 @@ def measure(job: Job, bench: Bench, emit: Emit) -> None:
     with torch.set_grad_enabled(job.mode == BOTH):
         try:
             backend = serving(bench.entry, inputs, job.backend)
-            ours = prepare(bench, bench.wrt, inputs, job.mode, _using(job.backend))
+            ours = prepare(bench, bench.wrt, inputs, job.mode, using(job.backend))
         except Exception as error:
             emit({"kind": "skip", **about, "peer": None, "reason": said(error)})
             return
@@ -96,7 +94,7 @@ def measure(job: Job, bench: Bench, emit: Emit) -> None:
 def _pair(job: Job, bench: Bench, peer: Peer, ours: Prepared, inputs: Inputs, clock: Clock) -> dict[str, Any]:
     """Check the answers, then time both in turn."""
     wrt = bench.wrt if peer.wrt is None else peer.wrt
-    around = _using("torch") if peer.name == TORCH_BACKEND else nullcontext
+    around = using("torch") if peer.name == TORCH_BACKEND else nullcontext
     theirs = prepare(peer, wrt, inputs, job.mode, around)
     gap = difference(ours, theirs)
     if not gap <= peer.tolerance:
@@ -151,7 +149,7 @@ def peers_of(bench: Bench, backend: str) -> tuple[Peer, ...]:
     )
 
 
-def _using(backend: str | None) -> Callable[[], Any]:
+def using(backend: str | None) -> Callable[[], Any]:
     return partial(dispatch.use_backend, backend) if backend else nullcontext
 
 
@@ -183,29 +181,12 @@ def _rounds(samplers: Mapping[str, Sampler], job: Job) -> tuple[dict[str, list[f
     allowed = QUIET + 1 - torch.get_num_threads() / (os.cpu_count() or 1)
     attempts = []
     while True:
-        while time.monotonic() < end and _foreign_share(lambda: time.sleep(0.25))[1] > allowed:
+        while time.monotonic() < end and foreign_share(lambda: time.sleep(0.25))[1] > allowed:
             pass
-        attempts.append(_foreign_share(lambda: interleave(samplers, effort.seconds, effort.least)))
+        attempts.append(foreign_share(lambda: interleave(samplers, effort.seconds, effort.least)))
         if attempts[-1][1] <= allowed or time.monotonic() >= end:
             samples, foreign = min(attempts, key=lambda attempt: attempt[1])
             return samples, None if math.isnan(foreign) else round(foreign, 3)
-
-
-def _foreign_share(work: Callable[[], Result]) -> tuple[Result, float]:
-    """What `work` returns, and the share of all cores' time that other programs used meanwhile (NaN: unknown)."""
-    start, mine, busy = time.perf_counter(), time.process_time(), _busy()
-    result = work()
-    foreign = _busy() - busy - (time.process_time() - mine)
-    return result, max(0.0, foreign / ((time.perf_counter() - start) * (os.cpu_count() or 1)))
-
-
-def _busy() -> float:
-    """Seconds that all cores together spent working since the system started; NaN where Linux does not say."""
-    stat = Path("/proc/stat")
-    if not stat.exists():
-        return math.nan
-    user, nice, system, _, _, irq, softirq, *_ = map(int, stat.read_text().splitlines()[0].split()[1:])
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
 def said(error: Exception) -> str:

@@ -27,11 +27,13 @@ def test_quantiles_interpolate_between_order_statistics():
         Summary.of([])
 
 
-def test_ratio_is_that_of_medians_with_the_spread_of_rounds():
+def test_a_ratio_is_the_median_of_the_rounds_and_lies_inside_their_spread():
     found = ratio([1, 1, 2], [4, 4, 8])
     assert found == Summary(median=4, q20=4, q80=4, n=3)  # a machine that slows down leaves the ratio alone
     assert ratio([1, 2, 4], [4, 4, 4]).median == 2
     assert ratio([1, 2, 4], [4, 4, 4]).q80 > 2.5
+    crossed = ratio([1, 2, 3, 4, 100], [1, 90, 3, 4, 5])  # the medians' ratio is 4 / 3, and no round's
+    assert crossed.q20 <= crossed.median == 1 <= crossed.q80
     with pytest.raises(ValueError, match="expected 3"):
         ratio([1, 2, 3], [1])
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import signal
 import subprocess
 import sys
 
@@ -13,6 +16,7 @@ from bench.harness.declare import BOTH, DEFAULT, KEEPS
 from bench.harness.machine import ROOT
 from bench.harness.plan import benches
 from bench.harness.results import RECORDED, Run, load, load_all
+from bench.harness.stats import Summary, ratio, verdict
 from bench.harness.tables import document, significant, summary, table
 from tests import stand_in_gpu
 
@@ -182,7 +186,48 @@ def test_two_files_are_compared_by_their_ratios(results):
         for row in compare.of_files(old, new).splitlines()[2:]
     ]
     assert rows[0][-4:] == ["3.00", "6.00", "2.00", "faster"]
-    assert rows[1][-1] == "within the spread"
+    assert rows[1][-1] == "no difference"
+
+
+def test_two_files_are_compared_alike_in_both_directions_and_not_where_disturbed(results):
+    old = load(results(toy.pair(), toy.pair(shape="L64", foreign=0.6), toy.pair(shape="L128"), day=1))
+    new = load(results(toy.pair(), toy.pair(shape="L64", faster=9), toy.pair(shape="L8"), day=2))
+    forth, back = (compare.of_files(*runs).splitlines()[2:] for runs in ((old, new), (new, old)))
+    assert len(forth) == len(back) == 2
+    for rows, side in ((forth, "old"), (back, "new")):
+        assert "no difference" in rows[0]
+        assert f"disturbed in the {side} file: not compared" in rows[1]
+
+
+def launches(*ratios, spread=0.05):
+    return [Summary(ratio, ratio * (1 - spread), ratio * (1 + spread), 11) for ratio in ratios]
+
+
+@pytest.mark.parametrize(
+    ("ratios", "said"),
+    [
+        ((1.3, 1.2, 1.4, 1.3, 1.25), "faster"),
+        ((0.7, 0.8, 0.75, 0.7, 0.7), "SLOWER"),
+        ((1.3, 1.2, 1.4, 1.3, 1.05), "no difference"),  # one launch within its own spread
+        ((1.3, 1.2, 0.7, 1.3, 1.3), "no difference"),
+        ((1.06, 1.06, 1.06, 1.06, 1.06), "no difference"),  # too little to be one
+    ],
+)
+def test_a_difference_is_one_where_all_launches_agree(ratios, said):
+    assert verdict(launches(*ratios)) == said
+
+
+def test_noise_is_no_difference():
+    """A program compared with itself, where each launch has luck of its own, and rounds are disturbed: 500 times."""
+    draw = random.Random(0)
+
+    def launch():
+        luck = draw.gauss(1, 0.05)
+        sides = [[s * draw.lognormvariate(0, 0.3) for _ in range(11)] for s in (1.0, luck)]
+        return ratio(*sides)
+
+    found = [verdict([launch() for _ in range(compare.LAUNCHES)]) for _ in range(500)]
+    assert found == ["no difference"] * 500
 
 
 @pytest.mark.parametrize("green", [True, False])
@@ -202,14 +247,40 @@ def test_what_is_no_commit_is_refused(capsys):
     assert "neither a results file nor a commit" in capsys.readouterr().out
 
 
-def test_two_trees_are_timed_in_turn():
-    """The same tree on both sides: the ratio is about 1 and no verdict is passed on noise."""
+@pytest.mark.parametrize("launched", [1, pytest.param(compare.LAUNCHES, marks=pytest.mark.thorough)])
+def test_two_trees_are_timed_in_turn(launched, monkeypatch):
+    """The same tree on both sides: the ratio is about 1, and all launches together pass no verdict on noise."""
     from bench.harness.plan import Job
 
+    monkeypatch.setattr(compare, "LAUNCHES", launched)
     job = Job("ssm_step", "B1-H256-N32-R1", "forward", DEFAULT, "cpu", "quick")
     row = compare.of_trees([job], ROOT, ROOT).splitlines()[2]
-    faster = float(row.strip("|").split("|")[5])
-    assert 0.3 < faster < 3
+    *_, faster, _, said = (cell.strip() for cell in row.strip("|").split("|"))
+    assert 0.3 < float(faster) < 3
+    if launched > 1:
+        assert said.removesuffix(", disturbed") == "no difference"
+
+
+def test_what_ends_a_comparison_takes_its_worktrees_away(monkeypatch, capsys):
+    def worktrees():
+        return subprocess.check_output(["git", "worktree", "list"], cwd=ROOT, text=True)
+
+    seen, before = [], worktrees()
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def build(name, tree):
+        seen.append(worktrees())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(compare, "build", build)
+    try:
+        assert cli.main(["compare", "HEAD", "HEAD", "--op", "ssm_step"]) == 130
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert len(seen) == 1
+    assert len(seen[0].splitlines()) == len(before.splitlines()) + 2
+    assert worktrees() == before
+    assert "building HEAD" in capsys.readouterr().err
 
 
 def stages(log, **codes):

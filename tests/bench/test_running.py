@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from bench.harness import cli
 from bench.harness import run as running
@@ -69,6 +70,19 @@ def test_the_command_line_says_so_too(capsys):
     assert "B16-H256-N32" in capsys.readouterr().out
     assert cli.main(["gpu", "--stage", "lunch"]) == 2
     assert "expected one of: bench, build, profile, proofs, sanitizer, tests" in capsys.readouterr().out
+
+
+def test_what_is_not_here_is_a_sentence(capsys, tmp_path):
+    assert cli.main(["run", "--backend", "cpp"]) == 2
+    assert "--backend 'cpp' does not exist; expected one of: " in capsys.readouterr().out
+    if not torch.cuda.is_available():
+        assert cli.main(["compare", "HEAD", "HEAD", "--device", "cuda"]) == 2
+        assert "torch sees no CUDA device here" in capsys.readouterr().out
+    out = tmp_path / "r.jsonl"
+    out.write_text("results of yesterday")
+    assert cli.main(["run", *STEP, "--out", str(out)]) == 2
+    assert "r.jsonl exists; go on with it by --resume" in capsys.readouterr().out
+    assert out.read_text() == "results of yesterday"
 
 
 def test_list_names_operations_shapes_and_peers(capsys):
@@ -201,9 +215,11 @@ def _children_of(parent: int) -> list[int]:
 def test_progress_says_how_much_is_left():
     stream, times = io.StringIO(), iter([0.0, 10.0, 20.0])
     bar = Progress(4, stream, lambda: next(times))
+    bar.begin("ceilings")
     for name in ("a", "b", "c"):
         bar.step(name)
     assert stream.getvalue().splitlines() == [
+        "[........................] 0/4 ceilings",
         "[........................] 0/4 a",
         "[######..................] 1/4 b, 0:30 left",
         "[############............] 2/4 c, 0:20 left",
@@ -212,8 +228,6 @@ def test_progress_says_how_much_is_left():
 
 
 def test_the_header_tells_no_host_and_no_path():
-    import torch
-
     from bench.harness.machine import header
 
     text = json.dumps(header(torch.device("cpu"), "quick"))
