@@ -4,6 +4,7 @@ from . import requirements  # noqa: F401 (first of all: the others need what it 
 
 # isort: split
 from . import compat, export, layers, ops, ssm
+from .adapted import stepper
 from .freezing import freeze, frozen_state, thawed_state
 from .layers import *  # noqa: F403 (what it exports, type checkers follow)
 from .models import (
@@ -42,6 +43,7 @@ __all__ = [
     "ops",
     "parameter_groups",
     "ssm",
+    "stepper",
     "thawed_state",
     "use_backend",
 ]

@@ -1,4 +1,4 @@
-"""Every example of docs/migration.md, docs/mamba.md and docs/sequences.md runs."""
+"""Every example of the guides runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sequence_kernels import compat
 DOCS = Path(__file__).parents[1] / "docs"
 EXAMPLES = {
     f"{page}, example {i}": found
-    for page in ("migration.md", "mamba.md", "sequences.md")
+    for page in ("migration.md", "mamba.md", "sequences.md", "steppers.md")
     for i, found in enumerate(
         re.findall(r"```python(?: needs=(\w+))?\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
     )
@@ -21,7 +21,7 @@ EXAMPLES = {
 
 
 def test_there_is_an_example_for_each_library() -> None:
-    assert len(EXAMPLES) == 13
+    assert len(EXAMPLES) == 16
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -97,8 +97,39 @@ class Examination {
         if (!within(size[1], size[0])) return "a program keeps channels that are not there";
         channels = size[0];
         return nullptr;
+      case Code::affine:
+        return reads(at, 2 * padded(channels)) ? nullptr : beyond;
+      case Code::drop:
+      case Code::put:
+      case Code::take:
+      case Code::append:
+      case Code::combine:
+      case Code::multiply:
+        return with_kept(at);
     }
     return "a program has an unknown instruction";
+  }
+
+  const char* with_kept(const Instruction& at) {
+    if (at.size[0] < 0 || at.size[0] >= level_) return "a program reads what it has not kept";
+    int64_t& kept = kept_[level_ - 1 - at.size[0]];
+    switch (at.code) {
+      case Code::drop:
+        if (at.size[0] != 0) return "a program forgets what is not the last";
+        --level_;
+        return nullptr;
+      case Code::put:
+        kept = channels;
+        return nullptr;
+      case Code::take:
+      case Code::append:
+        if (at.size[1] != kept) return "a program takes channels that it has not kept";
+        channels = kept + (at.code == Code::append ? channels : 0);
+        return channels < (1 << 30) ? nullptr : "a program has a size out of range";
+      default:
+        if (kept != channels) return "a program joins channels of another number";
+        return at.code == Code::multiply || reads(at, 2) ? nullptr : "a program reads beyond its weights";
+    }
   }
 
   const char* recurrence(const Instruction& at) {

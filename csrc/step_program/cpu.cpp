@@ -240,6 +240,25 @@ inline void normalise_by_groups(Rows<Real>& rows, const Instruction& instruction
   }
 }
 
+// With what is kept of each row. Returns how many channels there are then.
+template <typename Real>
+inline int64_t with_kept(const Rows<Real>& rows, const Instruction& instruction, int64_t channels,
+                         const Real* kept, const Real* weights) {
+  const bool takes = instruction.code == Code::take, product = instruction.code == Code::multiply;
+  if (takes || instruction.code == Code::append) {
+    const int64_t begin = takes ? 0 : channels, size = instruction.size[1];
+    for (int64_t row = 0; row < rows.count; ++row)
+      std::memcpy(rows.x + row * rows.width + begin, kept + row * rows.width,
+                  static_cast<size_t>(size) * sizeof(Real));
+    return begin + size;
+  }
+  over_channels(rows, channels, [&](int64_t at, int64_t) {
+    const Vector<Real> other = load(kept + at), x = load(rows.x + at);
+    store<Real>(rows.x + at, product ? other * x : other * weights[0] + x * weights[1]);
+  });
+  return channels;
+}
+
 // Columns of two vectors that are `distance` apart change places: a step of a transposition.
 template <int distance, typename Real, int... lane>
 inline void exchange(Vector<Real>& low, Vector<Real>& high, std::integer_sequence<int, lane...>) {
@@ -347,6 +366,26 @@ void step_program(const ProgramArguments<Real>& arguments, int64_t begin, int64_
                         [&](int64_t at, int64_t) { store(rows.spare + at, load(rows.x + at + size[1])); });
           rows.swap();
           channels = size[0];
+          break;
+        case Code::drop:
+          rows.kept -= block;
+          break;
+        case Code::put:
+          over_channels(rows, channels, [&](int64_t at, int64_t) {
+            store(rows.kept - (size[0] + 1) * block + at, load(rows.x + at));
+          });
+          break;
+        case Code::affine:
+          over_channels(rows, channels, [&](int64_t at, int64_t i) {
+            const Real* const shift = weights + padded(channels);
+            store<Real>(rows.x + at, load(rows.x + at) * load(weights + i) + load(shift + i));
+          });
+          break;
+        case Code::take:
+        case Code::append:
+        case Code::combine:
+        case Code::multiply:
+          channels = with_kept(rows, instruction, channels, rows.kept - (size[0] + 1) * block, weights);
           break;
       }
     }

@@ -29,6 +29,14 @@ enum class Code : int64_t {
   selective,    // a Selective; weights: [least, most], a, d, bias; state (heads, width, size)
   rms_norm,     // a RootMeanSquare; weights: [eps], gamma
   keep,         // size0 channels from size1 on, and no other
+  // The others work on what was kept, size0 below what was kept last.
+  drop,      // the last kept is forgotten
+  put,       // keep the channels there, instead of what is
+  affine,    // not on that: x * scale + shift of each channel; weights: scale, shift
+  take,      // the size1 channels kept there, and no other
+  append,    // the size1 channels kept there come behind those there are
+  combine,   // alpha * the kept ones + beta * the channels; weights: alpha, beta
+  multiply,  // the kept ones times the channels
 };
 enum class Activation : int64_t { gelu, relu, tanh, silu, sigmoid };
 

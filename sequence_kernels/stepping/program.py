@@ -26,6 +26,13 @@ _CODES = {
             "selective",
             "rms_norm",
             "keep",
+            "drop",
+            "put",
+            "affine",
+            "take",
+            "append",
+            "combine",
+            "multiply",
         )
     )
 }
@@ -100,6 +107,36 @@ class Program:
     def keep(self, begin: int, size: int) -> None:
         self.width = size
         self._add("keep", (size, begin))
+
+    def drop(self) -> None:
+        """Forget what was kept last."""
+        self._add("drop")
+
+    def put(self, depth: int) -> None:
+        """Keep the channels at that depth below what was kept last, instead of what is there."""
+        self._add("put", (depth,))
+
+    def take(self, depth: int, size: int) -> None:
+        """The ``size`` channels kept at that depth, and no other."""
+        self.width = size
+        self._add("take", (depth, size))
+
+    def append(self, depth: int, size: int) -> None:
+        """The ``size`` channels kept at that depth behind those there are."""
+        self.width += size
+        self._add("append", (depth, size))
+
+    def combine(self, depth: int, alpha: float, beta: float) -> None:
+        """``alpha`` times the channels kept at that depth plus ``beta`` times the present ones."""
+        self._add("combine", (depth,), self._numbers(alpha, beta))
+
+    def multiply(self, depth: int) -> None:
+        """The channels kept at that depth times the present ones."""
+        self._add("multiply", (depth,))
+
+    def affine(self, scale: Tensor, shift: Tensor) -> None:
+        """``scale`` times each channel plus ``shift``."""
+        self._add("affine", (), scale, shift)
 
     def glu(self) -> None:
         self.width //= 2

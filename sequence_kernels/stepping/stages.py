@@ -288,7 +288,7 @@ class Whole(Carrier):
 
     def __init__(self, module: Steppable, arguments: dict[str, Any]) -> None:
         self.module = cast("Any", module)
-        self._arguments = arguments
+        self.arguments = arguments
 
     def __str__(self) -> str:
         return f"the step of a {type(self.module).__name__}"
@@ -299,7 +299,7 @@ class Whole(Carrier):
         with torch.inference_mode(False), torch.no_grad():  # the state serves later calls too
             for one in [x] if x.dim() == 2 else x.unbind(1):
                 y, self.state = self.module.step(
-                    one.reshape(*self._batch_shape, one.shape[-1]), self.state, **self._arguments
+                    one.reshape(*self._batch_shape, one.shape[-1]), self.state, **self.arguments
                 )
                 if y is not None:
                     outputs.append(y.reshape(len(x), y.shape[-1]))

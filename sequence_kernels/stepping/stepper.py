@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -19,8 +20,9 @@ from ..trees import tensors_of, with_tensors
 from .graphs import CAPTURES, Capture, StepGraph
 from .parts import serve_parts
 from .program import Program
+from .recorded import Derived, UnknownStepError, derived, holds_layers
 from .saved import save
-from .stages import Carrier, Passage, Steppable, Whole, stages_of
+from .stages import Carrier, Passage, Stage, Steppable, Whole, stages_of
 from .translation import translated
 from .watched import Watched
 
@@ -40,6 +42,8 @@ class Stepper:
             that is between x and y, which stay in ``dtype``. A float32 state loses its last digit at every step, a
             float64 one nothing that float32 shows.
         graph: False takes steps on CUDA without a CUDA graph.
+        derive: False calls the ``step`` of a module that does not say its stages, as it is. Else, on a CPU, one step is
+            recorded and put into stages; it must do the same at all times (docs/steppers.md).
         **arguments: what the module's ``step`` takes besides, such as ``rate``.
 
     On CPU, in float32 and float64, a stack whose parts the C++ interpreter knows (``stepping.program``) takes a step in
@@ -57,6 +61,7 @@ class Stepper:
         *,
         state_dtype: torch.dtype | None = None,
         graph: bool = True,
+        derive: bool = True,
         **arguments: Any,
     ) -> None:
         if not module.causal:
@@ -71,6 +76,7 @@ class Stepper:
         self._dtype, self._state_dtype = dtype, state_dtype
         self._arguments = arguments
         self._graph = graph
+        self._derive_stages = derive
         self._given = ("_given", *vars(self))  # what it is made from: a copy is made from the same
         self._prepare()
         self._allocate()
@@ -110,13 +116,37 @@ class Stepper:
             self._source = cast("Steppable", copied(module, {id(self): self}).to(**self._target).eval())
             self._stages = stages_of(self._source, **self._arguments)
         self._carriers = [stage for stage in self._stages if isinstance(stage, Carrier)]
+        if self._wholes():
+            self._derive()
         program = self._translated()
         self._program = program if isinstance(program, Program) else None
         self._unserved = None if isinstance(program, Program) else program
-        if self._by_interpreter():
-            for stage in self._stages:
-                if isinstance(stage, Whole):
-                    serve_parts(stage.module, self._inner)
+
+    def _derive(self) -> None:
+        """Put a module that does not say its stages into stages, or at least its layers into programs."""
+        if not self._by_interpreter():
+            return
+        stages: list[Stage] = []
+        carriers: list[Carrier] = []
+        for stage in self._stages:
+            found = self._derived(stage) if isinstance(stage, Whole) and holds_layers(stage.module) else None
+            stages += [stage] if found is None else found.stages
+            carriers += found.carriers if found is not None else [stage] if isinstance(stage, Carrier) else []
+        self._stages, self._carriers = stages, carriers
+
+    def _derived(self, whole: Whole) -> Derived | None:
+        if self._derive_stages:
+            try:
+                return derived(whole.module, whole.arguments)
+            except UnknownStepError as error:
+                warnings.warn(
+                    f"the steps of a {type(whole.module).__name__} run in Python, where each of the library's layers "
+                    f"takes one call; they cannot be one call: {error}; docs/steppers.md says what can, and "
+                    "derive=False keeps this quiet",
+                    stacklevel=8,
+                )
+        serve_parts(whole.module, self._inner)
+        return None
 
     def _translated(self) -> Program | str:
         """The stages as a program of the C++ interpreter; or why it cannot serve them."""
