@@ -19,7 +19,7 @@ class _Gather(Function):
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
         gathered = x.new_empty(group.size() * len(x))
-        _gather(gathered, x.contiguous(), group=group)
+        _run(_gather, gathered, x, group)
         return gathered
 
     @staticmethod
@@ -32,12 +32,24 @@ class _Scatter(Function):
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
         summed = x.new_empty(len(x) // group.size())
-        _scatter(summed, x.contiguous(), group=group)
+        _run(_scatter, summed, x, group)
         return summed
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return _Gather.apply(gradient, ctx.group), None
+
+
+def _run(collective: Any, out: Tensor, x: Tensor, group: dist.ProcessGroup) -> None:
+    if torch.compiler.is_compiling():
+        collective(out, x.contiguous(), group=group)
+        return
+    try:
+        collective(out, x.contiguous(), group=group)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"rank {group.rank()} of {group.size()} waited in vain for another rank: {error}"
+        ) from error
 
 
 def gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
