@@ -11,17 +11,23 @@ import pytest
 from sequence_kernels import compat
 
 DOCS = Path(__file__).parents[1] / "docs"
-EXAMPLES = {
-    f"{page}, example {i}": found
-    for page in ("migration.md", "mamba.md", "sequences.md", "steppers.md")
-    for i, found in enumerate(
-        re.findall(r"```python(?: needs=(\w+))?\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
-    )
+PAGES = ("migration.md", "mamba.md", "sequences.md", "steppers.md")
+#: Pages whose examples go on from each other.
+STORIES = ("new-layer.md",)
+
+
+def examples(page: str) -> list[tuple[str, str]]:
+    """What each needs, and its code."""
+    return re.findall(r"```python(?: needs=(\w+))?\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
+
+
+EXAMPLES = {f"{page}, example {i}": found for page in PAGES for i, found in enumerate(examples(page))} | {
+    page: ("", "\n".join(code for _, code in examples(page))) for page in STORIES
 }
 
 
 def test_there_is_an_example_for_each_library() -> None:
-    assert len(EXAMPLES) == 16
+    assert len(EXAMPLES) == 16 + len(STORIES)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
