@@ -120,7 +120,7 @@ def _built(
     module: S4 | SequenceModel | S4Decoder
     if found == [""]:
         _refuse_unused(layers, ())
-        module = S4(**s4_arguments(state, options, defaults))
+        module = S4(**_s4_arguments(state, options, defaults))
     elif any(name.startswith("layers.0.layer.") for name in state):
         module = SequenceModel(**_backbone_arguments(state, layers, defaults) | options)
     elif "embed.weight" in state and any(name.startswith("decoder.layers.0.layer.") for name in state):
@@ -137,7 +137,7 @@ def _built(
     return module
 
 
-def s4_arguments(
+def _s4_arguments(
     state: StateDict, given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The arguments of ``S4`` for a layer's state dict with ESPnet's names."""
@@ -216,7 +216,7 @@ def _layer_config(
     state: StateDict, layers: Mapping[str, Mapping[str, Any]], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
     if names.layers(state) == [""]:
-        return {"_name_": "s4", **s4_arguments(state, layers.get("s4", {}), defaults)}
+        return {"_name_": "s4", **_s4_arguments(state, layers.get("s4", {}), defaults)}
     if "ff.2.weight" in state:
         outer, inner = state["ff.2.weight"].shape
         width = state["ff.0.0.weight"].shape

@@ -40,6 +40,9 @@ MIXERS = {
 #: Arguments that say where the sequences of a packed row begin; the mixer's own code has to serve them.
 _PACKED = ("seq_idx", "cu_seqlens", "cu_seq_lens_q", "cu_seq_lens_k")
 
+#: What these mixers are recognised by.
+PARTS = ("conv1d", "A_log", "D", "in_proj", "out_proj", "layer_idx", "intermediate_size")
+
 #: How far two implementations of one mixer may be apart, relative to the size of the output.
 _NEAR = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 
@@ -96,12 +99,6 @@ class Mixer(nn.Module):
             return getattr(self.__dict__["original"], name)
 
 
-def is_mixer(module: Any) -> bool:
-    """Whether a module is made as Hugging Face's Mamba mixers are."""
-    parts = ("conv1d", "A_log", "D", "in_proj", "out_proj", "layer_idx", "intermediate_size")
-    return not isinstance(module, Mixer) and all(hasattr(module, name) for name in parts)
-
-
 def reason_against(mixer: Any) -> str | None:
     """Why our ops do not compute what this mixer does; None if they do."""
     if hasattr(mixer, "x_proj_weight"):
@@ -113,14 +110,20 @@ def reason_against(mixer: Any) -> str | None:
     return None
 
 
-def accelerated(mixer: Any) -> Mixer:
-    """The mixer on our ops. Raises ValueError if it computes something else, by what it is made of or on a trial."""
+def served(mixer: Any) -> Mixer:
+    """The mixer on our ops. Raises ValueError for one that computes something else by what it is made of."""
     reason = reason_against(mixer)
     if reason is not None:
         raise ValueError(reason)
     ours = Mixer(mixer)
     if "hidden_states" not in ours._names:
         raise ValueError(f"its forward takes {', '.join(ours._names)}, and no hidden_states")
+    return ours
+
+
+def proven(mixer: Any) -> None:
+    """Raise ValueError if on a trial the mixer on our ops computes something else."""
+    ours = served(mixer)
     own = next((getattr(mixer, n) for n in ("slow_forward", "torch_forward") if hasattr(mixer, n)), mixer)
     weight = next(mixer.parameters())
     if weight.device.type == "meta":
@@ -134,7 +137,6 @@ def accelerated(mixer: Any) -> Mixer:
     apart = float((got - want).norm() / want.norm().clamp(min=1e-30))
     if not apart <= _NEAR.get(weight.dtype, 1e-4):
         raise ValueError(f"on a trial it computes something else than ours: they are {apart:.2g} apart")
-    return ours
 
 
 def mixed(mixer: Any, given: dict[str, Any]) -> Tensor | None:

@@ -28,6 +28,7 @@ _USERS = ("s4", "ssm", "cauchy", "vandermonde")
 _USED = frozenset(name for functions in _EXTENSIONS.values() for name in functions)
 _REPLACEMENTS: dict[str, Callable[..., Any]] = {
     "cauchy_naive": extensions.cauchy,
+    "cauchy_slow": extensions.cauchy,
     "cauchy_cuda": extensions.cauchy_mult,
     "cauchy_mult": extensions.cauchy_mult,
     "log_vandermonde": extensions.log_vandermonde,
@@ -83,9 +84,9 @@ def install(*modules: ModuleType) -> ExitStack:
         sys.meta_path.insert(0, finder)
         _installed.callback(sys.meta_path.remove, finder)
         for name in [name for name, module in sys.modules.items() if module and _is_user(name)]:
-            _adopt(sys.modules[name], asked=False)
+            adopt(sys.modules[name], False, _installed)
     for module in modules:
-        _adopt(module, asked=True)
+        adopt(module, True, _installed)
     return _installed
 
 
@@ -125,25 +126,23 @@ def _is_user(name: str) -> bool:
     return known and not name.startswith(__name__.partition(".")[0])
 
 
-def _adopt(module: ModuleType, asked: bool) -> None:
+def adopt(module: ModuleType, asked: bool, undo: ExitStack) -> None:
     """Replace the module's functions by ours, if it is one that looks for the extensions or was asked for."""
-    if _installed is None:  # it was found while installed, and is executed only now
-        return
     names = vars(module)
     mixer = hugging_face.MIXERS.get(module.__name__.rpartition(".")[2])
     if mixer is not None:
-        _replace(names.get(mixer), "forward", hugging_face.forward, _installed)
+        _replace(names.get(mixer), "forward", hugging_face.forward, undo)
     if module.__spec__ is None or module.__spec__.origin != __name__:
         for name, function in stand_ins.serving_cpu(module).items():
-            _put(names, name, function, _installed)
+            _put(names, name, function, undo)
     flags = [flag for flag in _FLAGS if flag in names]
     if not (asked or flags or _USED.intersection(names)):
         return
     for flag in flags:
-        _put(names, flag, False, _installed)
+        _put(names, flag, False, undo)
     for name, function in _REPLACEMENTS.items():
         if name in names or (flags and name == "cauchy_naive"):  # not defined where an extension was found
-            _put(names, name, function, _installed)
+            _put(names, name, function, undo)
 
 
 class _Finder(MetaPathFinder):
@@ -162,7 +161,8 @@ class _Finder(MetaPathFinder):
 
             def exec_module(module: ModuleType) -> None:
                 execute(module)
-                _adopt(module, asked=False)
+                if _installed is not None:  # it was found while installed, and is executed only now
+                    adopt(module, False, _installed)
 
             loader.exec_module = exec_module
         return spec

@@ -10,13 +10,25 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ..ops.layouts import as_complex
 from ..ssm.parameters import REAL_TYPES
 
 StateDict = dict[str, Tensor]
 
 #: What v4 may store instead of a positive number.
 _TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {name: kind.decay for name, kind in REAL_TYPES.items()}
+
+
+def positive(stored: Tensor, transform: str) -> Tensor:
+    """The numbers that stored ones stand for. Raises ValueError for a transform that is not known."""
+    if transform not in _TRANSFORMS:
+        raise ValueError(f"the transform {transform!r} is none of {', '.join(_TRANSFORMS)}")
+    return _TRANSFORMS[transform](stored)
+
+
+def positive_of_v4(stored: Tensor, transform: str) -> Tensor:
+    """As ``positive``; v4 adds 1e-4 to what relu gives."""
+    return positive(stored, transform) + (1e-4 if transform == "relu" else 0.0)
+
 
 #: The name that each kind of layer has and no other, below its prefix.
 _V4, _S4D, _ESPNET = "layer.kernel.inv_dt", "kernel.log_A_real", "kernel.kernel.log_dt"
@@ -84,7 +96,7 @@ def _from_v4(layer: StateDict, dt_transform: str, real_transform: str, imag_tran
         )
     if "A_imag" not in kernel:
         raise ValueError("a layer with real modes (is_real=True, without A_imag) cannot be loaded")
-    real, imag = kernel.pop("A_real"), -_TRANSFORMS[imag_transform](kernel.pop("A_imag"))
+    real, imag = kernel.pop("A_real"), -positive_of_v4(kernel.pop("A_imag"), imag_transform)
     if real_transform == "relu":
         real = real.relu() + (1e-4 if "P" in kernel else 0)
     found = {"log_dt": _log(inv_dt.flatten(), dt_transform), "C": kernel.pop("C")}
@@ -99,7 +111,7 @@ def _from_v4(layer: StateDict, dt_transform: str, real_transform: str, imag_tran
 
 
 def _log(stored: Tensor, transform: str) -> Tensor:
-    return stored if transform == "exp" else _TRANSFORMS[transform](stored).log()
+    return stored if transform == "exp" else positive_of_v4(stored, transform).log()
 
 
 def _from_s4d(layer: StateDict) -> StateDict:
@@ -139,17 +151,3 @@ def to_v4(state: Mapping[str, Tensor]) -> StateDict:
         outside = {name for name in layer if name != "D" and not name.startswith("kernel.")}
         found |= {prefix + name: layer[name] for name in outside}
     return found
-
-
-def to_s4d(layer: StateDict) -> StateDict:
-    """The inverse of ``from_s4`` for one layer of S4D, with B multiplied into C."""
-    kernel = part(layer, "kernel.kernel.")
-    c = as_complex(kernel["C"].squeeze(0)) * as_complex(kernel["B"])
-    return {
-        "D": layer["D"].squeeze(0),
-        "kernel.C": torch.view_as_real(c),
-        "kernel.log_dt": kernel["log_dt"],
-        "kernel.log_A_real": kernel["inv_A_real"],
-        "kernel.A_imag": kernel["A_imag"],
-        **{name: value for name, value in layer.items() if name.startswith("output_linear.")},
-    }

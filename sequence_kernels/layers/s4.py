@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import internals, ops
 from ..arguments import inputs, keywords, sequences, values
 from ..arguments.values import checked
-from ..ssm import FrozenSystem, SSKernel, System, convolve, convolve_unevenly
+from ..ssm import DPLRSSM, DiagonalSSM, FrozenSystem, SSKernel, System, convolve, convolve_unevenly
 from ..stepping.recurrences import FrozenRecurrence, Recurrence
 from ..stepping.stages import Join, Pointwise, Save, Stage
 from .activations import activation_module
@@ -157,9 +157,7 @@ class S4(_SystemLayer):
         if cu_seqlens is not None:
             cu_seqlens = sequences.bounds_of(cu_seqlens, x, sequences.Axes.of(self))
             if not self._packs:
-                of_calls = (
-                    self.constants is None and not self.kernel.kernel.causal
-                )  # a kernel for each length
+                of_calls = self.constants is None and not self._ssm.causal  # a kernel for each length
                 by = sequences.one_by_one if of_calls else sequences.as_rows
                 return by(self, self.forward, x, state, cu_seqlens, {"rate": rate})
             states_shape = torch.Size((len(cu_seqlens) - 1,))
@@ -182,6 +180,11 @@ class S4(_SystemLayer):
         y, next_state = self._convolve(u, flat_state, rate, lengths, cu_seqlens)
         y = self._mix(y.reshape(*batch_shape, *y.shape[1:]), gate)
         return y, None if next_state is None else next_state.reshape(*states_shape, *next_state.shape[-2:])
+
+    @property
+    def _ssm(self) -> DiagonalSSM | DPLRSSM:
+        """What the systems are made of."""
+        return self.kernel.kernel
 
     @property
     def _packs(self) -> bool:
@@ -212,7 +215,7 @@ class S4(_SystemLayer):
         if self.constants is not None:
             self._unit_rate(rate)
             return self.constants.convolve(u, state, lengths, cu_seqlens)
-        system = self.system(rate, length)
+        system = self.system(rate, length if taps is None else min(length, taps))
         return convolve(
             system,
             u,
@@ -258,7 +261,7 @@ class S4(_SystemLayer):
         """The discrete system at the given sampling rate; for calls of that length if "dss" has no ``l_max``."""
         if self.constants is not None:
             raise self._frozen_error()
-        return self.kernel.kernel.system(rate, length)
+        return self._ssm.system(rate, length)
 
     def _mix(self, y: Tensor, gate: Tensor | None) -> Tensor:
         """(..., C, H, L) to the output; gate is (..., channels, L)."""

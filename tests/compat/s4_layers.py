@@ -22,10 +22,16 @@ def _all(z: Tensor) -> Tensor:
     return torch.cat((z, z.conj()), -1)
 
 
+def positive(stored: Tensor, transform: str) -> Tensor:
+    """A positive number as v4 stores it."""
+    functions = {"exp": torch.exp, "softplus": F.softplus, "relu": lambda p: F.relu(p) + 1e-4}
+    return stored if transform == "none" else functions[transform](stored)
+
+
 class Kernel(nn.Module):
     def __init__(self, diagonal: bool, copies: int, channels: int, rank: int = 1) -> None:
         super().__init__()
-        self.diagonal, self.disc, self.bandlimit = diagonal, "zoh", None
+        self.diagonal, self.disc, self.bandlimit, self.dt_fast = diagonal, "zoh", None, False
         self.dt_transform = self.real_transform = "exp"
         self.imag_transform = "none"
         self.inv_dt = nn.Parameter(-3 + torch.rand(H, 1).double())
@@ -40,9 +46,10 @@ class Kernel(nn.Module):
     def dense(self) -> tuple[Tensor, Tensor, Tensor]:
         """A (H, M, M), B (H, M), C (C, H, M) over all M = 2 N states, discrete, C as it is stored."""
         repeat = H // self.A_real.shape[0]
-        a = torch.complex(-self.A_real.exp(), -self.A_imag).repeat(repeat, 1)
+        real = positive(self.A_real, self.real_transform)
+        a = torch.complex(-real, -positive(self.A_imag, self.imag_transform)).repeat(repeat, 1)
         b = torch.view_as_complex(self.B)[0].repeat(repeat, 1)
-        dt = self.inv_dt.exp()
+        dt = positive(torch.sinh(self.inv_dt) if self.dt_fast else self.inv_dt, self.dt_transform)
         c = torch.view_as_complex(self.C)
         if self.diagonal:
             return torch.diag_embed(_all((a * dt).exp())), _all(b * ((a * dt).exp() - 1) / a), _all(c)
@@ -71,15 +78,25 @@ class Kernel(nn.Module):
         return torch.stack(out, -1)
 
 
+def untied(kernel: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """``Kernel.dense`` of a diagonal kernel with a step for each mode."""
+    a, b = torch.complex(-kernel.A_real.exp(), -kernel.A_imag), torch.view_as_complex(kernel.B)[0]
+    z = a * kernel.inv_dt.exp()
+    return torch.diag_embed(_all(z.exp())), _all(b * (z.exp() - 1) / a), _all(torch.view_as_complex(kernel.C))
+
+
 def convolve(k: Tensor, u: Tensor) -> Tensor:
     """Causal: k (C, H, L), u (B, H, L) to (B, C, H, L)."""
     length = u.shape[-1]
+    k = F.pad(k, (0, length - k.shape[-1]))
     lag = torch.arange(length)[:, None] - torch.arange(length)
     toeplitz = torch.where(lag >= 0, k[..., lag.clamp(min=0)], 0)
     return torch.einsum("chts,bhs->bcht", toeplitz, u)
 
 
 class FFTConv(nn.Module):
+    """(B, L, H) to (B, L, C H), with the state that a kernel of that length leaves: none."""
+
     def __init__(self, bidirectional: bool, channels: int, activation: nn.Module, **arguments: Any) -> None:
         super().__init__()
         self.bidirectional, self.channels, self.l_max, self.swap_channels = (
@@ -88,21 +105,25 @@ class FFTConv(nn.Module):
             None,
             False,
         )
-        self.D = nn.Parameter(torch.randn(channels, H).double())
-        self.kernel = Kernel(channels=channels * (2 if bidirectional else 1), **arguments)
+        self.transposed, self.d_output = False, channels * H
+        readouts = channels * (2 if isinstance(activation, nn.GLU) else 1)
+        self.D = nn.Parameter(torch.randn(readouts, H).double())
+        self.kernel = Kernel(channels=readouts * (2 if bidirectional else 1), **arguments)
         self.activation, self.drop, self.drop_kernel = activation, nn.Identity(), nn.Identity()
 
-    def forward(self, u: Tensor) -> Tensor:
-        k = self.kernel.taps(u.shape[-1])
-        y = convolve(k[: self.channels], u) + torch.einsum("ch,bhl->bchl", self.D, u)
+    def forward(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
+        u, readouts = x.mT, len(self.D)
+        k = self.kernel.taps(u.shape[-1] if self.l_max is None else min(u.shape[-1], self.l_max))
+        y = convolve(k[:readouts], u) + torch.einsum("ch,bhl->bchl", self.D, u)
         if self.bidirectional:
-            ahead = convolve(k[self.channels :], u.flip(-1)).flip(-1)
+            ahead = convolve(k[readouts:], u.flip(-1)).flip(-1)
             y = y + F.pad(ahead[..., 1:], (0, 1))
-        return self.activation(y.flatten(1, 2).mT)
+        y = y.transpose(1, 2) if self.swap_channels else y
+        return self.activation(self.drop(y.flatten(1, 2)).mT), None
 
 
 class S4Block(nn.Module):
-    """(B, H, L) if transposed, else (B, L, H)."""
+    """(B, H, L) if transposed, else (B, L, H). ``outer``: an activation of the block, as in s4's training code."""
 
     def __init__(
         self,
@@ -113,18 +134,21 @@ class S4Block(nn.Module):
         bidirectional: bool = False,
         activation: nn.Module | None = None,
         glu: bool = True,
+        outer: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.transposed, self.gate, self.bottleneck = transposed, None, None
         self.layer = FFTConv(
             bidirectional, channels, activation or nn.GELU(), diagonal=diagonal, copies=copies
         )
+        self.activation = outer or nn.Identity()
         self.mult_activation, self.drop = nn.Identity(), nn.Identity()
         linear = nn.Linear(H * channels, (2 if glu else 1) * H).double()
         self.output_linear = nn.Sequential(linear, nn.GLU(-1) if glu else nn.Identity())
 
     def forward(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
-        y = self.output_linear(self.layer(x if self.transposed else x.mT))
+        y, _ = self.layer(x.mT if self.transposed else x)
+        y = self.output_linear(self.drop(self.mult_activation(self.activation(y))))
         return (y.mT if self.transposed else y), None
 
 
@@ -154,7 +178,7 @@ class S4D(nn.Module):
         powers = torch.exp(z[..., None] * torch.arange(u.shape[-1]))
         k = 2 * torch.einsum("hn,hnl->hl", weight, powers).real
         y = convolve(k[None], u)[:, 0] + self.D[:, None] * u
-        y = self.output_linear(self.activation(y))
+        y = self.output_linear(self.dropout(self.activation(y)))
         return (y if self.transposed else y.mT), None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -10,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sequence_kernels import S4, compat
+from sequence_kernels import S4, compat, parameter_groups
 from tests.parity.conftest import espnet  # noqa: F401 (the fixture)
 
-from .s4_layers import LENGTH, S4D, H, Model, S4Block
+from .s4_layers import LENGTH, S4D, FFTConv, H, Kernel, Model, N, S4Block, untied
 from .test_checkpoints import EXACT, difference, moved
+
+accelerate = sys.modules["sequence_kernels.compat.accelerate"]
 
 
 def espnet_model(**layer: Any) -> nn.Module:
@@ -59,7 +62,6 @@ def test_espnet(espnet: ModuleType, layer: dict[str, Any], ran: bool) -> None:  
     done = compat.accelerate(model)
     assert done.replaced == {"layers.0.layer": "S4", "layers.2.layer": "S4"}
     assert not done.skipped
-    assert not done.new_parameters
     assert isinstance(model.layers[0].layer, S4)
     expected = reference(x)[0]
     assert difference(model(x)[0], expected) < EXACT
@@ -67,9 +69,7 @@ def test_espnet(espnet: ModuleType, layer: dict[str, Any], ran: bool) -> None:  
         assert parameter is parameters[name]
 
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.01) for m in (model, reference)]
-    if (
-        "mode" in layer
-    ):  # trained in place; the gradient of an nplr layer's C is that of another parametrisation
+    if ran or "mode" in layer:  # a layer that never ran makes its C that of its first length, and trains that
         for m, optimizer in zip((model, reference), optimizers, strict=True):
             m(x)[0].square().mean().backward()
             optimizer.step()
@@ -91,13 +91,34 @@ def test_espnet_steps_without_setup(espnet: ModuleType) -> None:  # noqa: F811
     assert difference(torch.stack(steps, 1), expected) < EXACT
 
 
+def test_espnets_decoder_hands_on_one_state_for_all(espnet: ModuleType) -> None:  # noqa: F811
+    """As its ``S4Decoder`` does: ``setup_step`` on every part that has it, then one state of a batch of 1 for all."""
+    model = espnet_model()
+    reference, x = copy.deepcopy(model), torch.randn(3, 6, H, dtype=torch.float64)
+    compat.accelerate(model)
+    scores = []
+    for decoder in (model, reference):
+        for part in decoder.modules():
+            if hasattr(part, "setup_step"):
+                part.setup_step(**({} if decoder is model else {"mode": "dense"}))
+        state, steps = decoder.default_state(1, device=x.device), []
+        for u in x.unbind(1):
+            y, states = decoder.step(u, state, memory=None)
+            steps.append(y)
+            state = [None if s is None else s[:1] for s in states]
+        scores.append(torch.stack(steps, 1))
+    assert difference(*scores) < EXACT
+
+
 def test_s4_v4_and_s4d() -> None:
     model, x = s4_model(), inputs()
     model.layers[0].layer.layer.kernel.truncate(LENGTH)
     expected, names = model(x), list(model.state_dict())
     done = compat.accelerate(model)
-    assert done.replaced == {f"layers.{i}.layer": "S4Block" for i in range(3)} | {"layers.3.layer": "S4D"}
-    assert {name.split(".")[1] for name in done.new_parameters} == {"0", "1", "2", "3"}
+    assert done.replaced == {f"layers.{i}.layer.layer": "FFTConv" for i in range(3)} | {
+        "layers.3.layer": "S4D"
+    }
+    assert list(model.state_dict()) == names
     assert difference(model(x), expected) < EXACT
     with torch.no_grad():
         for parameter in model.parameters():
@@ -111,34 +132,178 @@ def test_s4_v4_and_s4d() -> None:
 def test_dropout_and_training_mode_are_kept() -> None:
     model = s4_model()
     for block in model.layers[:2]:
-        block.layer.layer.drop = block.layer.drop = nn.Dropout(0.5)
-    model.layers[3].layer.dropout = nn.Dropout(0.5)
-    model.train()
-    compat.accelerate(model)
-    for block in model.layers:
-        assert block.layer.training
-        drops = sum(isinstance(part, nn.Dropout) for part in block.layer.modules())
-        assert drops == {"0": 2, "1": 2, "2": 0, "3": 1}[str(list(model.layers).index(block))]
+        block.layer.layer.drop = nn.Dropout(1.0)
+    model.layers[3].layer.dropout = nn.Dropout(1.0)
+    x = inputs()
+    expected = model.train()(x)
+    assert len(compat.accelerate(model).replaced) == 4
+    assert all(part.training for part in model.modules())
+    assert difference(model(x), expected) < EXACT
+    assert difference(model.eval()(x), expected) > 0.1
 
 
-def test_what_was_left_is_reported() -> None:
-    model = s4_model()
-    model.layers[0].layer.gate = 2
-    model.layers[1].layer.layer.activation = nn.Softmax(-1)
-    model.layers[2].layer.layer.kernel.dt_transform = "softplus"
-    before = model.layers[0].layer
+class Unbounded(S4D):
+    """A copy of ``s4d.py`` with another nonlinearity in its forward."""
+
+    def forward(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
+        y, _ = super().forward(x)
+        return torch.tanh(y), None
+
+
+class Alone(S4D):
+    """A copy that returns its output alone."""
+
+    def forward(self, x: Tensor, state: Any = None, **kwargs: Any) -> Any:
+        return super().forward(x)[0]
+
+
+class Scaled(S4D):
+    """A copy with another parameter, which its forward reads."""
+
+    def __init__(self) -> None:
+        super().__init__(False)
+        self.scale = nn.Parameter(torch.full((H,), 2.0).double())
+
+    def forward(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
+        return super().forward(x * self.scale)
+
+
+class Untied(Kernel):
+    """A kernel with a step for each mode."""
+
+    def dense(self) -> tuple[Tensor, Tensor, Tensor]:
+        return untied(self)
+
+
+class Tapered(FFTConv):
+    """A copy of v4's convolution whose input is windowed."""
+
+    def forward(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
+        return super().forward(x * torch.linspace(1, 0.5, x.shape[1])[:, None])
+
+
+def test_what_computes_something_else_stays() -> None:
+    torch.manual_seed(0)
+    model = Model(Unbounded(False), Alone(False), Scaled(), S4Block(False), S4D(False), S4Block(False))
+    model.layers[3].layer.layer = Tapered(False, 1, nn.GELU(), diagonal=True, copies=H)
+    model.layers[5].layer.layer.drop_kernel = nn.Dropout(0.1)
+    before = [block.layer for block in model.layers]
     done = compat.accelerate(model)
-    assert done.skipped == {
-        "layers.0.layer": "gate=2 has no counterpart here",
-        "layers.1.layer": "the activation Softmax has no counterpart here",
-        "layers.2.layer": "dt_transform='softplus' is not kept: use load_s4",
-    }
-    assert model.layers[0].layer is before
-    assert "left layers.0.layer: gate=2" in str(done)
-    assert "replaced layers.3.layer (S4D)" in str(done)
+    assert list(done.replaced) == ["layers.4.layer"]
+    for place in ("layers.0.layer", "layers.2.layer", "layers.3.layer.layer"):
+        assert "on a trial its output and ours are" in done.skipped[place]
+    assert done.skipped["layers.1.layer"] == "its forward returns a tensor alone, ours a tensor and a state"
+    assert "drop_kernel" in done.skipped["layers.5.layer.layer"]
+    assert [block.layer for block in model.layers[:4]] == before[:4]
+    assert "left layers.0.layer: on a trial" in str(done)
+    assert "replaced layers.4.layer (S4D)" in str(done)
+    unchecked = compat.accelerate(Model(Unbounded(False)), check=False)
+    assert list(unchecked.replaced) == ["layers.0.layer"]
+
+
+def test_a_report_of_nothing_says_what_was_nearest() -> None:
     assert str(compat.accelerate(nn.Linear(2, 2))) == "found no S4 layer and no Mamba mixer"
+    model = Model(S4D(False))
+    del model.layers[0].layer.kernel.log_dt
+    report = str(compat.accelerate(model))
+    assert "nearest layers.0.layer (S4D): it lacks kernel.log_dt" in report
     with pytest.raises(ValueError, match="itself such a layer"):
-        compat.accelerate(S4Block())
+        compat.accelerate(S4D())
+
+
+@pytest.mark.parametrize("transform", ["exp", "softplus", "relu", "none"])
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_transforms_of_v4(transform: str, diagonal: bool) -> None:
+    torch.manual_seed(0)
+    model = Model(S4Block(False, diagonal, outer=nn.GELU(), activation=nn.ELU()))
+    kernel = model.layers[0].layer.layer.kernel
+    kernel.dt_transform = kernel.real_transform = kernel.imag_transform = transform
+    kernel.dt_fast = diagonal
+    kernel.inv_dt.data.add_(3.2)
+    kernel.inv_dt.data.clamp_(max=0.5)
+    x = inputs()
+    expected = model(x)
+    assert list(compat.accelerate(model).replaced) == ["layers.0.layer.layer"]
+    assert difference(model(x), expected) < EXACT
+
+
+@pytest.mark.parametrize("outer", ["glu", "swapped", "shorter", "tied"])
+def test_convolutions_of_v4(outer: str) -> None:
+    torch.manual_seed(0)
+    block = S4Block(False, True, channels=2, activation=nn.GLU(-1) if outer == "glu" else nn.Tanh())
+    conv = block.layer
+    conv.swap_channels = outer == "swapped"
+    conv.l_max = 17 if outer == "shorter" else None
+    if outer == "tied":  # a step for each mode: dt_tie=False
+        conv.kernel.inv_dt = nn.Parameter(-3 + torch.rand(H, N).double())
+        conv.kernel.__class__ = Untied
+    model, x = Model(block), inputs()
+    expected = model(x)
+    done = compat.accelerate(model)
+    assert list(done.replaced) == ["layers.0.layer.layer"], str(done)
+    assert difference(model(x), expected) < EXACT
+
+
+def trained(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
+    x, losses = inputs(), []
+    for _ in range(steps):
+        y = model(x)
+        loss = ((y if isinstance(y, Tensor) else y[0]) - x.roll(1, 1)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def test_training_goes_on() -> None:
+    """The optimizer made before, its state, learning rates and frozen parameters: the same run as without."""
+    model = s4_model()
+    model.layers[0].layer.layer.kernel.truncate(LENGTH)
+    model.layers[3].layer.kernel.A_imag.requires_grad_(False)
+    other, runs = copy.deepcopy(model), []
+    for m, replaces in ((model, True), (other, False)):
+        m.layers[1].layer.layer.kernel.A_real._optim = {"lr": 1e-3, "weight_decay": 0.0}
+        optimizer = torch.optim.AdamW(parameter_groups(m, lr=1e-2))
+        torch.manual_seed(1)
+        runs.append(trained(m, optimizer, 3))
+        before = dict(m.named_parameters())
+        if replaces:
+            done = compat.accelerate(m, optimizer=optimizer)
+            assert len(done.replaced) == 4
+            assert not done.not_optimized
+            assert all(p is before[name] for name, p in m.named_parameters())
+            assert not m.layers[3].layer.kernel.A_imag.requires_grad
+        runs[-1] += trained(m, optimizer, 20)
+    assert runs[0][-1] < 0.9 * runs[0][0]
+    torch.testing.assert_close(torch.tensor(runs[0]), torch.tensor(runs[1]), rtol=1e-6, atol=1e-6)
+    done.revert()
+    torch.testing.assert_close(model(inputs().zero_()), other(inputs().zero_()), rtol=1e-5, atol=1e-5)
+
+
+def test_an_optimizer_that_lacks_parameters_is_named_first() -> None:
+    model = s4_model()
+    done = compat.accelerate(model, optimizer=torch.optim.SGD(model.norm.parameters(), lr=0.1))
+    assert "layers.3.layer.D" in done.not_optimized
+    assert str(done).startswith("the optimizer does not have layers.0.layer.layer.D, ")
+
+
+def test_an_error_half_way_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = s4_model(), inputs()
+    before, expected, puts = dict(model.named_modules()), model(x), []
+
+    def fails(*args: Any) -> None:
+        puts.append(args)
+        if len(puts) == 3:
+            raise MemoryError
+        original(*args)
+
+    original = accelerate._set
+    monkeypatch.setattr(accelerate, "_set", fails)
+    with pytest.raises(MemoryError):
+        compat.accelerate(model)
+    assert dict(model.named_modules()) == before
+    assert difference(model(x), expected) == 0
 
 
 def test_a_layer_in_two_places_stays_one() -> None:
@@ -167,7 +332,7 @@ def test_reverting_keeps_the_dtype() -> None:
 
 def test_a_layer_that_lacks_a_part_is_left_alone() -> None:
     model = s4_model()
-    del model.layers[1].layer.layer.bidirectional, model.layers[1].layer.layer.activation
+    del model.layers[1].layer.layer.swap_channels
     done = compat.accelerate(model)
-    assert "activation" in done.skipped["layers.1.layer"]
+    assert "swap_channels" in done.skipped["layers.1.layer.layer"]
     assert len(done.replaced) == 3

@@ -193,9 +193,9 @@ def test_transforms(transform: str, diagonal: bool) -> None:
         if name.startswith(("A_", "inv"))
     }
     state |= {f"layer.kernel.{name}": value for name, value in stored.items()}
-    positive = {name: function[transform](value) for name, value in stored.items()}
     offset = 1e-4 if transform == "relu" else 0.0
-    kernel.A_real.data = (positive["A_real"] + offset).log()
+    positive = {name: function[transform](value) + offset for name, value in stored.items()}
+    kernel.A_real.data = positive["A_real"].log()
     kernel.A_imag.data = positive["A_imag"]
     kernel.inv_dt.data = positive["inv_dt"].log()
     ours = compat.load_s4(state, dt_transform=transform, real_transform=transform, imag_transform=transform)
