@@ -6,31 +6,27 @@ M is the mean length, of about L elements in all; A is 1 for S4 (a dense A), 0 f
 from __future__ import annotations
 
 import math
-import random
 
 import torch
 from torch import Tensor
 
+from bench._packed import DENSE, PADDED, ROW, lengths_of
 from bench._systems import chunked_cost
 from bench.harness.declare import BOTH, FORWARD, Bench, Cost, Counted, Inputs, Peer, Shape, Target, grid
 from sequence_kernels import S4, S4D
 
-DENSE, PADDED, ROW = "a dense batch", "padded rows", 512
-
 
 def inputs(shape: Shape, device: torch.device) -> Inputs:
-    """Lengths uniform on 16 .. 2 M - 16, the last of which fills L, which 512 divides."""
-    length, mean, heads = shape["L"], shape["M"], shape["H"]
-    chosen, lengths = random.Random(0), [0]
-    while sum(lengths) < length:
-        lengths.append(min(chosen.randint(16, 2 * mean - 16), length - sum(lengths)))
+    """L is a multiple of 512."""
+    length, heads = shape["L"], shape["H"]
+    lengths = lengths_of(length, shape["M"])
     x = torch.randn(1, length, heads, device=device)
     make = S4 if shape["A"] else S4D
     return {
         "layer": make(heads, 64, transposed=False).to(device).eval(),
         "x": x,
-        "lengths": torch.tensor(lengths[1:], device=device),
-        "cu_seqlens": torch.tensor(lengths, device=device).cumsum(0),
+        "lengths": torch.tensor(lengths, device=device),
+        "cu_seqlens": torch.tensor([0, *lengths], device=device).cumsum(0),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +18,8 @@ from sequence_kernels import (
     S4D,
     S5,
     S6,
+    Mamba,
+    Mamba2,
     MambaLM,
     SequenceDecoder,
     SequenceModel,
@@ -439,8 +442,17 @@ def test_a_language_model_s_tokens() -> None:
     close(states[0], model(rows[:, :4], model.default_state(2))[1], 1e-9)
 
 
-def test_one_graph_serves_all_packed_sequences() -> None:
-    layer = S4D(WIDTH, 4, transposed=False).eval()
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: S4D(WIDTH, 4, transposed=False),
+        lambda: Mamba(WIDTH, 4),
+        pytest.param(lambda: Mamba2(WIDTH, 4, headdim=3), marks=pytest.mark.thorough),
+    ],
+    ids=["S4D", "Mamba", "Mamba2"],
+)
+def test_one_graph_serves_all_packed_sequences(make: Callable[[], Any]) -> None:
+    layer = make().eval()
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=True)
     torch._dynamo.utils.counters.clear()
     for lengths in ([5, 20, 1], [7, 0, 33], [64, 3, 2]):

@@ -23,6 +23,8 @@ struct ConvSequences {
 template <typename Real>
 struct CausalConvArguments {
   int64_t B, H, L, W;
+  const int64_t*
+      bounds;  // of B packed sequences in one row of L elements, channels last: B + 1 places; else null
   bool silu, channels_last;
   Element element;  // of x, y and their gradients
   ConvSequences x;
@@ -38,11 +40,28 @@ struct CausalConvArguments {
   Real* d_initial;
   Real* parts;  // (parts(), H, W + 1): of each part the gradients of the taps, then of the bias
 
-  // Where channels are side by side a work item has some rows of a sequence, else one channel of one.
+  // A sequence's elements, and the place of its first one in its row and among the elements of all rows.
+  int64_t length(int64_t b) const { return bounds ? bounds[b + 1] - bounds[b] : L; }
+  int64_t origin(int64_t b) const { return bounds ? bounds[b] : 0; }
+  int64_t first_row(int64_t b) const { return bounds ? bounds[b] : b * L; }
+
+  // Where channels are side by side a work item has some rows of a sequence, else one channel of one. Of packed
+  // sequences some items have none.
   static constexpr int64_t rows = 128;
   int64_t blocks() const { return L > rows ? (L + rows - 1) / rows : 1; }
-  int64_t items() const { return B * (channels_last ? blocks() : H); }
-  int64_t parts_count() const { return B * (channels_last ? blocks() : 1); }
+  int64_t first_block(int64_t b) const { return bounds ? bounds[b] / rows + b : b * blocks(); }
+  int64_t all_blocks() const { return bounds ? L / rows + B : B * blocks(); }
+  int64_t sequence_of(int64_t block) const {
+    if (!bounds) return block / blocks();
+    int64_t low = 0, high = B;
+    while (high - low > 1) {
+      const int64_t middle = (low + high) / 2;
+      (first_block(middle) <= block ? low : high) = middle;
+    }
+    return low;
+  }
+  int64_t items() const { return channels_last ? all_blocks() : B * H; }
+  int64_t parts_count() const { return channels_last ? all_blocks() : B; }
 };
 
 // Elements of scratch memory that a thread needs.

@@ -19,6 +19,7 @@ struct CausalConvTensors {
   }
 };
 
+// B: of states; packed, as many sequences as there are in one row.
 struct CausalConvSizes {
   int64_t B, H, L, W;
   Dtype real;
@@ -30,14 +31,16 @@ inline bool rows_side_by_side(const Tensor& tensor) {
   return tensor.sizes().back() <= 1 || tensor.strides().back() == 1;
 }
 
-inline CausalConvSizes check_causal_conv(const CausalConvTensors& given) {
+inline CausalConvSizes check_causal_conv(const CausalConvTensors& given, const Tensor* cu_seqlens = nullptr) {
   using Sizes = std::vector<int64_t>;
   const Sizes sequences = given.x.sizes(), taps = given.weight.sizes();
   check(sequences.size() == 3 && taps.size() == 2 && taps[1] > 0,
         "causal_conv1d expects x (B, D, L) or (B, L, D), and weight (D, W) with W at least 1");
   const bool last = given.channels_last;
-  const CausalConvSizes sizes{sequences[0], sequences[last ? 2 : 1], sequences[last ? 1 : 2], taps[1],
-                              real_of(given.x.dtype())};
+  check(!cu_seqlens || (last && sequences[0] == 1 && cu_seqlens->sizes().size() == 1),
+        "causal_conv1d_packed expects one row (1, L, D) and cu_seqlens (sequences + 1)");
+  const CausalConvSizes sizes{cu_seqlens ? cu_seqlens->sizes()[0] - 1 : sequences[0], sequences[last ? 2 : 1],
+                              sequences[last ? 1 : 2], taps[1], real_of(given.x.dtype())};
   element_of(given.x.dtype());
   const Device device = given.x.device();
   const auto fits = [&](const Tensor& tensor, const Sizes& expected) {

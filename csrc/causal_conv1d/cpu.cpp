@@ -61,7 +61,7 @@ struct Worker {
 template <typename Real>
 struct AcrossChannels : Worker<Real> {
   using Base = Worker<Real>;
-  using Base::a, Base::H, Base::kept, Base::L, Base::lanes, Base::W;
+  using Base::a, Base::H, Base::kept, Base::lanes, Base::W;
 
   static constexpr int64_t width = kChannels;
   Real *taps, *bias, *rows, *out;  // (W), 1, W and 1 rows of channels
@@ -90,7 +90,7 @@ struct AcrossChannels : Worker<Real> {
     if (e < kept)
       for (int64_t c = 0; c < count; ++c) to[c] = this->before(b, first + c, e);
     else
-      read(x + b * a.x.batch + (e - kept) * a.x.row + first, 1, count, to);
+      read(x + b * a.x.batch + (a.origin(b) + e - kept) * a.x.row + first, 1, count, to);
     for (int64_t c = count; c < round_up(count, lanes); ++c) to[c] = 0;
   }
 
@@ -104,7 +104,8 @@ struct AcrossChannels : Worker<Real> {
 
   template <typename E, typename Taps>
   void forward(const E* x, Taps W, int64_t b, int64_t begin, int64_t end) const {
-    E* y = static_cast<E*>(a.y) + b * L * H;
+    E* y = static_cast<E*>(a.y) + a.first_row(b) * H;
+    const int64_t L = a.length(b);
     for (int64_t first = 0; first < H; first += width) {
       const int64_t count = smaller(width, H - first);
       read_parameters(first, count);
@@ -128,8 +129,9 @@ struct AcrossChannels : Worker<Real> {
 
   template <typename E, typename Taps>
   void backward(const E* x, Taps W, int64_t part, int64_t b, int64_t begin, int64_t end) const {
-    const E* g = static_cast<const E*>(a.g.data) + b * a.g.batch;
-    E* dx = static_cast<E*>(a.dx) + b * L * H;
+    const E* g = static_cast<const E*>(a.g.data) + b * a.g.batch + a.origin(b) * a.g.row;
+    E* dx = static_cast<E*>(a.dx) + a.first_row(b) * H;
+    const int64_t L = a.length(b);
     for (int64_t first = 0; first < H; first += width) {
       const int64_t count = smaller(width, H - first), whole = round_up(count, lanes);
       read_parameters(first, count);
@@ -180,8 +182,9 @@ struct AcrossChannels : Worker<Real> {
 
   template <typename Function>
   void run(int64_t item, const Function& function) const {
-    const int64_t b = item / a.blocks(), begin = item % a.blocks() * a.rows;
-    function(b, begin, smaller(L, begin + a.rows));
+    const int64_t b = a.sequence_of(item), begin = (item - a.first_block(b)) * a.rows;
+    if (begin == 0 || begin < a.length(b)) return function(b, begin, smaller(a.length(b), begin + a.rows));
+    for (int64_t i = 0; a.parts && i < H * (W + 1); ++i) a.parts[item * H * (W + 1) + i] = 0;
   }
 };
 

@@ -2,6 +2,7 @@
 
 #include "causal_conv1d/causal_conv1d.h"
 #include "causal_conv1d/checks.h"
+#include "runtime/bounds.h"
 #include "runtime/cpu_isa.h"
 #include "runtime/huge_pages.h"
 
@@ -12,13 +13,15 @@ namespace {
 constexpr int64_t kWorthAThread = 1 << 15;
 
 ConvSequences sequences(const Tensor& tensor) {
-  const auto strides = tensor.strides();
-  return {tensor.data<void>(), strides[0], strides[1]};
+  const auto strides = tensor.strides(), shape = tensor.sizes();
+  return {tensor.data<void>(), shape[0] == 1 ? 0 : strides[0], strides[1]};
 }
 
 template <typename Real>
-CausalConvArguments<Real> arguments_of(const CausalConvSizes& sizes, const CausalConvTensors& given) {
+CausalConvArguments<Real> arguments_of(const CausalConvSizes& sizes, const CausalConvTensors& given,
+                                       const int64_t* bounds) {
   CausalConvArguments<Real> arguments{};
+  arguments.bounds = bounds;
   arguments.B = sizes.B, arguments.H = sizes.H, arguments.L = sizes.L, arguments.W = sizes.W;
   arguments.silu = given.silu, arguments.channels_last = given.channels_last;
   arguments.element = element_of(given.x.dtype());
@@ -41,8 +44,8 @@ void for_items(const CausalConvArguments<Real>& arguments, const Function& run) 
 }
 
 template <typename Real>
-std::vector<Tensor> run(const CausalConvSizes& sizes, const CausalConvTensors& given) {
-  auto arguments = arguments_of<Real>(sizes, given);
+std::vector<Tensor> run(const CausalConvSizes& sizes, const CausalConvTensors& given, const int64_t* bounds) {
+  auto arguments = arguments_of<Real>(sizes, given, bounds);
   std::vector<Tensor> results;
   results.push_back(empty_sequences(given.x.sizes(), given.x.dtype()));
   results.push_back(Tensor::empty(sizes.state(), sizes.real));
@@ -54,15 +57,22 @@ std::vector<Tensor> run(const CausalConvSizes& sizes, const CausalConvTensors& g
   return results;
 }
 
+std::vector<Tensor> forward(const CausalConvSizes& sizes, const CausalConvTensors& given,
+                            const int64_t* bounds = nullptr) {
+  return sizes.real == Dtype::float64 ? run<double>(sizes, given, bounds) : run<float>(sizes, given, bounds);
+}
 std::vector<Tensor> causal_conv1d(const CausalConvTensors& given) {
-  const CausalConvSizes sizes = check_causal_conv(given);
-  return sizes.real == Dtype::float64 ? run<double>(sizes, given) : run<float>(sizes, given);
+  return forward(check_causal_conv(given), given);
+}
+std::vector<Tensor> packed_op(const Tensor& cu_seqlens, const CausalConvTensors& given) {
+  const CausalConvSizes sizes = check_causal_conv(given, &cu_seqlens);
+  return forward(sizes, given, check_bounds(cu_seqlens, sizes.L));
 }
 
 template <typename Real>
 std::vector<Tensor> run_backward(const CausalConvSizes& sizes, const Tensor& g, const Tensor& g_final,
-                                 const CausalConvTensors& given) {
-  auto arguments = arguments_of<Real>(sizes, given);
+                                 const CausalConvTensors& given, const int64_t* bounds) {
+  auto arguments = arguments_of<Real>(sizes, given, bounds);
   const int64_t H = sizes.H, W = sizes.W, parts = arguments.parts_count();
   std::vector<Tensor> results;
   results.push_back(empty_sequences(given.x.sizes(), given.x.dtype()));
@@ -87,19 +97,30 @@ std::vector<Tensor> run_backward(const CausalConvSizes& sizes, const Tensor& g, 
   return results;
 }
 
+std::vector<Tensor> backward(const CausalConvSizes& sizes, const Tensor& g, const Tensor& g_final,
+                             const CausalConvTensors& given, const int64_t* bounds = nullptr) {
+  check_causal_conv_gradients(sizes, given, g, g_final);
+  return sizes.real == Dtype::float64 ? run_backward<double>(sizes, g, g_final, given, bounds)
+                                      : run_backward<float>(sizes, g, g_final, given, bounds);
+}
 std::vector<Tensor> causal_conv1d_backward(const Tensor& g, const Tensor& g_final,
                                            const CausalConvTensors& given) {
-  const CausalConvSizes sizes = check_causal_conv(given);
-  check_causal_conv_gradients(sizes, given, g, g_final);
-  return sizes.real == Dtype::float64 ? run_backward<double>(sizes, g, g_final, given)
-                                      : run_backward<float>(sizes, g, g_final, given);
+  return backward(check_causal_conv(given), g, g_final, given);
+}
+std::vector<Tensor> packed_backward_op(const Tensor& cu_seqlens, const Tensor& g, const Tensor& g_final,
+                                       const CausalConvTensors& given) {
+  const CausalConvSizes sizes = check_causal_conv(given, &cu_seqlens);
+  return backward(sizes, g, g_final, given, check_bounds(cu_seqlens, sizes.L));
 }
 
-const std::string schema = CausalConvTensors::schema;
-const Op op("causal_conv1d(" + schema + ") -> (Tensor, Tensor)", boxed<causal_conv1d>);
-const Op backward("causal_conv1d_backward(Tensor g, Tensor g_final, " + schema +
-                      ") -> (Tensor, Tensor, Tensor, Tensor)",
-                  boxed<causal_conv1d_backward>);
+const std::string schema = CausalConvTensors::schema, results = ") -> (Tensor, Tensor)";
+const std::string gradient_of = "Tensor g, Tensor g_final, " + schema;
+const std::string gradients = ") -> (Tensor, Tensor, Tensor, Tensor)";
+const Op op("causal_conv1d(" + schema + results, boxed<causal_conv1d>);
+const Op op_backward("causal_conv1d_backward(" + gradient_of + gradients, boxed<causal_conv1d_backward>);
+const Op packed("causal_conv1d_packed(Tensor cu_seqlens, " + schema + results, boxed<packed_op>);
+const Op packed_backward("causal_conv1d_packed_backward(Tensor cu_seqlens, " + gradient_of + gradients,
+                         boxed<packed_backward_op>);
 
 }  // namespace
 }  // namespace sequence_kernels

@@ -54,11 +54,13 @@ struct ScanBlock {
   const ScanArguments<Real>& arguments;
   int64_t b, first, channels, number;  // number: of the block, in its sequence
   int64_t width;
+  int64_t origin, length;  // the sequence's first element in its row, and how many it has
   bool shared;
 
   ScanBlock(const ScanArguments<Real>& arguments, int64_t item) : arguments(arguments) {
     const int64_t blocks = arguments.blocks(lanes), of_span = arguments.blocks_of_span(lanes);
     b = item / blocks, number = item % blocks;
+    origin = arguments.origin(b), length = arguments.length(b);
     const int64_t start = number / of_span * arguments.span(lanes);
     first = start + number % of_span * kScanBlock;
     channels = smaller(start + arguments.span(lanes) - first, kScanBlock);
@@ -71,6 +73,14 @@ struct ScanBlock {
   int64_t channels_of(int64_t vector) const { return smaller(channels - vector * lanes, lanes); }
   int64_t step(const ScanMatrix& m) const { return m.constant ? 0 : shared ? width : width * lanes; }
 
+  // A chunk of a vector's channels of a sequence, as read_tile and write_tile have it.
+  void read(const ScanSequence& from, int64_t vector, int64_t t, int64_t count, Real* tile) const {
+    read_tile(from, b, first + vector * lanes, channels_of(vector), origin + t, count, tile);
+  }
+  void write(const Real* tile, const ScanSequence& to, int64_t vector, int64_t t, int64_t count) const {
+    write_tile(tile, to, b, first + vector * lanes, channels_of(vector), origin + t, count);
+  }
+
   // A chunk of b or c: (time, width) where shared, else (time, width, lanes) of a vector. Entries that round up are 0.
   void read_matrix(const ScanMatrix& m, int64_t vector, int64_t t, int64_t count, Real* to) const {
     const int64_t times = m.constant ? 1 : count, copies = shared ? 1 : lanes,
@@ -81,7 +91,7 @@ struct ScanBlock {
         const auto* group = data + m.batch * b + m.group * ((first + vector * lanes + copy) / per_group);
         for (int64_t n = 0; n < arguments.N; ++n)
           for (int64_t part = 0; part < parts; ++part) {
-            const auto* from = group + m.entry * n + part + (m.constant ? 0 : m.time * t);
+            const auto* from = group + m.entry * n + part + (m.constant ? 0 : m.time * (origin + t));
             Real* column = to + (n * parts + part) * copies + copy;
             for (int64_t i = 0; i < times; ++i) column[i * width * copies] = widened(from[m.time * i]);
           }
@@ -106,7 +116,7 @@ struct ScanBlock {
   int64_t sequence_states() const { return b * arguments.D * arguments.N * parts; }
   // The states kept before a chunk, of the block's first channel.
   Real* kept(int64_t chunk) const {
-    return arguments.states + ((b * arguments.chunks() + chunk) * arguments.N * parts) * arguments.D + first;
+    return arguments.states + (arguments.first_chunk(b) + chunk) * arguments.N * parts * arguments.D + first;
   }
 
   // a as Value::decay wants it. Zeros for channels that there are not: their states stay what they are, zero.

@@ -25,27 +25,36 @@ struct ScanTensors {
   }
 };
 
+// Packed: B sequences lie one behind the other in one row of L elements.
 struct ScanSizes {
   int64_t B, D, L, N, chunks;
-  bool complex;
+  bool complex, packed;
   Dtype real;       // of the computation
   Dtype parameter;  // of a and the states
 
   Sizes state() const { return {B, D, N}; }
-  Sizes kept() const { return {B, chunks * N * (complex ? 2 : 1), D}; }
+  Sizes kept() const {
+    const int64_t numbers = N * (complex ? 2 : 1);
+    return packed ? Sizes{1, (L / kScanChunk + B) * numbers, D} : Sizes{B, chunks * numbers, D};
+  }
+  // Whether b or c of that shape is the same at all times.
+  bool constant(const Sizes& shape) const { return shape[1] == 1 && (packed ? shape[0] == B : L != 1); }
 };
 
-inline ScanSizes check_scan(const ScanTensors& given) {
+inline ScanSizes check_scan(const ScanTensors& given, const Tensor* cu_seqlens = nullptr) {
   const Sizes sequence = given.u.sizes(), rates = given.a.sizes();
   check(sequence.size() == 3 && rates.size() == 2 && given.delta.sizes() == sequence &&
             (!given.z || given.z->sizes() == sequence),
         "selective_scan expects u, delta and z of one shape (B, L, D), and a (D, N)");
-  ScanSizes sizes{sequence[0],
+  check(!cu_seqlens || (sequence[0] == 1 && cu_seqlens->sizes().size() == 1),
+        "selective_scan_packed expects one row and cu_seqlens (sequences + 1)");
+  ScanSizes sizes{cu_seqlens ? cu_seqlens->sizes()[0] - 1 : sequence[0],
                   rates[0],
                   sequence[1],
                   rates[1],
                   (sequence[1] + kScanChunk - 1) / kScanChunk,
                   is_complex(given.a.dtype()),
+                  cu_seqlens != nullptr,
                   real_of(given.a.dtype()),
                   given.a.dtype()};
   check(sizes.complex || sizes.parameter == sizes.real,
@@ -65,7 +74,8 @@ inline ScanSizes check_scan(const ScanTensors& given) {
       "precision on one device");
   for (const Tensor* matrix : {&given.b, &given.c}) {
     const Sizes shape = matrix->sizes();
-    check(shape.size() == 4 && shape[0] == sizes.B && (shape[1] == sizes.L || shape[1] == 1) &&
+    check(shape.size() == 4 && (shape[0] == sequence[0] || (shape[0] == sizes.B && shape[1] == 1)) &&
+              (shape[1] == sizes.L || sizes.constant(shape)) &&
               (shape[2] > 0 ? sizes.D % shape[2] == 0 : sizes.D == 0) && shape[3] == sizes.N &&
               matrix->device() == given.u.device(),
           "selective_scan expects b and c (B, L or 1, groups, N), the groups a divisor of D");

@@ -68,10 +68,10 @@ void scan_block(const ScanBlock<Value, Real>& block, const ForwardScratch<Value,
     block.read_states(arguments.initial ? arguments.initial + block.sequence_states() : nullptr, v,
                       s.state + v * of_vector);
   }
-  for (int64_t chunk = 0; chunk < arguments.chunks(); ++chunk) {
-    const int64_t start = chunk * kScanChunk, count = smaller(arguments.L - start, kScanChunk);
+  for (int64_t chunk = 0; chunk < arguments.chunks(block.b); ++chunk) {
+    const int64_t start = chunk * kScanChunk, count = smaller(block.length - start, kScanChunk);
     for (int64_t v = 0; v < block.vectors(); ++v) {
-      const int64_t d = block.first + v * lanes, channels = block.channels_of(v);
+      const int64_t channels = block.channels_of(v);
       Real *state = s.state + v * of_vector, *a = s.a + v * of_vector;
       if (!shared || v == 0) {
         block.read_matrix(arguments.b, v, start, count, s.b);
@@ -80,8 +80,8 @@ void scan_block(const ScanBlock<Value, Real>& block, const ForwardScratch<Value,
       for (int64_t i = 0; i < arguments.N * Value::parts; ++i)
         for (int64_t lane = 0; lane < channels; ++lane)
           block.kept(chunk)[i * arguments.D + v * lanes + lane] = state[i * lanes + lane];
-      read_tile(arguments.u, block.b, d, channels, start, count, s.u);
-      read_tile(arguments.delta, block.b, d, channels, start, count, s.dt);
+      block.read(arguments.u, v, start, count, s.u);
+      block.read(arguments.delta, v, start, count, s.dt);
       const Vector<Real> most = block.time_steps(block.of_channels(arguments.bias, v), count, s.dt);
       for (int64_t i = 0; i < count * lanes; i += lanes) {
         store<Real>(s.drive + i, load(s.dt + i) * load(s.u + i));
@@ -95,13 +95,13 @@ void scan_block(const ScanBlock<Value, Real>& block, const ForwardScratch<Value,
 
       const Vector<Real> skip = block.of_channels(arguments.d, v);
       const bool gated = arguments.z.data != nullptr;
-      if (gated) read_tile(arguments.z, block.b, d, channels, start, count, s.z);
+      if (gated) block.read(arguments.z, v, start, count, s.z);
       for (int64_t i = 0; i < count * lanes; i += lanes) {
         Vector<Real> y = Real(Value::parts) * load(s.y + i) + skip * load(s.u + i);
         if (gated) y *= load(s.z + i) * logistic_of<Real>(load(s.z + i));
         store<Real>(s.y + i, y);
       }
-      write_tile(s.y, arguments.y, block.b, d, channels, start, count);
+      block.write(s.y, arguments.y, v, start, count);
     }
   }
   for (int64_t v = 0; v < block.vectors(); ++v)

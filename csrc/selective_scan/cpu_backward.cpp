@@ -112,10 +112,7 @@ Vector<Real> open_chunk(const ScanBlock<Value, Real>& block, const BackwardScrat
                         int64_t start, int64_t count) {
   constexpr int64_t lanes = kLanes<Real>;
   const ScanArguments<Real>& arguments = block.arguments;
-  const int64_t d = block.first + v * lanes, channels = block.channels_of(v);
-  const auto read = [&](const ScanSequence& from, Real* tile) {
-    read_tile(from, block.b, d, channels, start, count, tile);
-  };
+  const auto read = [&](const ScanSequence& from, Real* tile) { block.read(from, v, start, count, tile); };
   read(arguments.u, s.u), read(arguments.delta, s.dt), read(arguments.g, s.g);
   const Vector<Real> bias = block.of_channels(arguments.bias, v);
   for (int64_t i = 0; i < count * lanes; i += lanes) store<Real>(s.x + i, load(s.dt + i) + bias);
@@ -165,10 +162,9 @@ void close_chunk(const ScanBlock<Value, Real>& block, const BackwardScratch<Valu
   }
   store<Real>(sums, dd);
   store<Real>(sums + lanes, d_bias);
-  const int64_t d = block.first + v * lanes, channels = block.channels_of(v);
-  write_tile(s.u, arguments.du, block.b, d, channels, start, count);
-  write_tile(s.x, arguments.d_delta, block.b, d, channels, start, count);
-  if (gated) write_tile(s.z, arguments.dz, block.b, d, channels, start, count);
+  block.write(s.u, arguments.du, v, start, count);
+  block.write(s.x, arguments.d_delta, v, start, count);
+  if (gated) block.write(s.z, arguments.dz, v, start, count);
 }
 
 // A chunk's share of db or dc: where lanes do not share, that of each channel of the vector. A constant one adds up
@@ -181,13 +177,14 @@ void contribute(const ScanBlock<Value, Real>& block, const ScanMatrix& m, int64_
   const int64_t numbers = arguments.N * Value::parts, times = m.constant ? 1 : arguments.L;
   const int64_t copies = block.shared ? 1 : lanes, own = block.shared ? 1 : block.channels_of(v);
   const int64_t first = block.shared ? block.number : block.first + v * lanes;
-  const bool adds = m.constant && start + count < arguments.L;
+  const int64_t row = arguments.bounds && !m.constant ? 0 : block.b;
+  const bool adds = m.constant && start + count < block.length;
   for (int64_t copy = 0; copy < own; ++copy) {
-    Real* rows = to + (block.b * arguments.contributions(lanes) + first + copy) * times * numbers;
+    Real* rows = to + (row * arguments.contributions(lanes) + first + copy) * times * numbers;
     for (int64_t t = 0; t < (m.constant ? 1 : count); ++t)
       for (int64_t i = 0; i < numbers; ++i) {
         const Real value = from[(t * block.width + i) * copies + copy];
-        Real& sum = rows[(m.constant ? 0 : start + t) * numbers + i];
+        Real& sum = rows[(m.constant ? 0 : block.origin + start + t) * numbers + i];
         sum = adds ? sum + value : value;
       }
   }
@@ -214,10 +211,10 @@ void block_backward(const ScanBlock<Value, Real>& block, const BackwardScratch<V
     for (int64_t i = 0; i < 2 * lanes; ++i) s.sums[2 * v * lanes + i] = 0;
   }
   const int64_t b_step = block.step(arguments.b), c_step = block.step(arguments.c);
-  if (arguments.L == 0)
+  if (block.length == 0)
     for (int64_t v = 0; v < block.vectors(); ++v) contribute_nothing(block, s, v);
-  for (int64_t chunk = arguments.chunks() - 1; chunk >= 0; --chunk) {
-    const int64_t start = chunk * kScanChunk, count = smaller(arguments.L - start, kScanChunk);
+  for (int64_t chunk = arguments.chunks(block.b) - 1; chunk >= 0; --chunk) {
+    const int64_t start = chunk * kScanChunk, count = smaller(block.length - start, kScanChunk);
     for (int64_t v = 0; v < block.vectors(); ++v) {
       const int64_t at = v * of_vector;
       if (!shared || v == 0) {

@@ -42,7 +42,7 @@ cuda::Matrix matrix(const Tensor& tensor, const ScanSizes& sizes) {
   check(tensor.dtype() == sizes.parameter && (strides[3] == 1 || shape[3] <= 1),
         "selective_scan expects b and c in the dtype of a, their entries side by side");
   const int64_t parts = sizes.complex ? 2 : 1;
-  const bool constant = shape[1] == 1 && sizes.L != 1;
+  const bool constant = sizes.constant(shape);
   return {tensor.data<void>(),
           strides[0] * parts,
           strides[2] * parts,

@@ -1,5 +1,8 @@
 // The selective scan as ops of torch: shapes checked, outputs made, work shared out to the threads.
 
+#include <algorithm>
+
+#include "runtime/bounds.h"
 #include "runtime/cpu_isa.h"
 #include "runtime/huge_pages.h"
 #include "runtime/sum_parts.h"
@@ -19,8 +22,9 @@ int64_t grain_of(const ScanArguments<Real>& arguments, int64_t items) {
 }
 
 ScanSequence sequence(const Tensor& tensor) {
-  const Sizes strides = tensor.strides();
-  return {tensor.data<void>(), element_of(tensor.dtype()), strides[0], strides[2], strides[1]};
+  const Sizes strides = tensor.strides(), shape = tensor.sizes();
+  return {tensor.data<void>(), element_of(tensor.dtype()), shape[0] == 1 ? 0 : strides[0], strides[2],
+          strides[1]};
 }
 
 ScanMatrix matrix(const Tensor& tensor, const ScanSizes& sizes) {
@@ -29,16 +33,17 @@ ScanMatrix matrix(const Tensor& tensor, const ScanSizes& sizes) {
   return {tensor.data<void>(),
           element_of(sizes.complex ? sizes.real : tensor.dtype()),
           shape[2],
-          strides[0] * parts,
+          shape[0] == 1 ? 0 : strides[0] * parts,
           strides[2] * parts,
           strides[3] * parts,
           strides[1] * parts,
-          shape[1] == 1 && sizes.L != 1};
+          sizes.constant(shape)};
 }
 
 template <typename Real>
-ScanArguments<Real> arguments_of(const ScanSizes& sizes, const ScanTensors& given) {
+ScanArguments<Real> arguments_of(const ScanSizes& sizes, const ScanTensors& given, const int64_t* bounds) {
   ScanArguments<Real> arguments{};
+  arguments.bounds = bounds;
   arguments.B = sizes.B, arguments.D = sizes.D, arguments.L = sizes.L, arguments.N = sizes.N;
   arguments.complex = sizes.complex, arguments.softplus = given.softplus;
   arguments.least = given.least, arguments.most = given.most;
@@ -54,9 +59,20 @@ ScanArguments<Real> arguments_of(const ScanSizes& sizes, const ScanTensors& give
   return arguments;
 }
 
+// The places for states before chunks that no packed sequence needs.
 template <typename Real>
-std::vector<Tensor> run(const ScanSizes& sizes, const ScanTensors& given) {
-  auto arguments = arguments_of<Real>(sizes, given);
+void clear_unused(const ScanArguments<Real>& arguments, int64_t places) {
+  const int64_t size = arguments.N * arguments.parts() * arguments.D;
+  for (int64_t b = 0; b < arguments.B; ++b) {
+    const int64_t used = arguments.first_chunk(b) + arguments.chunks(b);
+    const int64_t next = b + 1 < arguments.B ? arguments.first_chunk(b + 1) : places;
+    std::fill(arguments.states + used * size, arguments.states + next * size, Real(0));
+  }
+}
+
+template <typename Real>
+std::vector<Tensor> run(const ScanSizes& sizes, const ScanTensors& given, const int64_t* bounds) {
+  auto arguments = arguments_of<Real>(sizes, given, bounds);
   std::vector<Tensor> results;
   results.push_back(empty_sequences(given.u.sizes(), given.u.dtype()));
   results.push_back(Tensor::empty(sizes.state(), sizes.parameter));
@@ -64,6 +80,7 @@ std::vector<Tensor> run(const ScanSizes& sizes, const ScanTensors& given) {
   arguments.y = sequence(results[0]);
   arguments.final_state = results[1].mutable_data<Real>();
   arguments.states = results[2].mutable_data<Real>();
+  if (bounds) clear_unused(arguments, sizes.L / kScanChunk + sizes.B);
   with_instruction_set([&](auto isa) {
     const int64_t items = sizes.B * arguments.blocks(scan_lanes<Real, isa()>());
     parallel_for<Real>(
@@ -76,9 +93,15 @@ std::vector<Tensor> run(const ScanSizes& sizes, const ScanTensors& given) {
   return results;
 }
 
-std::vector<Tensor> scan(const ScanTensors& given) {
-  const ScanSizes sizes = check_scan(given);
-  return is_double(sizes.real) ? run<double>(sizes, given) : run<float>(sizes, given);
+std::vector<Tensor> scan(const ScanSizes& sizes, const ScanTensors& given, const int64_t* bounds = nullptr) {
+  return is_double(sizes.real) ? run<double>(sizes, given, bounds) : run<float>(sizes, given, bounds);
+}
+std::vector<Tensor> scan_op(const ScanTensors& given) {
+  return scan(check_scan(given), given);
+}
+std::vector<Tensor> packed_op(const Tensor& cu_seqlens, const ScanTensors& given) {
+  const ScanSizes sizes = check_scan(given, &cu_seqlens);
+  return scan(sizes, given, check_bounds(cu_seqlens, sizes.L));
 }
 
 // Sums over the batch, in its order; the results' first dimension is that of the arrays summed.
@@ -91,8 +114,8 @@ void sum_batch(int64_t batch, const Tensor& parts, Tensor& sum) {
 
 template <typename Real>
 std::vector<Tensor> run_backward(const ScanSizes& sizes, const Tensor& g, const Tensor& g_final,
-                                 const Tensor& states, const ScanTensors& given) {
-  auto arguments = arguments_of<Real>(sizes, given);
+                                 const Tensor& states, const ScanTensors& given, const int64_t* bounds) {
+  auto arguments = arguments_of<Real>(sizes, given, bounds);
   Tensor du = empty_sequences(given.u.sizes(), given.u.dtype()),
          d_delta = empty_sequences(given.delta.sizes(), given.delta.dtype());
   Tensor dz = given.z ? empty_sequences(given.z->sizes(), given.z->dtype())
@@ -114,12 +137,12 @@ std::vector<Tensor> run_backward(const ScanSizes& sizes, const Tensor& g, const 
          dc = Tensor::empty(given.c.sizes(), given.c.dtype());
   with_instruction_set([&](auto isa) {
     const int64_t lanes = scan_lanes<Real, isa()>();
-    const auto contributions = [&](const ScanMatrix& m) {
-      const int64_t times = m.constant ? 1 : sizes.L;
-      return Tensor::empty({sizes.B, arguments.contributions(lanes), times, sizes.N * arguments.parts()},
+    const auto contributions = [&](const Tensor& tensor) {
+      const Sizes shape = tensor.sizes();
+      return Tensor::empty({shape[0], arguments.contributions(lanes), shape[1], sizes.N * arguments.parts()},
                            sizes.real);
     };
-    Tensor b_parts = contributions(arguments.b), c_parts = contributions(arguments.c);
+    Tensor b_parts = contributions(given.b), c_parts = contributions(given.c);
     arguments.d_b = b_parts.mutable_data<Real>(), arguments.d_c = c_parts.mutable_data<Real>();
     const int64_t items = sizes.B * arguments.blocks(lanes);
     parallel_for<Real>(
@@ -134,7 +157,7 @@ std::vector<Tensor> run_backward(const ScanSizes& sizes, const Tensor& g, const 
       sums.contributions = parts.data<Real>();
       sums.count = sums.to.groups > 0 ? arguments.contributions(lanes) / sums.to.groups : 0;
       sums.times = parts.sizes()[2], sums.numbers = parts.sizes()[3], sums.parts = arguments.parts();
-      const int64_t count = sums.items(sizes.B);
+      const int64_t count = sums.items(parts.sizes()[0]);
       const auto run = [&](int64_t begin, int64_t end, double* scratch) {
         sum_contributions<Real, isa()>(sums, begin, end, scratch);
       };
@@ -155,20 +178,31 @@ std::vector<Tensor> run_backward(const ScanSizes& sizes, const Tensor& g, const 
   return results;
 }
 
-std::vector<Tensor> scan_backward(const Tensor& g, const Tensor& g_final, const ScanTensors& given,
-                                  const Tensor& states) {
-  const ScanSizes sizes = check_scan(given);
+std::vector<Tensor> scan_backward(const ScanSizes& sizes, const Tensor& g, const Tensor& g_final,
+                                  const ScanTensors& given, const Tensor& states,
+                                  const int64_t* bounds = nullptr) {
   check_scan_gradients(sizes, given, g, g_final, states);
-  return is_double(sizes.real) ? run_backward<double>(sizes, g, g_final, states, given)
-                               : run_backward<float>(sizes, g, g_final, states, given);
+  return is_double(sizes.real) ? run_backward<double>(sizes, g, g_final, states, given, bounds)
+                               : run_backward<float>(sizes, g, g_final, states, given, bounds);
+}
+std::vector<Tensor> scan_backward_op(const Tensor& g, const Tensor& g_final, const ScanTensors& given,
+                                     const Tensor& states) {
+  return scan_backward(check_scan(given), g, g_final, given, states);
+}
+std::vector<Tensor> packed_backward_op(const Tensor& cu_seqlens, const Tensor& g, const Tensor& g_final,
+                                       const ScanTensors& given, const Tensor& states) {
+  const ScanSizes sizes = check_scan(given, &cu_seqlens);
+  return scan_backward(sizes, g, g_final, given, states, check_bounds(cu_seqlens, sizes.L));
 }
 
-const std::string schema = ScanTensors::schema;
-const Op op("selective_scan(" + schema + ") -> (Tensor, Tensor, Tensor)", boxed<scan>);
-const Op backward(
-    "selective_scan_backward(Tensor g, Tensor g_final, " + schema +
-        ", Tensor states) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    boxed<scan_backward>);
+const std::string schema = ScanTensors::schema, results = ") -> (Tensor, Tensor, Tensor)";
+const std::string gradient_of = "Tensor g, Tensor g_final, " + schema + ", Tensor states";
+const std::string gradients = ") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)";
+const Op op("selective_scan(" + schema + results, boxed<scan_op>);
+const Op backward("selective_scan_backward(" + gradient_of + gradients, boxed<scan_backward_op>);
+const Op packed("selective_scan_packed(Tensor cu_seqlens, " + schema + results, boxed<packed_op>);
+const Op packed_backward("selective_scan_packed_backward(Tensor cu_seqlens, " + gradient_of + gradients,
+                         boxed<packed_backward_op>);
 
 }  // namespace
 }  // namespace sequence_kernels

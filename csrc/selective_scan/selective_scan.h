@@ -44,6 +44,7 @@ struct ScanMatrix {
 template <typename Real>
 struct ScanArguments {
   int64_t B, D, L, N;
+  const int64_t* bounds;  // of B packed sequences in one row of L elements, B + 1 places; else null
   bool complex, softplus;
   double least, most;  // of dt
   ScanSequence u, delta, z;
@@ -52,17 +53,22 @@ struct ScanArguments {
 
   ScanSequence y;     // written
   Real* final_state;  // (B, D, N)
-  Real* states;       // (B, chunks, parts N, D): before each chunk
+  Real* states;       // (B, chunks, parts N, D), packed (1, L / 64 + B, ..): before each chunk
 
   ScanSequence g;  // backward only, from here on; of the output, then results
   const Real* g_final;
   ScanSequence du, d_delta, dz;
   Real *d_a, *d_d, *d_bias;  // of each sequence: (B, D, N), (B, D), (B, D)
   Real* d_initial;           // (B, D, N)
-  Real *d_b, *d_c;           // (B, contributions, times, N), of each contribution
+  Real *d_b, *d_c;  // (B, contributions, times, N), of each contribution; packed (1, ..) if not constant
 
   int64_t parts() const { return complex ? 2 : 1; }
-  int64_t chunks() const { return (L + kScanChunk - 1) / kScanChunk; }
+  // A sequence's elements, the place of its first one in its row, and its chunks: how many there are, and how many
+  // places those of the sequences before it have.
+  int64_t length(int64_t b) const { return bounds ? bounds[b + 1] - bounds[b] : L; }
+  int64_t origin(int64_t b) const { return bounds ? bounds[b] : 0; }
+  int64_t chunks(int64_t b) const { return (length(b) + kScanChunk - 1) / kScanChunk; }
+  int64_t first_chunk(int64_t b) const { return bounds ? bounds[b] / kScanChunk + b : b * chunks(0); }
   int64_t channels_of(const ScanMatrix& m) const { return m.groups > 0 ? D / m.groups : 0; }
 
   // Whether the channels of a block have b and c in common; else each lane has its own.
@@ -102,7 +108,7 @@ void selective_scan_backward(const ScanArguments<Real>& arguments, int64_t begin
 // What all contributions of a group add up to: d_b or d_c.
 template <typename Real>
 struct ScanSums {
-  ScanMatrix to;              // written
+  ScanMatrix to;              // written; of B rows
   const Real* contributions;  // (B, groups, count, times, numbers)
   int64_t count, times, numbers, parts;
 

@@ -18,12 +18,14 @@ struct SsdTensors {
   }
 };
 
+// Packed: B sequences lie one behind the other in one row, `rows` is 1; else it is B.
 struct SsdSizes {
-  int64_t B, L, H, P, G, N;
+  int64_t B, L, H, P, G, N, rows;
   Dtype real;
 
-  std::vector<int64_t> rows() const { return {B, L, H, P}; }
-  std::vector<int64_t> inputs() const { return {B, L, G, N}; }
+  std::vector<int64_t> outputs() const { return {rows, L, H, P}; }
+  std::vector<int64_t> steps() const { return {rows, L, H}; }
+  std::vector<int64_t> inputs() const { return {rows, L, G, N}; }
   std::vector<int64_t> state() const { return {B, H, P, N}; }
 };
 
@@ -31,11 +33,20 @@ inline bool last_is_contiguous(const Tensor& tensor) {
   return tensor.sizes().back() <= 1 || tensor.strides().back() == 1;
 }
 
-inline SsdSizes check_ssd(const SsdTensors& given) {
+inline SsdSizes check_ssd(const SsdTensors& given, const Tensor* cu_seqlens = nullptr) {
   using Shape = std::vector<int64_t>;
   const Shape x = given.x.sizes(), b = given.b.sizes();
   check(x.size() == 4 && b.size() == 4, "ssd expects x (B, L, H, P) and b (B, L, G, N)");
-  const SsdSizes sizes{x[0], x[1], x[2], x[3], b[2], b[3], real_of(given.x.dtype())};
+  check(!cu_seqlens || (x[0] == 1 && cu_seqlens->sizes().size() == 1),
+        "ssd_packed expects one row and cu_seqlens (sequences + 1)");
+  const SsdSizes sizes{cu_seqlens ? cu_seqlens->sizes()[0] - 1 : x[0],
+                       x[1],
+                       x[2],
+                       x[3],
+                       b[2],
+                       b[3],
+                       x[0],
+                       real_of(given.x.dtype())};
   element_of(given.x.dtype());
   check(sizes.G > 0 ? sizes.H % sizes.G == 0 : sizes.H == 0, "ssd expects G to divide H");
   const Device device = given.x.device();
@@ -47,8 +58,8 @@ inline SsdSizes check_ssd(const SsdTensors& given) {
     return tensor.sizes() == expected && tensor.dtype() == sizes.real && tensor.device() == device &&
            tensor.is_contiguous();
   };
-  check(row(given.x, sizes.rows()) && row(given.b, sizes.inputs()) && row(given.c, sizes.inputs()) &&
-            plain(given.dt, {sizes.B, sizes.L, sizes.H}) && plain(given.a, {sizes.H}) &&
+  check(row(given.x, sizes.outputs()) && row(given.b, sizes.inputs()) && row(given.c, sizes.inputs()) &&
+            plain(given.dt, sizes.steps()) && plain(given.a, {sizes.H}) &&
             (!given.d || plain(*given.d, {sizes.H, sizes.P})) &&
             (!given.initial_state || plain(*given.initial_state, sizes.state())),
         "ssd expects arguments of the shapes and dtypes that ops.ssd checks, on one device, contiguous but "
@@ -63,7 +74,7 @@ inline SsdSizes check_ssd(const SsdTensors& given) {
 inline void check_ssd_gradients(const SsdSizes& sizes, const SsdTensors& given, const Tensor& g,
                                 const Tensor& g_final) {
   const Device device = given.x.device();
-  check(g.sizes() == sizes.rows() && g.dtype() == given.x.dtype() && g.device() == device &&
+  check(g.sizes() == sizes.outputs() && g.dtype() == given.x.dtype() && g.device() == device &&
             last_is_contiguous(g) && g_final.sizes() == sizes.state() && g_final.dtype() == sizes.real &&
             g_final.device() == device && g_final.is_contiguous(),
         "ssd_backward expects g like x, and a contiguous g_final (B, H, P, N)");

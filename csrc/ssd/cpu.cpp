@@ -57,7 +57,7 @@ struct Forward : Worker<Real> {
     for (int64_t t = 0; t < Qm; ++t) behind[t] *= dt[t], entering[t] = until_end[t] * dt[t];
     for (int64_t t = 0; t < Qm; ++t) weigh(t);
     if (h + 1 < a.H) this->prefetch_rows(a.x, b, h + 1, first, P);
-    const int64_t place = ((b * a.L + first) * a.H + h) * P;
+    const int64_t place = ((a.row(b) + first) * a.H + h) * P;
     const bool in_place = a.element == kOwn && P == Pp && m == Qm;
     Real* to = in_place ? static_cast<Real*>(a.y) + place : out;
     const int64_t row = in_place ? a.H * P : Pp;
@@ -80,8 +80,8 @@ struct Forward : Worker<Real> {
       this->read_state(a.initial, b, h, states + (h - begin) * Np * Pp);
       if (a.d) read(a.d + h * P, 1, P, skips + (h - begin) * Pp);
     }
-    for (int64_t first = 0; first < a.L; first += Q) {
-      this->begin_chunk(first);
+    for (int64_t first = 0, length = a.length(b); first < length; first += Q) {
+      this->begin_chunk(b, first);
       read_group(b, group, first);
       for (int64_t h = begin; h < end; ++h)
         head(b, h, first, states + (h - begin) * Np * Pp, skips + (h - begin) * Pp);

@@ -149,7 +149,7 @@ struct Backward : Worker<Real> {
       const double slope = double(from_here[t]) + earlier + through;
       earlier += until_here[t];
       d_a[head] += slope * dt[t];
-      a.d_dt[(batch * a.L + first + t) * a.H + h] = static_cast<Real>(along[t] + slope * double(a.a[h]));
+      a.d_dt[(a.row(batch) + first + t) * a.H + h] = static_cast<Real>(along[t] + slope * double(a.a[h]));
     }
   }
 
@@ -163,7 +163,7 @@ struct Backward : Worker<Real> {
         to[p] = to[p] * dt[t] + (skip ? skip[p] * slope[p] : Real(0));
       }
     }
-    this->write_rows(dx, Pp, ((batch * a.L + first) * a.H + h) * P, a.H * P, P, a.dx);
+    this->write_rows(dx, Pp, ((a.row(batch) + first) * a.H + h) * P, a.H * P, P, a.dx);
   }
 
   static Real dot(const Real* x, const Real* y, int64_t count) {
@@ -178,7 +178,7 @@ struct Backward : Worker<Real> {
   }
 
   // What all heads have in common, once for their sum; to the work item's (L, N).
-  void end_chunk(int64_t item, int64_t first) const {
+  void end_chunk(int64_t item, int64_t batch, int64_t first) const {
     for_tiles<Real>(Np, Qm, [&](auto& tile, int64_t i, int64_t j) {
       tile.get(dc_columns + i * Q + j, Q);
       tile.add(smaller(m, j + tile.columns), b_columns + i * Q, Q, 1, paired + j, Q);
@@ -191,8 +191,10 @@ struct Backward : Worker<Real> {
       tile.add(m - j, c_columns + i * Q + j, Q, 1, weights + j * Q + j, Q);
       tile.put(db_columns + i * Q + j, Q);
     });
-    leave(db_columns, a.db_parts + (item * a.L + first) * N);
-    leave(dc_columns, a.dc_parts + (item * a.L + first) * N);
+    const int64_t part = a.bounds ? item % (a.G * a.blocks()) : item;
+    const int64_t place = (part * a.L + a.origin(batch) + first) * N;
+    leave(db_columns, a.db_parts + place);
+    leave(dc_columns, a.dc_parts + place);
   }
   void leave(const Real* columns, Real* to) const {
     transpose(columns, Q, Np, Qm, dx, Np);
@@ -204,7 +206,7 @@ struct Backward : Worker<Real> {
     const int64_t blocks = a.blocks(), block = item % blocks, group = item / blocks % a.G;
     const int64_t batch = item / blocks / a.G, begin = block * most;
     const int64_t count = smaller(most, a.heads_of_group() - begin), h0 = group * a.heads_of_group() + begin;
-    const int64_t chunks = a.chunks();
+    const int64_t chunks = (a.length(batch) + Q - 1) / Q;
     for (int64_t head = 0; head < count; ++head) {
       this->read_state(a.g_final, batch, h0 + head, slopes + head * Np * Pp);
       if (chunks > 0) this->read_state(a.initial, batch, h0 + head, state(head, 0));
@@ -212,7 +214,7 @@ struct Backward : Worker<Real> {
     }
     fill(d_d, most * Pp);
     for (int64_t chunk = 0; chunk + 1 < chunks; ++chunk) {
-      this->begin_chunk(chunk * Q);
+      this->begin_chunk(batch, chunk * Q);
       read_group_b(batch, group, chunk * Q);
       for (int64_t head = 0; head < count; ++head) {
         this->read_steps(batch, h0 + head, chunk * Q);
@@ -221,10 +223,10 @@ struct Backward : Worker<Real> {
       }
     }
     for (int64_t chunk = chunks; chunk-- > 0;) {
-      this->begin_chunk(chunk * Q);
+      this->begin_chunk(batch, chunk * Q);
       read_group(batch, group, chunk * Q);
       for (int64_t i = 0; i < count; ++i) head(batch, h0 + i, i, chunk);
-      end_chunk(item, chunk * Q);
+      end_chunk(item, batch, chunk * Q);
     }
     for (int64_t head = 0; head < count; ++head) {
       const int64_t place = batch * a.H + h0 + head;

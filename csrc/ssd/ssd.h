@@ -36,7 +36,9 @@ struct SsdArguments {
   // Heads of one group that a work item of the backward pass has: it leaves (L, N) sums for b, and for c.
   static constexpr int64_t heads_together = 6;
 
-  int64_t B, L, H, P, G, N;
+  // Packed: B sequences in one row of L elements, the longest of `longest`, bounds their B + 1 places; else null.
+  int64_t B, L, H, P, G, N, longest;
+  const int64_t* bounds;
   Element element;       // of x, b, c, y and their gradients
   SsdSequences x, b, c;  // (B, L, H, P), (B, L, G, N)
   const Real* dt;        // (B, L, H)
@@ -51,12 +53,17 @@ struct SsdArguments {
   void *dx, *db, *dc;
   Real *d_dt, *d_initial;
   Real *da_parts, *dd_parts;  // (B, H), (B, H, P)
-  Real *db_parts, *dc_parts;  // (items(), L, N)
+  Real *db_parts, *dc_parts;  // (items(), L, N), packed (items() / B, L, N)
 
   int64_t heads_of_group() const { return G > 0 ? H / G : 0; }
   int64_t blocks() const { return (heads_of_group() + heads_together - 1) / heads_together; }
   int64_t items() const { return B * G * blocks(); }
-  int64_t chunks() const { return (L + chunk - 1) / chunk; }
+  // Of a sequence: its elements, and the place of its first one in its row and among the elements of all rows.
+  int64_t length(int64_t b) const { return bounds ? bounds[b + 1] - bounds[b] : L; }
+  int64_t origin(int64_t b) const { return bounds ? bounds[b] : 0; }
+  int64_t row(int64_t b) const { return bounds ? bounds[b] : b * L; }
+  int64_t rows() const { return bounds ? L : B * L; }
+  int64_t chunks() const { return (longest + chunk - 1) / chunk; }
 };
 
 // Elements of scratch memory that a thread needs.
@@ -73,7 +80,7 @@ void ssd(const SsdArguments<Real>& arguments, int64_t begin, int64_t end, Real* 
 template <typename Real, Isa isa>
 void ssd_backward(const SsdArguments<Real>& arguments, int64_t begin, int64_t end, Real* scratch);
 
-// db and dc of elements [begin, end) of B L, from what the work items have left.
+// db and dc of elements [begin, end) of rows(), from what the work items have left.
 template <typename Real, Isa isa>
 void ssd_sum_parts(const SsdArguments<Real>& arguments, int64_t begin, int64_t end, Real* scratch);
 

@@ -105,15 +105,15 @@ struct Worker {
     return at;
   }
 
-  void begin_chunk(int64_t first) {
-    m = smaller(Q, a.L - first);
+  void begin_chunk(int64_t b, int64_t first) {
+    m = smaller(Q, a.length(b) - first);
     Qm = round_up(m, 16);
   }
 
   // Rows first .. first + m of a head or group, and zeros up to Qm.
   void read_rows(const SsdSequences& from, int64_t b, int64_t h, int64_t first, int64_t count, Real* to,
                  int64_t width) const {
-    const int64_t place = b * from.batch + first * from.length + h * from.head;
+    const int64_t place = b * from.batch + (a.origin(b) + first) * from.length + h * from.head;
     with_element<Real>(a.element, from.data, [&](auto* data) {
       for (int64_t t = 0; t < m; ++t) {
         read(data + place + t * from.length, 1, count, to + t * width);
@@ -126,7 +126,7 @@ struct Worker {
   // Asks for rows that will be read soon: rows of heads lie apart.
   void prefetch_rows(const SsdSequences& from, int64_t b, int64_t h, int64_t first, int64_t count) const {
     with_element<Real>(a.element, from.data, [&](auto* data) {
-      const auto* row = data + b * from.batch + first * from.length + h * from.head;
+      const auto* row = data + b * from.batch + (a.origin(b) + first) * from.length + h * from.head;
       for (int64_t t = 0; t < m; ++t, row += from.length)
         for (int64_t p = 0; p < count; p += 64 / sizeof(*row)) __builtin_prefetch(row + p, 0, 2);
     });
@@ -144,7 +144,7 @@ struct Worker {
     double sum = 0;
     alignas(64) double sums[Q];
     for (int64_t t = 0; t < Qm; ++t) {
-      dt[t] = t < m ? a.dt[(b * a.L + first + t) * a.H + h] : Real(0);
+      dt[t] = t < m ? a.dt[(a.row(b) + first + t) * a.H + h] : Real(0);
       sum += double(dt[t]) * double(a.a[h]);
       sums[t] = sum;
       high[t] = static_cast<Real>(sum), low[t] = static_cast<Real>(sum - high[t]);

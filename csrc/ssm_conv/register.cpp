@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "runtime/bounds.h"
 #include "runtime/cpu_isa.h"
 #include "runtime/huge_pages.h"
 #include "runtime/library.h"
@@ -28,17 +29,9 @@ void check_lengths(const int64_t* lengths, int64_t rows, int64_t most) {
 
 // The chunks of packed sequences: so many of T elements, and for each sequence one of fewer.
 std::vector<SsmConvRow> rows_of(const int64_t* bounds, int64_t count, int64_t length, int64_t chunk) {
-  const auto said = [&](int64_t i) { return std::to_string(bounds[i]) + " at " + std::to_string(i); };
-  if (bounds[0] != 0) fail("cu_seqlens must begin with 0, got " + said(0));
-  if (bounds[count] != length)
-    fail("cu_seqlens must end with the number of elements, " + std::to_string(length) + ", got " +
-         said(count));
   std::vector<SsmConvRow> rows;
   rows.reserve(static_cast<size_t>(length / chunk + count));
   for (int64_t i = 0; i < count; ++i) {
-    if (bounds[i + 1] < bounds[i]) fail("cu_seqlens must ascend, got " + said(i) + " and " + said(i + 1));
-    if (bounds[i + 1] > length)
-      fail("cu_seqlens must be in 0 .. " + std::to_string(length) + ", got " + said(i + 1));
     const int64_t begin = bounds[i], size = bounds[i + 1] - begin;
     for (int64_t at = 0; at <= size; at += chunk)
       rows.push_back({begin + at, std::min(chunk, size - at), i, at == 0, at + chunk > size});
@@ -91,7 +84,7 @@ std::vector<Tensor> run(const SsmConvSizes& sizes, const SsmConvTensors& given,
 
 std::vector<SsmConvRow> rows_of(const SsmConvSizes& sizes, const SsmConvTensors& given, bool packed) {
   if (!packed) return {};
-  return rows_of(data_of<int64_t>(given.lengths), sizes.Q, sizes.L, sizes.T);
+  return rows_of(check_bounds(*given.lengths, sizes.L), sizes.Q, sizes.L, sizes.T);
 }
 
 template <bool packed>

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..ops import checks, packing
+from ..ops.packing import packed, unpacked
 from ..trees import mapped, tensors_of, with_tensors
 
 #: The keywords, in the order in which they are seen to.
@@ -144,25 +145,6 @@ def bounds_of(cu_seqlens: Any, x: Tensor, axes: Axes) -> Tensor:
         )
     packing.check_cu_seqlens(bounds, x.shape[axes.x])
     return bounds.to(torch.int64)
-
-
-def unpacked(x: Tensor, bounds: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """Rows ``(sequences, longest, ...)`` of packed sequences, zeros behind each, and their lengths."""
-    lengths = bounds.diff()
-    place = torch.arange(int(lengths.max()), device=x.device)
-    real = place < lengths.unsqueeze(-1)
-    elements = x.movedim(axis, 1).squeeze(0)
-    padded = torch.cat((elements, elements.new_zeros(1, *elements.shape[1:])))
-    rows = padded[torch.where(real, bounds[:-1].unsqueeze(-1) + place, len(elements))]
-    return rows.movedim(1, axis), lengths
-
-
-def packed(rows: Tensor, lengths: Tensor, axis: int) -> Tensor:
-    """The inverse of ``unpacked``: the first elements of each row, so many, one behind the other in one row."""
-    rows = rows.movedim(axis, 1)
-    place = torch.arange(rows.shape[1], device=rows.device)
-    real = rows[place < lengths.unsqueeze(-1)]
-    return real.unsqueeze(0).movedim(1, axis)
 
 
 def bounds_after(module: Any, bounds: Tensor) -> Tensor:

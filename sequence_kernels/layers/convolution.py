@@ -93,10 +93,14 @@ class CausalConv(SequenceModule):
         start = None if before is None else before.reshape(math.prod(states_shape), *before.shape[-2:])
         within = self._within
         rows = u.reshape(batch, *u.shape[-2:])
-        if cu_seqlens is None:
-            y, last = self._convolve(rows, start, within)
-        else:
-            y, last = self._convolve_packed(rows, start, within, cu_seqlens)
+        y, last = ops.causal_conv1d(
+            rows,
+            self.weight.squeeze(1),
+            self.bias,
+            activation=within,
+            initial_state=start,
+            cu_seqlens=cu_seqlens,
+        )
         y = y.reshape(u.shape)
         y = self.dropout(y if within else self.activation(y))
         y = y if self.transposed else y.mT
@@ -119,33 +123,6 @@ class CausalConv(SequenceModule):
             return lambda window: F.pad(window[..., moved:], (0, moved))
 
         return state.resolve(last, transition, length)
-
-    def _convolve(self, u: Tensor, start: Tensor | None, within: str | None) -> tuple[Tensor, Tensor]:
-        return ops.causal_conv1d(u, self.weight.squeeze(1), self.bias, activation=within, initial_state=start)
-
-    def _convolve_packed(
-        self, u: Tensor, start: Tensor | None, within: str | None, bounds: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """One row of all sequences, whose first K - 1 outputs each are made once more, from their own states."""
-        y, _ = self._convolve(u, None, within)
-        count, kept, length = len(bounds) - 1, self.kernel_size - 1, u.shape[-1]
-        start = u.new_zeros(count, self.d_model, kept) if start is None else start
-        if kept == 0:
-            return y, start
-        place = torch.arange(kept, device=u.device)
-        at = torch.where(place < bounds.diff().unsqueeze(-1), bounds[:-1].unsqueeze(-1) + place, length)
-        first = torch.cat((u, u.new_zeros(1, self.d_model, 1)), -1)[0, :, at].movedim(0, 1)
-        began, _ = self._convolve(first, start, within)
-        spare = torch.arange(count * kept, device=u.device).view_as(at)  # for the places that are no elements
-        homes = torch.where(at < length, at, length + spare)
-        y = torch.cat((y, y.new_zeros(1, self.d_model, count * kept)), -1)
-        y = y.index_copy(-1, homes.flatten(), began.movedim(0, 1).flatten(1).unsqueeze(0))[..., :length]
-        # The last K - 1 elements of each sequence, or of its state where it has fewer.
-        back = bounds[1:].unsqueeze(-1) - kept + place
-        own = back >= bounds[:-1].unsqueeze(-1)
-        ended = u[0, :, back.clamp(min=0)].movedim(0, 1) if length else torch.zeros_like(start)
-        older = (bounds.diff().unsqueeze(-1) + place).clamp(max=kept - 1)
-        return y, torch.where(own.unsqueeze(1), ended, start.gather(-1, older.unsqueeze(1).expand_as(start)))
 
     def step(self, x: Tensor, state: Tensor | None = None, rate: float = 1.0) -> tuple[Tensor, Tensor]:
         """Map one time step ``(..., d_model)``; without a state, from zeros."""

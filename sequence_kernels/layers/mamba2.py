@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import ops
-from ..arguments import sequences, values
+from ..arguments import values
 from ..arguments.values import checked
 from ..awaited import Awaited
 from ..ops.padding import inside
@@ -193,12 +193,8 @@ class Mamba2(_SelectiveLayer):
         aside = self.d_inner - self.d_ssm
         z0, x0, z, mixed, dt = self.in_proj(x).split([aside, aside, self.d_ssm, self.mixed, self.heads], -1)
         mixed, window = self.conv1d(mixed, window, lengths=lengths, cu_seqlens=bounds)
-        if bounds is not None:
-            (mixed, lengths), (dt, _) = (sequences.unpacked(part, bounds, -2) for part in (mixed, dt))
         real = None if lengths is None else inside(lengths, mixed.shape[1])
-        y, after = recurrence(self, mixed, dt, self.d_ssm, self.ngroups, self.dt_limit, before, real)
-        if bounds is not None and lengths is not None:
-            y = sequences.packed(y, lengths, -2)
+        y, after = recurrence(self, mixed, dt, self.d_ssm, self.ngroups, self.dt_limit, before, real, bounds)
         y = y * F.silu(z) if self.norm is None else self.norm(y, z)
         return self.out_proj(torch.cat((F.silu(z0) * x0, y), -1) if aside else y), (window, after)
 
@@ -212,11 +208,12 @@ def recurrence(
     limit: tuple[float, float],
     state: Tensor | Awaited | None,
     real: Tensor | None,
+    bounds: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The recurrence of whoever has ``A_log``, ``D`` and ``dt_bias``; no time passes where nothing is real.
 
-    ``mixed`` (B, L, channels + 2 groups N) is x, B and C; ``dt`` (B, L, heads); ``real`` booleans (B, L). Returns the
-    outputs (B, L, channels) and the state after them.
+    ``mixed`` (B, L, channels + 2 groups N) is x, B and C; ``dt`` (B, L, heads); ``real`` booleans (B, L); ``bounds``:
+    where packed sequences begin and end. Returns the outputs (B, L, channels) and the state after them.
     """
     size = (mixed.shape[-1] - channels) // (2 * groups)
     u, b, c = mixed.split([channels, groups * size, groups * size], -1)
@@ -232,11 +229,11 @@ def recurrence(
         state, behind = state.resolve(end, functools.partial(_passing, a), steps.sum(1))
         y, _ = ops.ssd(u, steps, a, b, c, skip, initial_state=state)
         return y.flatten(-2), behind
-    if state is not None and is_step(u, state):
+    if state is not None and bounds is None and is_step(u, state):
         u, steps, b, c = (t.squeeze(1) for t in (u, steps, b, c))
         y, after = ops.selective_step(state, u, steps, a, b, c, skip)
         return y.flatten(-2).unsqueeze(1), after
-    y, after = ops.ssd(u, steps, a, b, c, skip, initial_state=state)
+    y, after = ops.ssd(u, steps, a, b, c, skip, initial_state=state, cu_seqlens=bounds)
     return y.flatten(-2), after
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from ..arguments import keywords, sequences, values
+from ..arguments import keywords, values
 from ..arguments.values import checked
+from ..ops import packing
 from ..optim import CarriesOptions
 from ..stepping.stages import Norm, Pointwise, RootMeanSquare, Stage, holds, is_plain
 from .padding import Lengths, moments, real_elements, without_padding
@@ -114,8 +115,8 @@ class Normalization(nn.Module):
         if self.causal:
             return self.forward(x)
         axis = -1 if self.transposed else -2
-        rows, lengths = sequences.unpacked(x, cu_seqlens, axis)
-        return sequences.packed(self.forward(rows, lengths), lengths, axis)
+        rows, lengths = packing.unpacked(x, cu_seqlens, axis)
+        return packing.packed(self.forward(rows, lengths), lengths, axis)
 
     def step(self, x: Tensor) -> Tensor:
         """Normalise one time step ``(..., d)``."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import ops
-from ..arguments import sequences, values
+from ..arguments import values
 from ..arguments.values import checked
 from ..awaited import Awaited
 from ..ops.padding import inside
@@ -61,12 +61,8 @@ class _SelectiveModel(_SelectiveLayer):
         bounds: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """``(B, L, d_inner)`` to the same, gated by z, and the state after each row's length or packed sequence."""
-        if bounds is None:
-            return recurrence(self, u, z, state, None if lengths is None else inside(lengths, u.shape[1]))
-        rows, sizes = sequences.unpacked(u, bounds, -2)
-        gates = None if z is None else sequences.unpacked(z, bounds, -2)[0]
-        y, after = recurrence(self, rows, gates, state, inside(sizes, rows.shape[1]))
-        return sequences.packed(y, sizes, -2), after
+        real = None if lengths is None else inside(lengths, u.shape[1])
+        return recurrence(self, u, z, state, real, bounds=bounds)
 
     def _recurrence_stages(self, z: int | None, channels: int) -> list[Stage] | None:
         """What ``_recurrence`` does to the first ``d_inner`` of ``channels``, z from there on; None if it calls others.
@@ -107,11 +103,12 @@ def recurrence(
     state: Tensor | Awaited | None,
     real: Tensor | None,
     norms: Sequence[Callable[[Tensor], Tensor]] | None = None,
+    bounds: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The recurrence of whoever has ``x_proj``, ``dt_proj``, ``A_log`` and ``D``; no time passes where nothing is real.
 
     ``(B, L, d_inner)`` and booleans ``(B, L)`` to the outputs, gated by z, and the state after them. ``norms``: of what
-    dt is made from, of B and of C.
+    dt is made from, of B and of C. ``bounds``: where packed sequences begin and end.
     """
     rank, size = part.dt_proj.weight.shape[1], part.A_log.shape[1]
     low, b, c = part.x_proj(u).split([rank, size, size], -1)
@@ -127,13 +124,14 @@ def recurrence(
             u, delta, a, b, c, skip, z, bias, delta_softplus=True, initial_state=state, channels_last=True
         )
         return y, behind
-    if state is not None and is_step(u, state):
+    if state is not None and bounds is None and is_step(u, state):
         u, delta, b, c = (t.squeeze(1) for t in (u, delta, b, c))
         gate = None if z is None else z.squeeze(1)
         y, after = ops.selective_step(state, u, delta, a, b, c, skip, gate, bias, delta_softplus=True)
         return y.unsqueeze(1), after
+    tensors = u, delta, a, b, c, skip, z, bias
     return ops.selective_scan(
-        u, delta, a, b, c, skip, z, bias, delta_softplus=True, initial_state=state, channels_last=True
+        *tensors, delta_softplus=True, initial_state=state, channels_last=True, cu_seqlens=bounds
     )
 
 

@@ -56,8 +56,8 @@ class _SelectiveLayer(CarriesOptions, SequenceModule):
         """Map ``(..., length, d_model)``, or ``(..., d_model, length)`` if transposed.
 
         ``lengths``: how many elements of each sequence are real, as in ``S4``: the next state is the one after them. It
-        is None if no state was given. ``cu_seqlens``: as in ``S4``; the recurrence alone takes the sequences as rows,
-        as long as the longest.
+        is None if no state was given. ``cu_seqlens``: as in ``S4``; on a GPU the recurrence takes the sequences as
+        rows, as long as the longest.
         """
         values.unit_rate(self, rate)
         u = x.mT if self.transposed else x

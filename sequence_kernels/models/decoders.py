@@ -13,7 +13,7 @@ from ..arguments import inputs, sequences
 from ..arguments.values import checked
 from ..layers.padding import without_padding
 from ..module import SequenceModule
-from ..ops import checks
+from ..ops import checks, packing
 
 _READOUTS = ("last", "pool", "sum")
 
@@ -64,9 +64,9 @@ class SequenceDecoder(SequenceModule):
         inputs.of_width(x, self.d_model)
         if cu_seqlens is not None:
             bounds = sequences.bounds_of(cu_seqlens, x, sequences.Axes.of(self))
-            rows, lengths = sequences.unpacked(x, bounds, -2)
+            rows, lengths = packing.unpacked(x, bounds, -2)
             y, after = self.forward(rows, state, lengths)
-            return (sequences.packed(y, lengths, -2) if self.l_output is None else y), after
+            return (packing.packed(y, lengths, -2) if self.l_output is None else y), after
         if lengths is not None:
             checks.tensors(x=x, lengths=lengths)
             if x.dim() != 3:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -24,6 +26,19 @@ def check_cu_seqlens(cu_seqlens: Tensor, length: int) -> None:
     check_bounds(cu_seqlens, length)
 
 
+def sequences(cu_seqlens: Tensor | None, name: str, rows: Tensor, length: int) -> int:
+    """How many sequences ``rows`` (B, ...) of that length have: B of them, or those packed in a single row."""
+    if cu_seqlens is None:
+        return rows.shape[0]
+    checks.tensors(**{name: rows, "cu_seqlens": cu_seqlens})
+    if rows.shape[0] != 1:
+        raise ValueError(
+            f"{name} must be one row of all sequences with cu_seqlens, B=1, got {tuple(rows.shape)}"
+        )
+    check_cu_seqlens(cu_seqlens, length)
+    return cu_seqlens.shape[0] - 1
+
+
 def check_bounds(cu_seqlens: Tensor, length: int) -> None:
     """Raise ValueError unless the values ascend from 0 to the length."""
     if bool(ascend(cu_seqlens, length)):
@@ -39,6 +54,35 @@ def check_bounds(cu_seqlens: Tensor, length: int) -> None:
 def ascend(cu_seqlens: Tensor, length: int) -> Tensor:
     """Whether the values are as they must be: a boolean on their device."""
     return (cu_seqlens[0] == 0) & (cu_seqlens[-1] == length) & (cu_seqlens.diff() >= 0).all()
+
+
+def as_bounds(cu_seqlens: Tensor) -> Tensor:
+    """As the C++ kernels read them."""
+    return cu_seqlens.to(torch.int64).contiguous()
+
+
+def parts_of(cu_seqlens: Tensor) -> Iterator[tuple[int, int]]:
+    """The beginning and the end of each sequence."""
+    return pairwise(cu_seqlens.tolist())
+
+
+def unpacked(x: Tensor, bounds: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Rows ``(sequences, longest, ...)`` of packed sequences, zeros behind each, and their lengths."""
+    lengths = bounds.diff()
+    place = torch.arange(int(lengths.max()), device=x.device)
+    real = place < lengths.unsqueeze(-1)
+    elements = x.movedim(axis, 1).squeeze(0)
+    padded = torch.cat((elements, elements.new_zeros(1, *elements.shape[1:])))
+    rows = padded[torch.where(real, bounds[:-1].unsqueeze(-1) + place, len(elements))]
+    return rows.movedim(1, axis), lengths
+
+
+def packed(rows: Tensor, lengths: Tensor, axis: int) -> Tensor:
+    """The inverse of ``unpacked``: the first elements of each row, so many, one behind the other in one row."""
+    rows = rows.movedim(axis, 1)
+    place = torch.arange(rows.shape[1], device=rows.device)
+    real = rows[place < lengths.unsqueeze(-1)]
+    return real.unsqueeze(0).movedim(1, axis)
 
 
 class Chunks(NamedTuple):

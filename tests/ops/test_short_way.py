@@ -138,6 +138,12 @@ def test_gradients_of_many_at_once(name: str, taken: list[str]) -> None:
 
 
 HOLD_TENSORS_OF_THE_CPU = {
+    "causal_conv1d_packed",
+    "causal_conv1d_packed-bare",
+    "selective_scan_packed",
+    "selective_scan_packed-bare",
+    "selective_scan_packed-complex-constant",
+    "ssd_packed",
     "ssm_chunk-diagonal",
     "ssm_conv-dense-lengths",
     "ssm_conv_packed-dense",

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checks
+from .. import checks, packing
+from ..causal_conv1d_packed import causal_conv1d_packed
 from ..dispatch import choose, find_implementations
 from ..registration import register_with_adjoint
 
@@ -22,6 +23,7 @@ def causal_conv1d(
     *,
     activation: str | None = None,
     initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``y_t = activation(bias + sum_k weight[k] x_{t - W + 1 + k})`` in each channel, carrying the last W - 1 inputs.
@@ -35,6 +37,8 @@ def causal_conv1d(
         activation: None, or "silu": ``x sigmoid(x)``.
         initial_state: ``(B, D, W - 1)``, the inputs before the first one, oldest first, in the dtype of ``x``; zeros
             if None.
+        cu_seqlens: ``(Q + 1,)`` integers, ascending from 0 to L: B is 1, and there Q sequences begin and end, none of
+            which reaches another. States are then ``(Q, D, W - 1)``.
         backend: None chooses the fastest that can serve the call.
 
     Returns:
@@ -49,7 +53,8 @@ def causal_conv1d(
     checks.tensors(**given)
     checks.dtype("x", x, (*checks.HALF, *checks.REAL))
     checks.shape("x", x, (("B", None), ("D", None), ("L", None)))
-    batch, channels, _ = x.shape
+    _, channels, length = x.shape
+    sequences = packing.sequences(cu_seqlens, "x", x, length)
     real = torch.float64 if x.dtype == torch.float64 else torch.float32
     parameters = dict.fromkeys((real, x.dtype))
     checks.dtype("weight", weight, tuple(parameters))
@@ -62,16 +67,62 @@ def causal_conv1d(
         bias = bias.to(real)
     if initial_state is not None:
         checks.dtype("initial_state", initial_state, (x.dtype,))
-        before = (("B", batch), ("D", channels), ("W-1", weight.shape[1] - 1))
+        before = (("B", sequences), ("D", channels), ("W-1", weight.shape[1] - 1))
         checks.shape("initial_state", initial_state, before)
     if activation not in (None, "silu"):
         raise ValueError(f'activation must be None or "silu", got {activation!r}')
+    silu, weight = activation == "silu", weight.to(real)
+    if cu_seqlens is None:
+        return _by_layout(x, weight, bias, initial_state, silu, backend)
+    if x.device.type != "cpu":
+        return _mended(x, weight, bias, initial_state, cu_seqlens.to(torch.int64), silu, backend)
+    served = choose("causal_conv1d_packed", backend, x)
+    y, final_state = causal_conv1d_packed(x.mT, weight, bias, initial_state, cu_seqlens, silu, served)
+    return y.mT, final_state
+
+
+def _by_layout(
+    x: Tensor, weight: Tensor, bias: Tensor | None, start: Tensor | None, silu: bool, backend: str | None
+) -> tuple[Tensor, Tensor]:
+    """Where channels lie next to each other, by the op for that."""
     last = x.stride(1) == 1 and (x.stride(2) != 1 or x.shape[2] == 1)
-    rest = (weight.to(real), bias, initial_state, activation == "silu", choose(_OPS[last], backend, x))
+    rest = (weight, bias, start, silu, choose(_OPS[last], backend, x))
     if last:
         y, final_state = _channels_last(x.mT, *rest)
         return y.mT, final_state
     return _causal_conv1d(x, *rest)
+
+
+def _mended(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    start: Tensor | None,
+    bounds: Tensor,
+    silu: bool,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    """Packed sequences in one run, of which the first W - 1 outputs each are made once more, from its own state."""
+    y, _ = _by_layout(x, weight, bias, None, silu, backend)
+    (channels, width), count, length = weight.shape, len(bounds) - 1, x.shape[-1]
+    kept = width - 1
+    start = x.new_zeros(count, channels, kept) if start is None else start
+    if kept == 0:
+        return y, start
+    place = torch.arange(kept, device=x.device)
+    at = torch.where(place < bounds.diff().unsqueeze(-1), bounds[:-1].unsqueeze(-1) + place, length)
+    first = torch.cat((x, x.new_zeros(1, channels, 1)), -1)[0, :, at].movedim(0, 1)
+    began, _ = _by_layout(first, weight, bias, start, silu, backend)
+    spare = torch.arange(count * kept, device=x.device).view_as(at)  # for the places that are no elements
+    homes = torch.where(at < length, at, length + spare)
+    y = torch.cat((y, y.new_zeros(1, channels, count * kept)), -1)
+    y = y.index_copy(-1, homes.flatten(), began.movedim(0, 1).flatten(1).unsqueeze(0))[..., :length]
+    # The last W - 1 elements of each sequence, or of its state where it has fewer.
+    back = bounds[1:].unsqueeze(-1) - kept + place
+    own = back >= bounds[:-1].unsqueeze(-1)
+    ended = x[0, :, back.clamp(min=0)].movedim(0, 1) if length else torch.zeros_like(start)
+    older = (bounds.diff().unsqueeze(-1) + place).clamp(max=kept - 1)
+    return y, torch.where(own.unsqueeze(1), ended, start.gather(-1, older.unsqueeze(1).expand_as(start)))
 
 
 def _fake(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:

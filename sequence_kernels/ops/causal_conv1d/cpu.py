@@ -10,14 +10,12 @@ from torch import Tensor
 from ..dispatch import implement
 
 
-def _rows(x: Tensor) -> Tensor:
+def rows_of(x: Tensor) -> Tensor:
     """As the kernels read sequences: at any strides but of the last dimension."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _parameters(
-    weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, silu: bool
-) -> tuple[Any, ...]:
+def as_read(weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, silu: bool) -> tuple[Any, ...]:
     before = None if initial_state is None else initial_state.to(weight.dtype).contiguous()
     return weight.contiguous(), None if bias is None else bias.contiguous(), before, silu
 
@@ -25,7 +23,7 @@ def _parameters(
 def _forward(channels_last: bool) -> Any:
     def run(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         native = torch.ops.sequence_kernels_native.causal_conv1d.default
-        y, final_state = native(_rows(x), *_parameters(*rest), channels_last)
+        y, final_state = native(rows_of(x), *as_read(*rest), channels_last)
         return y, final_state.to(x.dtype)
 
     return run
@@ -37,7 +35,7 @@ def _backward(channels_last: bool) -> Any:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         native = torch.ops.sequence_kernels_native.causal_conv1d_backward.default
         after = g_final.to(weight.dtype).contiguous()
-        dx, dw, db, d_initial = native(_rows(g), after, _rows(x), *_parameters(weight, *rest), channels_last)
+        dx, dw, db, d_initial = native(rows_of(g), after, rows_of(x), *as_read(weight, *rest), channels_last)
         before = rest[1]
         return dx, dw, db, d_initial if before is None else d_initial.to(before.dtype)
 

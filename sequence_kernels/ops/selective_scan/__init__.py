@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from .. import checks
+from .. import checks, packing
 from ..dispatch import choose, find_implementations
+from ..padding import inside
 from ..registration import register_with_adjoint
+from ..selective_scan_packed import selective_scan_packed
 from .reference import CHUNK
 
 find_implementations(__name__, "selective_scan", "selective_scan_backward")
@@ -30,6 +33,7 @@ def selective_scan(
     delta_limit: tuple[float, float] | None = None,
     initial_state: Tensor | None = None,
     channels_last: bool = False,
+    cu_seqlens: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run ``h_t = exp(dt_t a) h_{t-1} + dt_t b_t u_t``, ``y_t = sum_n c_t h_t + d u_t`` over sequences (S6, Mamba).
@@ -53,6 +57,8 @@ def selective_scan(
         initial_state: ``(B, D, N)`` in the dtype of ``a``; zero if None.
         channels_last: sequences are ``(B, L, D)``, and ``b`` and ``c`` are ``(B, L, N)`` or ``(B, L, G, N)``. Either is
             read where it lies; results lie in memory with the channels last.
+        cu_seqlens: ``(Q + 1,)`` integers, ascending from 0 to L: B is 1, and there Q sequences begin and end, none of
+            which reaches another. States are then ``(Q, D, N)``. A GPU takes the sequences as rows, padded.
         backend: None chooses the fastest that can serve the call.
 
     Returns:
@@ -83,6 +89,7 @@ def selective_scan(
     axes = ("L", "D") if channels_last else ("D", "L")
     checks.shape("u", u, (("B", None), *((axis, channels if axis == "D" else None) for axis in axes)))
     batch, length = u.shape[0], u.shape[1 if channels_last else 2]
+    sequences = packing.sequences(cu_seqlens, "u", u, length)
     for name in ("delta", "z"):
         if name in given:
             checks.shape(name, given[name], (("B", batch), *zip(axes, u.shape[1:], strict=True)))
@@ -90,16 +97,55 @@ def selective_scan(
         if name in given:
             checks.shape(name, given[name], (("D", channels),))
     if initial_state is not None:
-        checks.shape("initial_state", initial_state, (("B", batch), ("D", channels), ("N", size)))
+        checks.shape("initial_state", initial_state, (("B", sequences), ("D", channels), ("N", size)))
         checks.dtype("initial_state", initial_state, (a.dtype,))
     steps = (delta, z) if channels_last else (delta.mT, None if z is None else z.mT)
-    b, c = (_in_groups(name, given[name], (batch, length, channels, size), channels_last) for name in "bc")
+    rows = batch, sequences
+    b, c = (_in_groups(name, given[name], rows, (length, channels, size), channels_last) for name in "bc")
     if a.is_complex():
         b, c = b.to(a.dtype), c.to(a.dtype)
     tensors = (u if channels_last else u.mT, steps[0], a, b, c, d, steps[1], delta_bias, initial_state)
-    backend = choose("selective_scan", backend, u)
-    y, final_state, _ = _selective_scan(*tensors, delta_softplus, *limits(delta_limit), backend)
+    numbers = (delta_softplus, *limits(delta_limit))
+    if cu_seqlens is None:
+        y, final_state, _ = _selective_scan(*tensors, *numbers, choose("selective_scan", backend, u))
+    elif u.device.type == "cpu":
+        served = choose("selective_scan_packed", backend, u)
+        y, final_state, _ = selective_scan_packed(*tensors, cu_seqlens, *numbers, served)
+    else:
+        y, final_state = _as_rows(cu_seqlens, *tensors, *numbers, backend)
     return y if channels_last else y.mT, final_state
+
+
+def _as_rows(
+    cu_seqlens: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    softplus: bool,
+    least: float,
+    most: float,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    """Packed sequences as rows, as long as the longest: no time passes behind each."""
+    bounds = cu_seqlens.to(torch.int64)
+    steps = delta.to(a.real.dtype) if bias is None else delta + bias
+    steps = (F.softplus(steps) if softplus else steps).clamp(least, most)
+    u, lengths = packing.unpacked(u, bounds, 1)
+    steps, _ = packing.unpacked(steps, bounds, 1)
+    z = None if z is None else packing.unpacked(z, bounds, 1)[0]
+    b, c = (m if m.shape[:2] == (len(u), 1) else packing.unpacked(m, bounds, 1)[0] for m in (b, c))
+    steps = torch.where(inside(lengths, u.shape[1]).unsqueeze(-1), steps, 0)
+    tensors = (u, steps, a, b, c, d, z, None, initial_state)
+    y, final_state, _ = _selective_scan(
+        *tensors, False, -math.inf, math.inf, choose("selective_scan", backend, u)
+    )
+    return packing.packed(y, lengths, 1), final_state
 
 
 def limits(limit: Any) -> tuple[float, float]:
@@ -114,12 +160,14 @@ def limits(limit: Any) -> tuple[float, float]:
     return least, most
 
 
-def _in_groups(name: str, value: Tensor, sizes: tuple[int, int, int, int], channels_last: bool) -> Tensor:
-    """b or c as (B, L, G, N); one that is constant as one of a single element and D groups."""
-    batch, length, channels, size = sizes
+def _in_groups(
+    name: str, value: Tensor, rows: tuple[int, int], sizes: tuple[int, int, int], channels_last: bool
+) -> Tensor:
+    """b or c as (B, L, G, N); one that is constant as one of a single element and D groups, for each sequence."""
+    (batch, sequences), (length, channels, size) = rows, sizes
     if value.dim() == 2:
         checks.shape(name, value, (("D", channels), ("N", size)))
-        return value.expand(batch, 1, channels, size)
+        return value.expand(sequences, 1, channels, size)
     groups = (("G", None),) if value.dim() == 4 else ()
     times, entries = ("L", length), ("N", size)
     shape = (times, *groups, entries) if channels_last else (*groups, entries, times)

@@ -11,7 +11,7 @@ from ..dispatch import implement
 from .reference import absent
 
 
-def _arguments(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, *rest: Any) -> tuple[Any, ...]:
+def as_read(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, *rest: Any) -> tuple[Any, ...]:
     """As the kernels take them; sequences, b and c they read at any strides."""
     d, z, bias, initial, *numbers = rest
     d, bias, initial = (None if t is None else t.contiguous() for t in (d, bias, initial))
@@ -20,16 +20,24 @@ def _arguments(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, *rest:
 
 @implement("selective_scan", "cpu")
 def selective_scan(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.ops.sequence_kernels_native.selective_scan.default(*_arguments(*arguments))
+    return torch.ops.sequence_kernels_native.selective_scan.default(*as_read(*arguments))
 
 
 @implement("selective_scan_backward", "cpu")
 def selective_scan_backward(g: Tensor, g_final: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     tensors, states, numbers = arguments[:9], arguments[9], arguments[10:]
     found = torch.ops.sequence_kernels_native.selective_scan_backward.default(
-        g, g_final.contiguous(), *_arguments(*tensors, *numbers), states.contiguous()
+        g, g_final.contiguous(), *as_read(*tensors, *numbers), states.contiguous()
     )
+    return with_absent(tensors, found, len(tensors[0]))
+
+
+def with_absent(given: tuple[Tensor | None, ...], gradients: Any, rows: int) -> tuple[Tensor, ...]:
+    """The gradients, of which those of arguments that were not given are what stands for them."""
+    u, a = given[0], given[2]
+    assert u is not None
+    assert a is not None
     return tuple(
-        absent(i, tensors[0], tensors[2]) if given is None else gradient
-        for i, (given, gradient) in enumerate(zip(tensors, found, strict=True))
+        absent(i, u, a, rows) if tensor is None else gradient
+        for i, (tensor, gradient) in enumerate(zip(given, gradients, strict=True))
     )

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import checks
+from .. import checks, packing
 from ..dispatch import choose, find_implementations
+from ..padding import inside
 from ..registration import register_with_adjoint
+from ..ssd_packed import ssd_packed
 
 find_implementations(__name__, "ssd", "ssd_backward")
 
@@ -29,6 +31,7 @@ def ssd(
     dt_softplus: bool = False,
     dt_limit: tuple[float, float] | None = None,
     initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``S_t = exp(dt_t a) S_{t-1} + dt_t x_t b_t^T``, ``y_t = S_t c_t + d x_t``, times ``silu(z_t)`` if there is a z.
@@ -46,6 +49,8 @@ def ssd(
         dt_softplus: whether time steps are ``log(1 + exp(dt + dt_bias))``.
         dt_limit: the least and the greatest time step; others are taken as these, without a gradient.
         initial_state: ``(B, H, P, N)``, a parameter's dtype; zeros if None.
+        cu_seqlens: ``(Q + 1,)`` integers, ascending from 0 to L: B is 1, and there Q sequences begin and end, none of
+            which reaches another. States are then ``(Q, H, P, N)``. A GPU takes the sequences as rows, padded.
         backend: None chooses the fastest that can serve the call.
 
     Returns:
@@ -62,6 +67,7 @@ def ssd(
     checks.shape("x", x, (("B", None), ("L", None), ("H", None), ("P", None)))
     batch, length, heads, width = x.shape
     rows = (("B", batch), ("L", length))
+    sequences = packing.sequences(cu_seqlens, "x", x, length)
     checks.dtype("dt", dt, tuple(dict.fromkeys((real, x.dtype))))
     checks.shape("dt", dt, (*rows, ("H", heads)))
     checks.shape("b", b, (*rows, ("G", None), ("N", None)))
@@ -85,15 +91,34 @@ def ssd(
         checks.shape("dt_bias", dt_bias, (("H", heads),))
     if initial_state is not None:
         checks.shape(
-            "initial_state", initial_state, (("B", batch), ("H", heads), ("P", width), ("N", states))
+            "initial_state", initial_state, (("B", sequences), ("H", heads), ("P", width), ("N", states))
         )
     for name, value in {"a": a, "d": d, "dt_bias": dt_bias, "initial_state": initial_state}.items():
         if value is not None:
             checks.dtype(name, value, (real,))
     steps = _time_steps(dt.to(real), dt_bias, dt_softplus, dt_limit)
     skip = d.unsqueeze(-1).expand(heads, width) if d is not None and d.dim() == 1 else d
-    y, final_state = _ssd(x, steps, a, b, c, skip, initial_state, choose("ssd", backend, x))
+    tensors = x, steps, a, b, c, skip, initial_state
+    if cu_seqlens is None:
+        y, final_state = _ssd(*tensors, choose("ssd", backend, x))
+    elif x.device.type == "cpu":
+        y, final_state = ssd_packed(*tensors, cu_seqlens, choose("ssd_packed", backend, x))
+    else:
+        y, final_state = _as_rows(cu_seqlens, *tensors, backend)
     return y if z is None else y * F.silu(z), final_state
+
+
+def _as_rows(
+    cu_seqlens: Tensor, x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    """Packed sequences as rows, as long as the longest: no time passes behind each."""
+    *skip_and_state, backend = rest
+    bounds = cu_seqlens.to(torch.int64)
+    (x, lengths), *others = (packing.unpacked(t, bounds, 1) for t in (x, dt, b, c))
+    dt, b, c = (rows for rows, _ in others)
+    dt = torch.where(inside(lengths, x.shape[1]).unsqueeze(-1), dt, 0)
+    y, final_state = _ssd(x, dt, a, b, c, *skip_and_state, choose("ssd", backend, x))
+    return packing.packed(y, lengths, 1), final_state
 
 
 def _time_steps(dt: Tensor, bias: Tensor | None, softplus: bool, limit: tuple[float, float] | None) -> Tensor:

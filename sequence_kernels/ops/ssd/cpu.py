@@ -10,21 +10,21 @@ from torch import Tensor
 from ..dispatch import implement
 
 
-def _rows(t: Tensor) -> Tensor:
+def rows_of(t: Tensor) -> Tensor:
     """As the kernels read sequences: at any strides but of the last dimension."""
     return t if t.stride(-1) == 1 else t.contiguous()
 
 
-def _arguments(
+def as_read(
     x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, initial_state: Tensor | None
 ) -> tuple[Any, ...]:
     d, initial_state = (None if t is None else t.contiguous() for t in (d, initial_state))
-    return _rows(x), dt.contiguous(), a.contiguous(), _rows(b), _rows(c), d, initial_state
+    return rows_of(x), dt.contiguous(), a.contiguous(), rows_of(b), rows_of(c), d, initial_state
 
 
 @implement("ssd", "cpu")
 def ssd(*arguments: Any) -> tuple[Tensor, Tensor]:
-    return torch.ops.sequence_kernels_native.ssd.default(*_arguments(*arguments))
+    return torch.ops.sequence_kernels_native.ssd.default(*as_read(*arguments))
 
 
 @implement("ssd_backward", "cpu")
@@ -32,4 +32,4 @@ def ssd_backward(
     g: Tensor, g_final: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     native = torch.ops.sequence_kernels_native.ssd_backward.default
-    return native(_rows(g), g_final.contiguous(), *_arguments(*arguments))
+    return native(rows_of(g), g_final.contiguous(), *as_read(*arguments))
