@@ -1,4 +1,4 @@
-# make demo | test | test-thorough | test-oldest-triton | fuzz | lint | format | native | wheel | clean
+# make demo | test | test-thorough | test-oldest-triton | fuzz | lint | format | native | docs | wheel | clean
 # Each makes its own .venv, installs, builds the native library in place, and runs; a second call is fast.
 #   PYTHON=python3.12          another interpreter
 #   TORCH="torch==2.11.0"      another torch than the pinned one
@@ -20,7 +20,7 @@ CUDA_SOURCES := $(shell find csrc -name '*.cu' -o -name '*.cuh' -o -name '*.S' -
 FORMATTED := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 PYTEST := $(BIN)/python -m pytest -q -n 2 --torch-threads 1
 
-.PHONY: demo test test-thorough test-oldest-triton fuzz lint format native wheel clean
+.PHONY: demo test test-thorough test-oldest-triton fuzz lint format native docs wheel clean
 .DELETE_ON_ERROR:
 
 demo: native
@@ -59,6 +59,10 @@ native: $(NATIVE) $(if $(CUDA),$(NATIVE_CUDA))
 wheel: $(INSTALLED)
 	$(BIN)/python tools/make_wheel.py $(if $(CUDA),--cuda $(CUDA)) $(ARGS)
 
+# The site, into build/site; a warning is an error. It reads the sources and needs neither torch nor .venv.
+docs: build/docs/installed
+	NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build
+
 clean:
 	rm -rf $(VENV) build $(NATIVE) $(NATIVE_CUDA) sequence_kernels/stream/lib sequence_kernels/stream/include *.egg-info
 
@@ -71,6 +75,11 @@ $(INSTALLED): constraints.txt pyproject.toml tests/parity/requirements.txt
 	$(BIN)/pip install -q --disable-pip-version-check -c $(VENV)/constraints.txt setuptools ninja
 	$(BIN)/pip install -q --disable-pip-version-check -c $(VENV)/constraints.txt --no-build-isolation -e '.[dev]'
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps -r tests/parity/requirements.txt
+	@touch $@
+
+build/docs/installed: constraints.txt
+	$(PYTHON) -m venv build/docs
+	build/docs/bin/pip install -q --disable-pip-version-check -c constraints.txt mkdocs-material "mkdocstrings[python]" ruff
 	@touch $@
 
 $(OLDEST_TRITON): $(INSTALLED)

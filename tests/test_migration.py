@@ -11,7 +11,17 @@ import pytest
 from sequence_kernels import compat
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ("migration.md", "mamba.md", "sequences.md", "steppers.md")
+PAGES = (
+    "c-library.md",
+    "distributed.md",
+    "index.md",
+    "layers.md",
+    "mamba.md",
+    "migration.md",
+    "sequences.md",
+    "steppers.md",
+    "train.md",
+)
 #: Pages whose examples go on from each other.
 STORIES = ("new-layer.md",)
 
@@ -27,7 +37,12 @@ EXAMPLES = {f"{page}, example {i}": found for page in PAGES for i, found in enum
 
 
 def test_there_is_an_example_for_each_library() -> None:
-    assert len(EXAMPLES) == 16 + len(STORIES)
+    assert len(EXAMPLES) == 24 + len(STORIES)
+
+
+def test_no_page_is_left_out() -> None:
+    pages = {page.name for page in DOCS.glob("*.md") if examples(page.name)}
+    assert pages == {*PAGES, *STORIES}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
