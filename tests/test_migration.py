@@ -23,7 +23,7 @@ PAGES = (
     "train.md",
 )
 #: Pages whose examples go on from each other.
-STORIES = ("new-layer.md",)
+STORIES = ("new-layer.md", "new-op.md")
 
 
 def examples(page: str) -> list[tuple[str, str]]:

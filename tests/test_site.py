@@ -64,8 +64,25 @@ def test_every_page_is_in_the_contents() -> None:
 
 def test_links_of_pages_lead_somewhere() -> None:
     for page in DOCS.rglob("*.md"):
-        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", prose):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_what_is_quoted_is_the_source() -> None:
+    quotes = re.findall(
+        r'```\w+ title="(.+?)"\n(.*?)\n```', (DOCS / "new-op.md").read_text(), flags=re.DOTALL
+    )
+    assert {Path(path).name for path, _ in quotes} >= {
+        "reference.py",
+        "cpu.cpp",
+        "triton.py",
+        "cuda.cu",
+        "proof.py",
+    }
+    for path, text in quotes:
+        for piece in re.split(r"\n+(?:#|//) \.\.\.\n+", text):
+            assert piece in (ROOT / path).read_text(), f"{path} has no longer what docs/new-op.md quotes"
 
 
 def test_a_link_out_of_the_site_becomes_a_name() -> None:
