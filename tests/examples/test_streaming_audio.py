@@ -55,7 +55,12 @@ def test_a_run_streams_and_writes_its_results(
 ) -> None:
     assert run(example, tmp_path) == 0
     folder = tmp_path / "streaming_audio"
-    assert {path.name for path in folder.iterdir()} == {"noisy.wav", "cleaned.wav", "streaming_audio.png"}
+    assert {path.name for path in folder.iterdir()} == {
+        "noisy.wav",
+        "cleaned.wav",
+        "streaming_audio.png",
+        "checkpoint.pt",
+    }
     assert (folder / "streaming_audio.png").read_bytes()[:4] == b"\x89PNG"
     noisy, cleaned = (example.read_wav(folder / f"{name}.wav") for name in ("noisy", "cleaned"))
     assert noisy.samples.shape == cleaned.samples.shape
@@ -91,3 +96,48 @@ def test_a_stream_that_differs_fails_the_run(
     monkeypatch.setattr(example.Stepper, "step", forgetful)
     assert run(example, tmp_path) == 1
     assert "FAILED: a stream differs" in capsys.readouterr().err
+
+
+def test_both_files_are_of_one_loudness(example: Any) -> None:
+    loud, quiet = torch.randn(1000), torch.randn(1000) / 50
+    sounds = example.at_one_loudness(loud, quiet)
+    levels = [sound.square().mean().sqrt() for sound in sounds]
+    torch.testing.assert_close(*levels)
+    assert max(sound.abs().max() for sound in sounds) == pytest.approx(1)
+
+
+def test_ctrl_c_keeps_the_checkpoint_and_resuming_is_the_same_run(
+    example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    speech, path = torch.randn(9000), tmp_path / "checkpoint.pt"
+    whole = example.Training(3, 0)
+    whole.run(speech, path)
+    step = example.Training._step
+
+    def interrupted(training: Any, speech: torch.Tensor) -> float:
+        if training.done == 2:
+            raise KeyboardInterrupt
+        return step(training, speech)
+
+    monkeypatch.setattr(example.Training, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        example.Training(3, 0).run(speech, path)
+    monkeypatch.setattr(example.Training, "_step", step)
+    resumed = example.Training(3, 0)
+    resumed.load(path)
+    assert resumed.done == 2
+    resumed.run(speech, path)
+    for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    with pytest.raises(SystemExit, match="was trained with --steps 3"):
+        example.Training(4, 0).load(path)
+
+
+def test_too_little_gain_fails_where_one_is_promised(
+    example: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert example.judge(0.0, 3.9, promised=True) == 1
+    assert "rose by 3.9 dB, promised 4" in capsys.readouterr().err
+    assert example.judge(0.0, 3.9, promised=False) == example.judge(0.0, 4.1, promised=True) == 0
+    assert "4.5 dB" in example.headline(5.0, 9.5)
+    assert "too little" in example.headline(5.0, 2.3)
