@@ -81,7 +81,7 @@ $(INSTALLED): constraints.txt pyproject.toml tests/parity/requirements.txt | $(B
 	@{ grep -v '^torch==' constraints.txt; echo '$(TORCH)'; } > $(VENV)/constraints.txt
 	@$(BIN)/python -c 'import torch' 2> /dev/null || echo "installing $(TORCH) from $(or $(TORCH_INDEX),the index that pip uses. On Linux \
 	that may be a CUDA build of several GB: for the CPU build stop this and run make TORCH_INDEX=URL - https://pytorch.org/get-started has the URL)"
-	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),-c $(VENV)/constraints.txt) '$(TORCH)'
 	$(PIP) -c $(VENV)/constraints.txt setuptools ninja
 	$(PIP) -c $(VENV)/constraints.txt --no-build-isolation -e '.[dev]'
 	$(PIP) --no-deps -r tests/parity/requirements.txt
