@@ -1,4 +1,4 @@
-"""S4 layers of ESPnet and of ``state-spaces/s4``, and Hugging Face's Mamba mixers, replaced in a live model by ours."""
+"""State-space layers of other libraries, replaced in a live model by ours once they have proven to be the same."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..module import SequenceModule
-from . import hugging_face, served, trial
+from . import hugging_face, scans, served, trial
 
 
 @dataclass
@@ -57,8 +57,8 @@ class Acceleration:
 def accelerate(
     model: nn.Module, *, check: bool = True, optimizer: torch.optim.Optimizer | None = None
 ) -> Acceleration:
-    """Replace the S4 layers of ESPnet and ``state-spaces/s4``, and Hugging Face's Mamba mixers, by ours: the same
-    function.
+    """Replace the S4 layers of ESPnet and ``state-spaces/s4``, of any version, S5 of s5-pytorch, LRU of LRU-pytorch and
+    Hugging Face's Mamba mixers by ours: the same function.
 
     Layers are recognised by what they are made of, so that copies of those files under other names are found too, and
     replaced once they have been proven: a copy of the layer and of ours are run on drawn inputs of two lengths, in
@@ -146,7 +146,7 @@ class _Kind(NamedTuple):
 
 
 def _kind(module: Any) -> _Kind | None:
-    if isinstance(module, (SequenceModule, hugging_face.Mixer)):
+    if isinstance(module, SequenceModule) or hasattr(module, "original"):
         return None
     return next((kind for kind in _KINDS if not _lacking(module, kind)), None)
 
@@ -182,6 +182,6 @@ def _ours(parts: tuple[str, ...], serve: Callable[[Any], Any]) -> _Kind:
 
 
 _KINDS = (
-    *(_ours(parts, serve) for parts, serve in served.KINDS),
+    *(_ours(parts, serve) for parts, serve in (*served.KINDS, *scans.KINDS)),
     _Kind(hugging_face.PARTS, hugging_face.served, hugging_face.proven),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +30,8 @@ def load_espnet(
     ``L`` above 0, is made the readout itself, so the function is the same at every length.
 
     Args:
-        source: a state dict, or a file that ``torch.save`` wrote one into, as it is or as "state_dict" or "model".
+        source: a state dict, or a file with one: what ``torch.save`` wrote, as it is or as "state_dict" or "model", or
+            a ``.safetensors`` file, which needs that package.
         prefix: where in it the layer, ``SequenceModel`` or ``S4Decoder`` is, such as ``"decoder."``.
         layers: for a backbone, further arguments of its layers by their names: ``{"s4": {"disc": "zoh"}}``.
         **options: further arguments of the layer (``activation``, ``disc``, ``real_type``, ``transposed``, ...), or of
@@ -97,13 +99,26 @@ def export_s4(module: nn.Module, length: int = 0) -> StateDict:
 
 def _read(source: Source) -> Mapping[str, Tensor]:
     if isinstance(source, (str, os.PathLike)):
-        source = torch.load(source, map_location="cpu", weights_only=True)
+        path = Path(os.fspath(source))
+        source = (
+            _safetensors(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     if not isinstance(source, Mapping):
         raise TypeError(f"source must be a state dict or a file with one, got {type(source).__name__}")
     for inside in ("state_dict", "model"):
         if isinstance(source.get(inside), Mapping):
             return source[inside]
     return source
+
+
+def _safetensors(path: Path) -> Mapping[str, Tensor]:
+    try:
+        from safetensors.torch import load_file  # type: ignore[import-not-found,unused-ignore]
+    except ImportError as error:
+        raise ImportError(f"{path.name} needs `pip install safetensors`") from error
+    return load_file(path)
 
 
 def _built(

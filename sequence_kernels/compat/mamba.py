@@ -91,13 +91,7 @@ def _weights(source: Source) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
         if (path / "config.json").exists():
             config = json.loads((path / "config.json").read_text())
         path = there[0]
-    if path.suffix != ".safetensors":
-        return _read(path), config
-    try:
-        from safetensors.torch import load_file  # type: ignore[import-not-found,unused-ignore]
-    except ImportError as error:
-        raise ImportError(f"{path.name} needs `pip install safetensors`") from error
-    return load_file(path), config
+    return _read(path), config
 
 
 def _configured(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def _for_all(state: Any, batch_shape: Any) -> Any:
 
 
 class _EspnetLayer(_Served):
-    """``S4`` of ESPnet and of s4 v3: all that surrounds the convolution has our layer's names."""
+    """``S4`` of ESPnet and of s4 v3 and v2: all that surrounds the convolution has our layer's names."""
 
     def __init__(self, original: Any) -> None:
         inner = original.kernel.kernel
@@ -105,7 +105,9 @@ class _EspnetLayer(_Served):
                 f"bandlimit={inner.bandlimit} of nplr depends on the length of the first call there"
             )
         super().__init__(original, systems.of_espnet(inner), original.D, getattr(original, "L", None))
-        self.d_model = self.d_output = original.d_model
+        bottleneck = getattr(original, "bottleneck", None)
+        width = original.d_model if bottleneck else original.D.shape[-1]  # it is d_model, H or h there
+        self.d_model = self.d_output = width
         for name in ("input_linear", "input_gate", "output_gate", "hyper_activation"):
             if not hasattr(original, name):
                 setattr(self, name, None)

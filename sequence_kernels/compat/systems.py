@@ -65,22 +65,23 @@ class Diagonal(Systems):
         c = parts(kernel)[3]
         super().__init__(kernel, c.shape[0], c.shape[-1])
         self._parts = parts
-        self.causal = kernel.disc != "dss"
+        self._disc = getattr(kernel, "disc", "zoh")
+        self.causal = self._disc != "dss"
 
     def system(self, rate: Any = 1.0, length: int | None = None) -> System:
         dt, a, b, c = self._parts(self.kernel)
-        heads, limit = c.shape[1], self.kernel.bandlimit
+        heads, limit = c.shape[1], getattr(self.kernel, "bandlimit", None)
         if limit is not None:
             each = dt if dt.dim() == 2 else dt.unsqueeze(-1)
             cycles = each * by_head(a.imag, heads).abs() / (2 * math.pi)
             c = torch.where(cycles < limit / 2, c, 0)
         dt, b = _steps(dt, rate), b.to(a.dtype)
-        if self.kernel.disc == "dss":
+        if self._disc == "dss":
             exponents = discretize(by_head(a, heads), by_head(b, heads), dt, "dss", length)
             return DiagonalSystem(*exponents, c)
         if dt.dim() == 2:  # a step for each mode: those of a dt, with steps of 1
             a, b, dt = by_head(a, heads) * dt, by_head(b, heads) * dt, torch.ones_like(dt[:, 0])
-        return SampledDiagonalSystem(a, b, dt, c, self.kernel.disc)
+        return SampledDiagonalSystem(a, b, dt, c, self._disc)
 
 
 @dataclass(frozen=True)
@@ -149,10 +150,31 @@ def _steps(dt: Tensor, rate: Any) -> Tensor:
 
 
 def of_espnet(kernel: Any) -> Systems:
-    """Of the kernel modules of ESPnet and s4 v3."""
+    """Of the kernel modules of ESPnet and s4 v3, and of those before them (SSSD, H3, safari)."""
     if hasattr(kernel, "P"):
-        return LowRank(kernel, _espnet_low_rank)
-    return Diagonal(kernel, _espnet_diagonal)
+        return LowRank(kernel, _espnet_low_rank if hasattr(kernel, "inv_w_real") else _early_low_rank)
+    return Diagonal(kernel, _espnet_diagonal if hasattr(kernel, "inv_A_real") else _early_diagonal)
+
+
+def _early_poles(kernel: Any) -> Tensor:
+    """``w``, or its logarithmic real part and its imaginary part."""
+    if hasattr(kernel, "log_w_real"):
+        return torch.complex(-kernel.log_w_real.double().exp(), kernel.w_imag.double())
+    return as_complex(kernel.w).to(torch.complex128)
+
+
+def _early_low_rank(kernel: Any) -> tuple[Tensor, ...]:
+    if getattr(kernel, "Q", None) is not None:
+        raise ValueError("a low-rank part P Q^* with a Q of its own (hurwitz=False) has no counterpart here")
+    w, p = _early_poles(kernel), as_complex(kernel.P)
+    b, c = as_complex(kernel.B).squeeze(0), as_complex(kernel.C)
+    return kernel.log_dt.double().exp(), w, p, b, c, torch.tensor(kernel.L or 0)
+
+
+def _early_diagonal(kernel: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """C holds the product with B."""
+    a = _early_poles(kernel)
+    return kernel.log_dt.double().exp(), a, torch.ones_like(a), as_complex(kernel.C)
 
 
 def _espnet_low_rank(kernel: Any) -> tuple[Tensor, ...]:

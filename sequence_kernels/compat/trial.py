@@ -91,7 +91,11 @@ def twin(module: Any, dtype: torch.dtype, as_new: bool) -> Any:
         for value in vars(part).values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
-    made = copy.deepcopy(module, memo).to(dtype).eval()
+
+    def cast(t: Tensor) -> Tensor:  # ``to`` would make complex parameters real
+        return t.to(dtype.to_complex() if t.is_complex() else dtype if t.is_floating_point() else t.dtype)
+
+    made = copy.deepcopy(module, memo)._apply(cast).eval()
     for part in made.modules():
         for name in _KEPT:
             vars(part).pop(name, None)
