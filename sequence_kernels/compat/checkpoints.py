@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -143,13 +144,19 @@ def _built(
         sizes = len(state["embed.weight"]), arguments.pop("d_model")
         module = S4Decoder(*sizes, **{"n_layers": 1, "dropout": 0.0} | arguments | options)
     else:
-        inside = ", ".join(sorted({repr(prefix + name.partition("layers.")[0]) for name in found}))
+        inside = ", ".join(sorted({repr(prefix + _whole(name)) for name in found}))
         raise ValueError(
             f"prefix {prefix!r} holds no layer, SequenceModel or S4Decoder; there are some below {inside}"
         )
     module = module.to(next(value.dtype for value in state.values() if value.is_floating_point()))
     module.load_state_dict(state, strict=True)
     return module
+
+
+def _whole(layer: str) -> str:
+    """The prefix of the backbone that a layer is in, or of the layer where it is in none."""
+    backbone = re.match(r"(|.*?\.)layers\.\d+\.layer\.$", layer)
+    return layer if backbone is None else backbone[1]
 
 
 def _s4_arguments(
@@ -159,10 +166,19 @@ def _s4_arguments(
     for name in ("D", "kernel.kernel.C"):
         if name not in state:
             raise ValueError(f"the layer has no parameter {name!r}")
-    readouts, heads = state["D"].shape
     c = state["kernel.kernel.C"]
     nplr = "kernel.kernel.P" in state
+    poles = f"kernel.kernel.inv_{'w' if nplr else 'A'}_real"
+    if poles not in state or state["D"].dim() != 2 or c.dim() != 4:
+        known = ", ".join(sorted(name for name in state if name.startswith("kernel.")))
+        raise ValueError(
+            f"the layer is of no known version of S4: it has {known}, without {poles!r} or with other shapes; "
+            "compat.accelerate serves some such layers in their own model"
+        )
+    readouts, heads = state["D"].shape
     linear = state.get("output_linear.0.weight", state.get("output_linear.weight"))
+    if any(name.startswith("output_linear.") and name.endswith(("weight_g", "original0")) for name in state):
+        raise ValueError("a layer with weight_norm=True cannot be loaded: take the norm off its model first")
     if linear is None:
         raise ValueError("a layer without output_linear (final_act=None) cannot be loaded")
     bottleneck = state.get("input_linear.0.weight", state.get("input_linear.weight"))
@@ -174,7 +190,7 @@ def _s4_arguments(
         "channels": linear.shape[1] // heads,
         "bidirectional": c.shape[0] == 2 * readouts,
         "mode": "nplr" if nplr else "diag",
-        "n_ssm": state[f"kernel.kernel.inv_{'w' if nplr else 'A'}_real"].shape[0],
+        "n_ssm": state[poles].shape[0],
         "gate": None if gate is None else gate.shape[0] // d_model,
         "bottleneck": None if bottleneck is None else d_model // heads,
     }
@@ -183,7 +199,8 @@ def _s4_arguments(
         found["postact"] = "id"
     if readouts == 2 * found["channels"] and "hyper_act" not in given:
         raise ValueError(
-            "the layer has a hyper_act, whose name its parameters do not tell: pass hyper_act=..."
+            "the layer has a hyper_act, whose name its parameters do not tell: pass hyper_act=... "
+            "(or it is one of s4 with activation='glu', which cannot be loaded: compat.accelerate serves it)"
         )
     if nplr:
         found["rank"] = state["kernel.kernel.P"].shape[0]
@@ -245,5 +262,10 @@ def _layer_config(
             found["activation"] = "glu"
         return found | dict(layers.get("ff", {}))
     if "linear_q.weight" in state:
+        if "n_head" not in layers.get("mha", {}):
+            raise ValueError(
+                "the checkpoint has attention, whose number of heads its parameters do not tell: "
+                'pass layers={"mha": {"n_head": ...}}'
+            )
         return {"_name_": "mha", "d_model": state["linear_q.weight"].shape[0], **layers.get("mha", {})}
     raise ValueError(f"a layer with the parameters {sorted(state)} is not known")

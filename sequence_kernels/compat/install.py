@@ -24,7 +24,7 @@ _EXTENSIONS = {
 }
 
 #: The last part of the name of a module that uses them, and what stands there instead of its own functions.
-_USERS = ("s4", "ssm", "cauchy", "vandermonde")
+_USERS = ("s4", "s4model", "ssm", "cauchy", "vandermonde")
 _USED = frozenset(name for functions in _EXTENSIONS.values() for name in functions)
 _REPLACEMENTS: dict[str, Callable[..., Any]] = {
     "cauchy_naive": extensions.cauchy,
@@ -38,13 +38,38 @@ _REPLACEMENTS: dict[str, Callable[..., Any]] = {
     "log_vandermonde_transpose_naive": extensions.log_vandermonde_transpose,
 }
 #: What such a module believes to have. With none of it, it calls its fallbacks: for every device, dtype, N and L.
-_FLAGS = ("has_cauchy_extension", "has_cuda_extension", "has_pykeops")
+_EXTENSION_FLAGS = ("has_cauchy_extension", "has_cuda_extension")
+_FLAGS = (*_EXTENSION_FLAGS, "has_pykeops")
+#: Fallbacks that such a module does not define where it found something better.
+_FALLBACKS = ("cauchy_naive", "cauchy_slow")
 
 _MISSING = object()
-_installed: ExitStack | None = None
 
 
-def install(*modules: ModuleType) -> ExitStack:
+class Installation(ExitStack):
+    """What ``install`` did, by module; ``with install(): ...`` undoes it at its end.
+
+    Attributes:
+        adopted: the names of functions, flags and classes that were replaced in each module that uses the extensions,
+            so far: modules that are imported later are added.
+        left: why nothing was replaced in modules with the names of S4's.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.adopted: dict[str, list[str]] = {}
+        self.left: dict[str, str] = {}
+
+    def __str__(self) -> str:
+        lines = [f"adopted {module}: {', '.join(names)}" for module, names in self.adopted.items()]
+        lines += [f"left {module}: {reason}" for module, reason in self.left.items()]
+        return "\n".join(lines) or "no module that uses the extensions is imported yet"
+
+
+_installed: Installation | None = None
+
+
+def install(*modules: ModuleType, verbose: bool = True) -> Installation:
     """Make ESPnet's and ``state-spaces/s4``'s own code run on this library's kernels, until ``uninstall()``.
 
     Two things happen. The modules ``cauchy_mult`` and ``structured_kernels`` become importable, with the functions of
@@ -63,16 +88,18 @@ def install(*modules: ModuleType) -> ExitStack:
     Args:
         modules: further modules to treat so, such as a copy of ``s4.py`` under another name. Only these are treated so
             whatever they hold; others must import the extensions or have flags that say whether they are there.
+        verbose: print what was adopted and what was left, module by module.
 
     Returns:
-        A context manager: ``with install(): ...`` uninstalls at its end. Raises TypeError for what is not a module.
+        What was adopted and what was left, and a context manager: ``with install(): ...`` uninstalls at its end. Raises
+        TypeError for what is not a module.
     """
     global _installed
     for module in modules:
         if not isinstance(module, ModuleType):
             raise TypeError(f"modules must be modules, got {type(module).__name__}: {module!r}")
     if _installed is None:
-        _installed = ExitStack()
+        _installed = Installation()
         _installed.callback(_forget)
         modules_of_s4 = {
             name: stand_ins.made(name, {f: getattr(extensions, f) for f in functions}, __name__)
@@ -83,10 +110,12 @@ def install(*modules: ModuleType) -> ExitStack:
         finder = _Finder()
         sys.meta_path.insert(0, finder)
         _installed.callback(sys.meta_path.remove, finder)
-        for name in [name for name, module in sys.modules.items() if module and _is_user(name)]:
+        for name in [name for name, module in sys.modules.items() if module and _is_user(name, module)]:
             adopt(sys.modules[name], False, _installed)
     for module in modules:
         adopt(module, True, _installed)
+    if verbose:
+        print(_installed)
     return _installed
 
 
@@ -120,29 +149,50 @@ def _replace(cls: Any, method: str, replacement: Callable[[Any], Any], undo: Exi
     undo.callback(setattr, cls, method, original)
 
 
-def _is_user(name: str) -> bool:
+def _is_user(name: str, module: ModuleType | None = None) -> bool:
+    """Whether a module is looked at: by its name, or by what it believes to have."""
     last = name.rpartition(".")[2]
-    known = last in _USERS or last in hugging_face.MIXERS or name in stand_ins.MODULES
-    return known and not name.startswith(__name__.partition(".")[0])
+    known = last.lower() in _USERS or last in hugging_face.MIXERS or name in stand_ins.MODULES
+    flagged = module is not None and any(flag in getattr(module, "__dict__", ()) for flag in _EXTENSION_FLAGS)
+    return (known or flagged) and not name.startswith(__name__.partition(".")[0])
 
 
 def adopt(module: ModuleType, asked: bool, undo: ExitStack) -> None:
     """Replace the module's functions by ours, if it is one that looks for the extensions or was asked for."""
-    names = vars(module)
+    names, found = vars(module), dict[str, Any]()
     mixer = hugging_face.MIXERS.get(module.__name__.rpartition(".")[2])
     if mixer is not None:
         _replace(names.get(mixer), "forward", hugging_face.forward, undo)
     if module.__spec__ is None or module.__spec__.origin != __name__:
-        for name, function in stand_ins.serving_cpu(module).items():
-            _put(names, name, function, undo)
+        found |= stand_ins.serving_cpu(module)
     flags = [flag for flag in _FLAGS if flag in names]
-    if not (asked or flags or _USED.intersection(names)):
-        return
-    for flag in flags:
-        _put(names, flag, False, undo)
-    for name, function in _REPLACEMENTS.items():
-        if name in names or (flags and name == "cauchy_naive"):  # not defined where an extension was found
-            _put(names, name, function, undo)
+    uses = asked or bool(flags) or not _USED.isdisjoint(names)
+    if uses:
+        found |= dict.fromkeys(flags, False)
+        found |= {n: f for n, f in _REPLACEMENTS.items() if n in names or (flags and n in _FALLBACKS)}
+    for name, value in found.items():
+        _put(names, name, value, undo)
+    if isinstance(undo, Installation):
+        if found or mixer is not None:
+            undo.adopted[module.__name__] = [*found, *([f"{mixer}.forward"] if mixer else [])]
+        elif not uses and module.__name__.rpartition(".")[2].lower() in _USERS:
+            undo.left[module.__name__] = (
+                "it neither imports the extensions nor has flags that say whether they are there; "
+                "install(module) treats it all the same"
+            )
+        elif uses and not found:
+            undo.left[module.__name__] = f"it has none of {', '.join(_REPLACEMENTS)}"
+
+
+def _as_without(module: ModuleType) -> None:
+    """What a module that was executed while installed would have without: no extension, and so its fallbacks."""
+    names = vars(module)
+    found = [flag for flag in _EXTENSION_FLAGS if names.get(flag)]
+    for flag in found:
+        names[flag] = False
+    if found:
+        for name in _FALLBACKS:
+            names.setdefault(name, _REPLACEMENTS[name])
 
 
 class _Finder(MetaPathFinder):
@@ -162,6 +212,7 @@ class _Finder(MetaPathFinder):
             def exec_module(module: ModuleType) -> None:
                 execute(module)
                 if _installed is not None:  # it was found while installed, and is executed only now
+                    _as_without(module)
                     adopt(module, False, _installed)
 
             loader.exec_module = exec_module

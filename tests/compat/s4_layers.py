@@ -182,6 +182,33 @@ class S4D(nn.Module):
         return (y if self.transposed else y.mT), None
 
 
+class EarlyS4D(nn.Module):
+    """``S4D`` of H3 and safari, before v3: other names of the width and the poles, and C times B as one."""
+
+    def __init__(self, transposed: bool = True) -> None:
+        super().__init__()
+        self.h, self.transposed, self.bidirectional = H, transposed, False
+        self.D = nn.Parameter(torch.randn(2, H).double())
+        self.kernel = nn.Module()
+        self.kernel.kernel = inner = nn.Module()
+        inner.C = _real(torch.randn(2, H, N, dtype=torch.complex128))
+        inner.log_dt = nn.Parameter(-3 + torch.rand(H).double())
+        inner.log_w_real = nn.Parameter(0.3 * torch.randn(3, N).double())
+        inner.w_imag = nn.Parameter(3 * torch.rand(3, N).double())
+        self.activation, self.dropout = nn.GELU(), nn.Identity()
+        self.output_linear = nn.Linear(2 * H, H).double()
+
+    def forward(self, x: Tensor, **kwargs: Any) -> tuple[Tensor, Any]:
+        kernel, u = self.kernel.kernel, x if self.transposed else x.mT
+        w = torch.complex(-kernel.log_w_real.exp(), kernel.w_imag).repeat(H // 3, 1)
+        z = w * kernel.log_dt.exp()[:, None]
+        weight = torch.view_as_complex(kernel.C) * (z.exp() - 1) / w
+        powers = torch.exp(z[..., None] * torch.arange(u.shape[-1]))
+        k = 2 * torch.einsum("chn,hnl->chl", weight, powers).real
+        y = convolve(k, u) + self.D[..., None] * u[:, None]
+        return self.output_linear(self.activation(y.flatten(1, 2)).mT), None
+
+
 class Model(nn.Module):
     """Residual layers with norms, named as in ``SequenceModel``."""
 

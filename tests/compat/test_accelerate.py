@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sequence_kernels import S4, compat, parameter_groups
 from tests.parity.conftest import espnet  # noqa: F401 (the fixture)
 
-from .s4_layers import LENGTH, S4D, FFTConv, H, Kernel, Model, N, S4Block, untied
+from .s4_layers import LENGTH, S4D, EarlyS4D, FFTConv, H, Kernel, Model, N, S4Block, untied
 from .test_checkpoints import EXACT, difference, moved
 
 accelerate = sys.modules["sequence_kernels.compat.accelerate"]
@@ -241,6 +241,14 @@ def test_convolutions_of_v4(outer: str) -> None:
     expected = model(x)
     done = compat.accelerate(model)
     assert list(done.replaced) == ["layers.0.layer.layer"], str(done)
+    assert difference(model(x), expected) < EXACT
+
+
+def test_layers_before_v3() -> None:
+    torch.manual_seed(0)
+    model, x = Model(EarlyS4D(False)), inputs()
+    expected = model(x)
+    assert list(compat.accelerate(model).replaced) == ["layers.0.layer"]
     assert difference(model(x), expected) < EXACT
 
 

@@ -137,6 +137,18 @@ def test_a_backbone_from_a_file(espnet: ModuleType, tmp_path: Path) -> None:  # 
         compat.load_espnet(tmp_path / "model.pth")
 
 
+def test_a_layer_from_safetensors(tmp_path: Path) -> None:
+    files = pytest.importorskip("safetensors.torch", reason="pip install safetensors")
+    torch.manual_seed(0)
+    theirs, x = S4Block(False), torch.randn(2, LENGTH, H, dtype=torch.float64)
+    files.save_file(theirs.state_dict(), tmp_path / "s4.safetensors")
+    ours = compat.load_s4(tmp_path / "s4.safetensors", transposed=False)
+    assert difference(ours(x)[0], theirs(x)[0]) < EXACT
+    files.save_file(compat.export_espnet(ours), tmp_path / "espnet.safetensors")
+    again = compat.load_espnet(str(tmp_path / "espnet.safetensors"), transposed=False)
+    assert difference(again(x)[0], theirs(x)[0]) < EXACT
+
+
 def test_a_backbone_of_s4() -> None:
     torch.manual_seed(0)
     theirs = Model(S4Block(transposed=False), S4Block(transposed=False, diagonal=True), S4D(transposed=False))
@@ -169,6 +181,21 @@ def test_what_cannot_be_loaded_is_said() -> None:
         compat.load_espnet(model, residul="R")
     with pytest.raises(ValueError, match="dt_transform='softplus' is of layers of s4 v4"):
         compat.load_s4(layer, dt_transform="softplus")
+    with pytest.raises(ValueError, match=r"some below 'c_layers\.0\.layer\.', 'deep\.'"):
+        compat.load_espnet(
+            {f"c_layers.0.layer.{k}": v for k, v in layer.items()}
+            | {f"deep.{k}": v for k, v in model.items()}
+        )
+    early = {name.replace("inv_w_real", "w"): value for name, value in layer.items()}
+    with pytest.raises(ValueError, match=r"of no known version of S4: it has kernel\.kernel\.B"):
+        compat.load_espnet(early)
+    attentive = compat.export_espnet(SequenceModel(4, layer=["s4", {"_name_": "mha", "n_head": 2}]))
+    with pytest.raises(ValueError, match="number of heads"):
+        compat.load_espnet(attentive)
+    assert isinstance(compat.load_espnet(attentive, layers={"mha": {"n_head": 2}}), SequenceModel)
+    normed = {name.replace("0.weight", "0.weight_g"): value for name, value in layer.items()}
+    with pytest.raises(ValueError, match="weight_norm=True"):
+        compat.load_espnet(normed)
     with pytest.raises(ValueError, match="length must be at least 0, got -1"):
         compat.export_s4(S4(4, 4), -1)
 

@@ -240,3 +240,45 @@ def test_a_blocked_import_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> Non
         with compat.install():
             assert sys.modules["structured_kernels"].__spec__.origin == "sequence_kernels.compat.install"
         assert "structured_kernels" not in sys.modules or sys.modules["structured_kernels"] is None
+
+
+def test_what_was_adopted_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """SSSD's fallback is called ``cauchy_slow``; a module of that name without flags is left, and that is said."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "S4Model.py").write_text(
+        textwrap.dedent(
+            """
+            try:
+                from cauchy_mult import cauchy_mult_sym_fwd
+                has_cauchy_extension = True
+            except ImportError:
+                has_cauchy_extension = False
+            has_pykeops = False
+            if not has_cauchy_extension:
+                def cauchy_slow(v, z, w):
+                    return None
+            """
+        )
+    )
+    (tmp_path / "ssm.py").write_text("other = 1")
+    monkeypatch.setitem(sys.modules, "cauchy_mult", None)
+    for name in ("S4Model", "ssm"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    module, _ = importlib.import_module("S4Model"), importlib.import_module("ssm")
+    own = module.cauchy_slow
+    done = compat.install()
+    assert "cauchy_slow" in done.adopted["S4Model"]
+    assert "adopted S4Model: " in capsys.readouterr().out
+    assert "install(module)" in done.left["ssm"]
+    assert module.cauchy_slow is extensions.cauchy
+    compat.uninstall()
+    assert module.cauchy_slow is own
+
+    monkeypatch.delitem(sys.modules, "S4Model")
+    with compat.install():
+        meanwhile = importlib.import_module("S4Model")
+        assert not meanwhile.has_cauchy_extension
+    assert (
+        not meanwhile.has_cauchy_extension
+    )  # the extension that it found is gone, and it calls its fallback
+    assert callable(meanwhile.cauchy_slow)
