@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import sequence_kernels
 from sequence_kernels import S4D, CausalConv, Mamba, SequenceModule, use_backend
 from sequence_kernels.stepping.parts import InOneCall
 
+from .stream import library
 from .test_law import close
 from .test_stepper import native, stepped
 
@@ -161,6 +163,15 @@ def test_a_step_in_python_is_one_call(make: Callable[[], Stack], dtype: torch.dt
         module.out.weight.add_(1.0)
     with pytest.raises(RuntimeError, match="refresh"):
         stepper.step(x[:, 0])
+
+
+@native
+def test_the_c_library_runs_it_with_the_same_bits(tmp_path: Path) -> None:
+    stepper = Gated().eval().stepper((3,))
+    stepper.save(tmp_path / "gated.skp")
+    saved = library.Model(tmp_path / "gated.skp", streams=3)
+    for x in torch.randn(6, 3, WIDTH):
+        assert torch.equal(saved.step(x), stepper.step(x))
 
 
 class Stateful(Stack):
