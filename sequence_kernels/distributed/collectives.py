@@ -55,20 +55,3 @@ def _run(collective: Any, out: Tensor, x: Tensor, group: dist.ProcessGroup) -> N
 def gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Vectors ``(n,)`` of all ranks, ``(ranks, n)``. The gradient is the sum of the ranks' gradients."""
     return cast("Tensor", _Gather.apply(x, group)).unflatten(0, (group.size(), -1))
-
-
-class _Tied(Function):
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, *others: Tensor) -> Tensor:
-        ctx.like = [(other.shape, other.dtype, other.device) for other in others]
-        return y.view_as(y)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        zeros = (torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in ctx.like)
-        return gradient, *zeros
-
-
-def tied(y: Tensor, *others: Tensor) -> Tensor:
-    """y, whose backward pass goes through the others too, with zeros: all ranks must take part in each collective."""
-    return cast("Tensor", _Tied.apply(y, *others))

@@ -14,8 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..arguments import sequences
 from ..awaited import Awaited
-from ..trees import mapped, tensors_of
-from .collectives import tied
+from ..trees import mapped
 from .exchange import GroupExchange
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -146,4 +145,4 @@ class _Handing:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Tensor, Any]
     ) -> tuple[Tensor, Any]:
         y, after = output
-        return tied(y, *tensors_of(after)), after if self.given else None
+        return y, after if self.given else None
