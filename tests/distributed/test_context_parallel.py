@@ -146,7 +146,9 @@ def test_one_process_in_single(two: Ranks, name: str) -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("lengths", [(12, 12, 12, 12), (20, 0, 16, 12), (0, 0, 0, 48), (48, 0, 0, 0)], ids=str)
+@pytest.mark.parametrize(
+    "lengths", [(12, 12, 12, 12), (20, 0, 16, 12), (0, 0, 0, 48), (48, 0, 0, 0)], ids=str
+)
 @pytest.mark.parametrize("name", MODULES)
 def test_four_ranks(four: Ranks, name: str, lengths: tuple[int, ...]) -> None:
     for errors in four.run(of_module, name, lengths, torch.float64, True):
