@@ -146,7 +146,7 @@ class _Kind(NamedTuple):
 
 
 def _kind(module: Any) -> _Kind | None:
-    if isinstance(module, SequenceModule) or hasattr(module, "original"):
+    if isinstance(module, _OURS):
         return None
     return next((kind for kind in _KINDS if not _lacking(module, kind)), None)
 
@@ -167,7 +167,7 @@ def _nearest(model: nn.Module) -> str:
         (len(lacking), name, type(module).__name__, lacking)
         for name, module in model.named_modules()
         for kind in _KINDS
-        if not isinstance(module, SequenceModule)
+        if not isinstance(module, _OURS)
         if len(lacking := _lacking(module, kind)) < len(kind.parts)
     ]
     lines = [
@@ -180,6 +180,8 @@ def _nearest(model: nn.Module) -> str:
 def _ours(parts: tuple[str, ...], serve: Callable[[Any], Any]) -> _Kind:
     return _Kind(parts, serve, lambda module: trial.compare(module, serve))
 
+
+_OURS = (SequenceModule, hugging_face.Mixer, *(serve for _, serve in scans.KINDS))
 
 _KINDS = (
     *(_ours(parts, serve) for parts, serve in (*served.KINDS, *scans.KINDS)),

@@ -35,6 +35,7 @@ def test_the_same_function_of_the_same_parameters(layer: Any) -> None:
     parameters = dict(model.named_parameters())
     done = compat.accelerate(model)
     assert list(done.replaced) == ["0"], str(done)
+    assert not compat.accelerate(model).replaced  # what is ours already
     assert all(p is parameters[name] for name, p in model.named_parameters())
     losses = []
     for m in (model, other):
