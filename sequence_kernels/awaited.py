@@ -1,7 +1,8 @@
 """States that are not known yet: those before a part of sequences whose earlier parts are held elsewhere.
 
 A module is given them like others, in the places of the tensors of its state, and hands them to where its recurrence
-has its inputs. There each is exchanged for the state itself, by who knows the other parts (``distributed``).
+has its inputs. There each is exchanged for the state itself, by who knows the other parts: other processes
+(``distributed``), or other rows of the same call (``Pieces``).
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .trees import mapped_as
 
@@ -48,6 +51,62 @@ class Awaited:
             elapsed: of this part; an int, or a tensor of one shape for all parts.
         """
         return self.exchange(self.start, end, transition, elapsed)
+
+
+class Pieces:
+    """``Exchange`` of a call whose rows are pieces of sequences, ``count`` one behind the other of each.
+
+    The state that it gives as behind the last is, for each row, the one behind that.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __call__(
+        self, start: Tensor, end: Tensor, transition: Transition, elapsed: Elapsed
+    ) -> tuple[Tensor, Tensor]:
+        apart = (-1, self.count)
+        if isinstance(elapsed, Tensor):
+            moves = [transition(time) for time in elapsed.unflatten(0, apart).unbind(1)]
+        else:
+            moves = [transition(elapsed)] * self.count
+        states = [start.unflatten(0, apart)[:, 0].to(end.dtype)]
+        for move, one in zip(moves, end.unflatten(0, apart).unbind(1), strict=True):
+            states.append(move(states[-1]) + one)
+        before, behind = (torch.stack(each, 1).flatten(0, 1) for each in (states[:-1], states[1:]))
+        return before, behind
+
+
+#: Modules of torch whose outputs depend on other positions.
+_WHOLE = (
+    _BatchNorm,
+    nn.GroupNorm,
+    nn.RNNBase,
+    nn.MultiheadAttention,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+)
+
+
+def unsplit(model: nn.Module) -> tuple[str, str] | None:
+    """The name of a part of a model that cannot be given sequences in parts, and why; None if there is none."""
+    for name, module in model.named_modules():
+        reason = _unsplit_reason(module)
+        if reason is not None:
+            return name, reason
+    return None
+
+
+def _unsplit_reason(module: nn.Module) -> str | None:
+    own: Callable[[], str | None] | None = getattr(module, "unsplit_reason", None)
+    if own is not None:
+        return own()
+    if isinstance(module, _WHOLE):
+        return f"a {type(module).__name__} looks at other positions"
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and set(module.kernel_size) != {1}:
+        return f"a {type(module).__name__} looks at other positions; CausalConv can be split"
+    return None
 
 
 def begun(state: Any) -> Any:

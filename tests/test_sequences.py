@@ -26,7 +26,9 @@ from sequence_kernels import (
     SequenceModule,
 )
 from sequence_kernels.layers.pools import DownSpectralPool, Pool, Unpool
+from sequence_kernels.trees import tensors_of
 
+from .ops.samples import Recorded
 from .test_law import (
     WIDTH,
     Factory,
@@ -243,7 +245,8 @@ def test_states_at_positions(make: Factory) -> None:
     x = torch.randn(2, 6, WIDTH, dtype=F64)
     state = module.default_state(2)
     whole, last = call(module, x, state)
-    for wanted, places in (([0, 3, 6], [0, 3, 6]), (2, [2, 4, 6]), ("all", [1, 2, 3, 4, 5, 6])):
+    asked = ([0, 3, 6], [0, 3, 6]), (2, [2, 4, 6]), ([2, 4], [2, 4]), ("all", [1, 2, 3, 4, 5, 6])
+    for wanted, places in asked:
         y, after, states = call(module, x, state, states_at=wanted)
         close(y, whole, 1e-9)
         close(after, last, 1e-9)
@@ -251,6 +254,37 @@ def test_states_at_positions(make: Factory) -> None:
         for place, found in zip(places, states, strict=True):
             close(found, forward(module, x[:, :place], state)[1], 1e-9)
     assert call(module, x, states_at=torch.tensor([4]))[1] is None
+
+
+@causal_cases
+def test_gradients_of_states_at_positions(make: Factory) -> None:
+    module = make().double()
+    torch.manual_seed(1)
+    x = torch.randn(2, 5, WIDTH, dtype=F64, requires_grad=True)
+
+    def slopes(states: list[Any]) -> tuple[Tensor, ...]:
+        parts = [part for state in states for part in tensors_of(state) if part.requires_grad]
+        if not parts:
+            return ()
+        torch.manual_seed(2)
+        weights = [torch.randn(part.shape, dtype=part.dtype) for part in parts]
+        leaves = [x, *module.parameters()]
+        return torch.autograd.grad(parts, leaves, weights, allow_unused=True, materialize_grads=True)
+
+    before = module.default_state(2)
+    got = slopes(call(module, x, before, states_at=2)[2])
+    want = slopes([forward(module, x[:, :place], before)[1] for place in (2, 4)])
+    for one, other in zip(got, want, strict=True):
+        close(one, other, 1e-9)
+
+
+@pytest.mark.parametrize("make", [S4D, S4], ids=["S4D", "S4"])
+def test_every_kth_state_costs_one_call_more(make: Any) -> None:
+    """That of the ends of the pieces, whose states are then known."""
+    module = make(WIDTH, transposed=False).eval()
+    with Recorded() as recorded:
+        module(torch.randn(2, 64, WIDTH), states_at=4)
+    assert [call.op._opname for call in recorded.calls].count("ssm_conv") == 2
 
 
 @all_cases

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..awaited import Awaited, Pieces, unsplit
 from ..ops import checks, packing
 from ..ops.packing import packed, unpacked
 from ..trees import mapped, tensors_of, with_tensors
@@ -321,7 +322,11 @@ def _require_same(name: str, fresh: torch.Size, given: torch.Size) -> None:
 def _with_states_at(
     module: Any, call: Call, x: Tensor, state: Any, wanted: Any, rest: dict[str, Any]
 ) -> tuple[Tensor, Any, list[Any]]:
-    """Part by part; a third result are the states after the elements before each position."""
+    """A third result are the states after the elements before each position.
+
+    Places that are as far from each other cut the sequence into pieces that are rows of one call, where the module can
+    hand states on between them; else it is run part by part.
+    """
     if not module.causal:
         raise ValueError(f"a {type(module).__name__} is not causal: it has no states")
     axes = Axes.of(module)
@@ -329,9 +334,17 @@ def _with_states_at(
     positions = _positions(wanted, length)
     lengths, reset = rest.pop("lengths", None), rest.pop("reset", None)
     current = module.default_state(*axes.batch_shape(x), device=x.device) if state is None else state
-    outputs, states = [], []
+    outputs: list[Tensor] = []
+    states: list[Any] = []
     ends = [*positions, length] if not positions or positions[-1] < length else positions
-    for begin, end in pairwise([0, *ends]):
+    alike = (
+        lengths is None and reset is None and not any(isinstance(value, Tensor) for value in rest.values())
+    )
+    if alike and (size := _pieces(module, positions)) > 0:
+        y, states = _piece_by_piece(call, x.narrow(axes.x, 0, positions[-1]), current, size, axes, rest)
+        outputs.append(y)
+        current = states[-1]
+    for begin, end in pairwise([0, *ends][len(states) :]):
         own = dict(rest)
         if lengths is not None:
             own["lengths"] = (torch.as_tensor(lengths, device=x.device) - begin).clamp(0, end - begin)
@@ -341,6 +354,35 @@ def _with_states_at(
         outputs.append(y)
         states.append(current)
     return torch.cat(outputs, axes.y), None if state is None else current, states[: len(positions)]
+
+
+def _pieces(module: Any, positions: list[int]) -> int:
+    """The size of the pieces that the places cut, several of one size that the module can take as rows; else 0."""
+    size = positions[0] if positions else 0
+    if len(positions) < 2 or size == 0 or positions != list(range(size, positions[-1] + 1, size)):
+        return 0
+    strides = math.prod(getattr(part, "stride", 1) for part in module.modules() if hasattr(part, "lengths"))
+    return size if size % strides == 0 and unsplit(module) is None else 0
+
+
+def _piece_by_piece(
+    call: Call, x: Tensor, state: Any, size: int, axes: Axes, rest: dict[str, Any]
+) -> tuple[Tensor, list[Any]]:
+    """Pieces of ``size`` elements as rows of one call, and the states behind each."""
+    batch_shape, count = axes.batch_shape(x), x.shape[axes.x] // size
+    batch, dims = math.prod(batch_shape), len(batch_shape)
+    rows = x.movedim(axes.x, dims)
+    rows = rows.reshape(batch * count, size, *rows.shape[dims + 1 :]).movedim(1, axes.x)
+
+    def awaited(part: Tensor) -> Awaited:
+        flat = part.reshape(batch, *part.shape[dims:])
+        return Awaited(flat.repeat_interleave(count, 0), Pieces(count))
+
+    y, after = call(rows, mapped(awaited, state), **rest)
+    y = y.movedim(axes.y, 1)
+    y = y.reshape(*batch_shape, count * y.shape[1], *y.shape[2:]).movedim(dims, axes.y)
+    apart = mapped(lambda part: part.reshape(*batch_shape, count, *part.shape[1:]), after)
+    return y, [mapped(lambda part, i=i: part.select(dims, i), apart) for i in range(count)]
 
 
 def _positions(wanted: Any, length: int) -> list[int]:

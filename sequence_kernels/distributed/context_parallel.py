@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..arguments import sequences
-from ..awaited import Awaited
+from ..awaited import Awaited, unsplit
 from ..trees import mapped
 from .exchange import GroupExchange
 
 Module = TypeVar("Module", bound=nn.Module)
-
-#: Modules of torch whose outputs depend on other positions.
-_WHOLE = (
-    _BatchNorm,
-    nn.GroupNorm,
-    nn.RNNBase,
-    nn.MultiheadAttention,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
-)
 
 
 def context_parallel(
@@ -53,10 +41,9 @@ def context_parallel(
     ``cu_seqlens``, ``reset``, ``attention_mask``, ``states_at``, a ``rate`` for each row or element, and ``lengths``
     together with a state.
     """
-    for name, module in model.named_modules():
-        reason = _unsplit_reason(module)
-        if reason is not None:
-            raise ValueError(f"model cannot be split, because of {name or 'itself'}: {reason}")
+    if (found := unsplit(model)) is not None:
+        name, reason = found
+        raise ValueError(f"model cannot be split, because of {name or 'itself'}: {reason}")
     if isinstance(group, DeviceMesh):
         if group.ndim != 1:
             raise ValueError(f"group must be a mesh of one dimension, got one of {group.ndim}")
@@ -86,17 +73,6 @@ def sum_gradients(model: nn.Module, group: DeviceMesh | dist.ProcessGroup) -> No
         dist.all_reduce(together, group=group)
         for gradient, part in zip(gradients, together.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
-
-
-def _unsplit_reason(module: nn.Module) -> str | None:
-    own: Callable[[], str | None] | None = getattr(module, "unsplit_reason", None)
-    if own is not None:
-        return own()
-    if isinstance(module, _WHOLE):
-        return f"a {type(module).__name__} looks at other positions"
-    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and set(module.kernel_size) != {1}:
-        return f"a {type(module).__name__} looks at other positions; CausalConv can be split"
-    return None
 
 
 def _outermost(module: nn.Module) -> Iterator[nn.Module]:
