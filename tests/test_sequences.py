@@ -306,7 +306,7 @@ def test_what_does_not_fit_is_refused(make: Factory) -> None:
     ):
         call(module, x.expand(2, -1, -1), cu_seqlens=bounds)
     if module.causal and not grows(module):
-        with pytest.raises(ValueError, match=r"reset must have shape \(batch=1,\), got \(2,\)"):
+        with pytest.raises(ValueError, match=r"reset must have shape \(batch=1\), got \(2,\)"):
             module.step(x[:, 0], reset=torch.ones(2))
     with pytest.raises(ValueError, match="cu_seqlens cannot be given together with reset"):
         call(module, x, cu_seqlens=bounds, reset=torch.zeros(1, 12))

@@ -51,15 +51,6 @@ struct CausalConvArguments {
   int64_t blocks() const { return L > rows ? (L + rows - 1) / rows : 1; }
   int64_t first_block(int64_t b) const { return bounds ? bounds[b] / rows + b : b * blocks(); }
   int64_t all_blocks() const { return bounds ? L / rows + B : B * blocks(); }
-  int64_t sequence_of(int64_t block) const {
-    if (!bounds) return block / blocks();
-    int64_t low = 0, high = B;
-    while (high - low > 1) {
-      const int64_t middle = (low + high) / 2;
-      (first_block(middle) <= block ? low : high) = middle;
-    }
-    return low;
-  }
   int64_t items() const { return channels_last ? all_blocks() : B * H; }
   int64_t parts_count() const { return channels_last ? all_blocks() : B; }
 };

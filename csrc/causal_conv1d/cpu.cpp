@@ -180,9 +180,19 @@ struct AcrossChannels : Worker<Real> {
     }
   }
 
+  int64_t sequence_of(int64_t item) const {
+    if (!a.bounds) return item / a.blocks();
+    int64_t low = 0, high = a.B;
+    while (high - low > 1) {
+      const int64_t middle = (low + high) / 2;
+      (a.first_block(middle) <= item ? low : high) = middle;
+    }
+    return low;
+  }
+
   template <typename Function>
   void run(int64_t item, const Function& function) const {
-    const int64_t b = a.sequence_of(item), begin = (item - a.first_block(b)) * a.rows;
+    const int64_t b = sequence_of(item), begin = (item - a.first_block(b)) * a.rows;
     if (begin == 0 || begin < a.length(b)) return function(b, begin, smaller(a.length(b), begin + a.rows));
     for (int64_t i = 0; a.parts && i < H * (W + 1); ++i) a.parts[item * H * (W + 1) + i] = 0;
   }

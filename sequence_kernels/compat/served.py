@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import S4
-from ..ssm import System, convolve
+from ..ssm import convolve
 from ..stepping.stages import Pointwise, Stage
 from . import systems
 
@@ -79,11 +79,6 @@ class _Served(S4):
 
     def setup_step(self, **others: Any) -> None:  # type: ignore[override]
         """Nothing: a step needs no preparation, in whatever ``mode``."""
-
-    def system(self, rate: Any = 1.0, length: int | None = None) -> System:
-        if self.constants is not None:
-            raise self._frozen_error()
-        return self._source.system(rate, length)
 
 
 def _for_all(state: Any, batch_shape: Any) -> Any:

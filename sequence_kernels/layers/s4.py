@@ -215,7 +215,7 @@ class S4(_SystemLayer):
         if self.constants is not None:
             self._unit_rate(rate)
             return self.constants.convolve(u, state, lengths, cu_seqlens)
-        system = self.system(rate, length if taps is None else min(length, taps))
+        system = self._ssm.system(rate, length if taps is None else min(length, taps))
         return convolve(
             system,
             u,

@@ -53,7 +53,6 @@ def shape(name: str, value: Tensor, expected: Sequence[tuple[str, Any]]) -> None
         form = ", ".join(
             label if want is None else f"{label}={want}" if label else str(want) for label, want in expected
         )
-        form += "," if len(expected) == 1 else ""
         raise ValueError(f"{name} must have shape ({form}), got {tuple(value.shape)}")
 
 

@@ -107,6 +107,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the settings are glibc's")
 def test_the_allocator_settings_differ_in_page_faults():
     """64 MiB made and freed again: by default the 16384 pages come anew each time, else they are kept."""
@@ -158,6 +159,7 @@ def test_a_run_measures_in_child_processes_and_resumes(tmp_path, monkeypatch):
     assert all(pair["ours_bytes"] is None for pair in done.pairs if pair["allocator"] == KEEPS)
 
 
+@pytest.mark.thorough
 def test_a_process_that_dies_costs_its_job_alone(tmp_path):
     jobs = [
         Job("ssm_step", "no such shape", "forward", DEFAULT, "cpu", "quick"),
@@ -171,6 +173,7 @@ def test_a_process_that_dies_costs_its_job_alone(tmp_path):
     assert "KeyError" in (tmp_path / "r.log").read_text()
 
 
+@pytest.mark.thorough
 def test_ctrl_c_keeps_what_was_measured(tmp_path):
     out = tmp_path / "r.jsonl"
     command = [sys.executable, "-m", "bench", "run", *STEP, "--op", "ssm_conv", "--shape"]

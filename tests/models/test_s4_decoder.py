@@ -98,7 +98,7 @@ def test_padded_frames_of_the_encoder_are_not_seen() -> None:
     assert same is lengths
     torch.testing.assert_close(y[1:], model(memory[1:, :3], None, tokens[1:], lengths[1:])[0])
     torch.testing.assert_close(model(memory, [7, 3], tokens, [4, 4])[0], y)
-    with pytest.raises(ValueError, match=r"hlens must have shape \(batch=2,\)"):
+    with pytest.raises(ValueError, match=r"hlens must have shape \(batch=2\)"):
         model(memory, torch.tensor([7]), tokens, lengths)
 
 

@@ -29,15 +29,12 @@ def selective_scan_backward(g: Tensor, g_final: Tensor, *arguments: Any) -> tupl
     found = torch.ops.sequence_kernels_native.selective_scan_backward.default(
         g, g_final.contiguous(), *as_read(*tensors, *numbers), states.contiguous()
     )
-    return with_absent(tensors, found, len(tensors[0]))
+    return with_absent(tensors, found)
 
 
-def with_absent(given: tuple[Tensor | None, ...], gradients: Any, rows: int) -> tuple[Tensor, ...]:
+def with_absent(given: tuple[Any, ...], gradients: Any) -> tuple[Tensor, ...]:
     """The gradients, of which those of arguments that were not given are what stands for them."""
-    u, a = given[0], given[2]
-    assert u is not None
-    assert a is not None
     return tuple(
-        absent(i, u, a, rows) if tensor is None else gradient
+        absent(i, given[0], given[2]) if tensor is None else gradient
         for i, (tensor, gradient) in enumerate(zip(given, gradients, strict=True))
     )

@@ -61,9 +61,9 @@ class _Model(NamedTuple):
         return every[:, :-1], every[:, 1:]
 
 
-def absent(argument: int, u: Tensor, a: Tensor, rows: int | None = None) -> Tensor:
-    """What stands for the gradient of an argument that was not given; ``rows``: of states, if not those of u."""
-    shapes = {6: u.shape, 8: (u.shape[0] if rows is None else rows, *a.shape)}
+def absent(argument: int, u: Tensor, a: Tensor) -> Tensor:
+    """what stands for the gradient of an argument that was not given."""
+    shapes = {6: u.shape, 8: (u.shape[0], *a.shape)}
     return u.new_zeros(shapes.get(argument, a.shape[:1]))
 
 

@@ -26,4 +26,5 @@ def selective_scan_packed_backward(g: Tensor, g_final: Tensor, *arguments: Any) 
     found = torch.ops.sequence_kernels_native.selective_scan_packed_backward.default(
         as_bounds(bounds), g, g_final.contiguous(), *as_read(*tensors, *numbers), states.contiguous()
     )
-    return with_absent(tensors, found, len(bounds) - 1)
+    *others, d_initial = with_absent(tensors, found)
+    return *others, d_initial if tensors[8] is not None else found[8].new_zeros(found[8].shape)
