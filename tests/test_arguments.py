@@ -14,7 +14,6 @@ from torch import Tensor
 import sequence_kernels
 from sequence_kernels import (
     GRU,
-    LRU,
     LSTM,
     S4,
     S4D,
@@ -159,7 +158,7 @@ def test_espnets_searches_may_give_a_language_model_an_encoders_output() -> None
     decoder.search(1, 2, memory[0])
 
 
-@pytest.mark.parametrize("cls", [LRU, GRU, LSTM, CausalConv])
+@pytest.mark.parametrize("cls", [GRU, LSTM, CausalConv])
 def test_layers_that_count_elements_refuse_another_rate(cls: type[SequenceModule]) -> None:
     layer = cls(WIDTH)
     x = sequence(layer)

@@ -26,7 +26,8 @@ class LRU(_DiagonalLayer):
         activation, postact, dropout, tie_dropout, transposed: as in ``S4``.
 
     ``nu_log``, ``theta_log``, ``gamma_log`` (N); ``B`` (N, H, 2); ``C`` (H, N, 2); ``D`` (H). The state is complex,
-    ``(*batch_shape, N)``. There is no step in time, and so no ``rate``.
+    ``(*batch_shape, N)``. At another ``rate`` r it is the system in continuous time that holds each input for r steps
+    and is this one at r = 1: lambda becomes ``lambda^r``, and gamma ``gamma (lambda^r - 1) / (lambda - 1)``.
     """
 
     scale = 1.0
@@ -58,7 +59,18 @@ class LRU(_DiagonalLayer):
         self.D = nn.Parameter(torch.randn(d_model))
         self._spare_dynamics()
 
-    def _discrete(self, rate: float) -> tuple[Tensor, Tensor]:
-        values.unit_rate(self, rate)
+    def _poles(self) -> tuple[Tensor, Tensor]:
+        """log lambda, and gamma."""
         exponents = torch.complex(-self.nu_log.double().exp(), self.theta_log.double().exp())
         return exponents, self.gamma_log.double().exp().to(exponents.dtype)
+
+    def _continuous(self) -> tuple[Tensor, Tensor, Tensor]:
+        exponents, gamma = self._poles()
+        return exponents, torch.ones_like(self.nu_log.double()), gamma * exponents / torch.expm1(exponents)
+
+    def _discrete(self, rate: float) -> tuple[Tensor, Tensor]:
+        exponents, gamma = self._poles()
+        if type(rate) is float and rate == 1.0:
+            return exponents, gamma
+        values.sampling_rate(rate)
+        return exponents * rate, gamma * torch.expm1(exponents * rate) / torch.expm1(exponents)

@@ -136,7 +136,7 @@ class _FrozenMaps(nn.Module):
 class _DiagonalLayer(_MixedLayer):
     """``x_t = exp(exponents) x_{t-1} + B u_t``, ``y_t = scale Re(C x_t) + D u_t``: every state sees every channel.
 
-    A subclass gives ``_discrete``, and ``scale``. ``B`` (N, H, 2), ``C`` (H, N, 2), ``D`` (H).
+    A subclass gives ``_discrete``, ``_continuous`` and ``scale``. ``B`` (N, H, 2), ``C`` (H, N, 2), ``D`` (H).
     """
 
     scale: ClassVar[float]
@@ -149,9 +149,9 @@ class _DiagonalLayer(_MixedLayer):
         """The exponents ``(N,)`` and the factors ``(N,)`` of the rows of B, complex128."""
         raise NotImplementedError
 
-    def _continuous(self) -> tuple[Tensor, Tensor]:
-        """Of a layer with a step in time that holds its inputs: the poles ``(N,)``, complex128, and the steps."""
-        raise ValueError(f"{type(self).__name__} has no step in time: rate must be 1")
+    def _continuous(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``x' = a x + f B u`` with inputs held for steps dt: a ``(N,)``, dt and f, complex128 and float64."""
+        raise NotImplementedError
 
     def _matrices(self, rate: float) -> tuple[Tensor, Tensor, Tensor]:
         """Exponents; the discrete B, and C, as real maps to and from real and imaginary parts: (2 N, H), (H, 2 N)."""
@@ -202,8 +202,8 @@ class _DiagonalLayer(_MixedLayer):
             constants = self.constants
             return constants.b, constants.c, constants.d, constants.system.convolve
         if values.by_element(rate, u.mT):
-            a, dt = self._continuous()
-            return *self._maps(torch.ones_like(a)), self.D, uneven_scan(a, dt, rate, self.D.dtype)
+            a, dt, factors = self._continuous()
+            return *self._maps(factors), self.D, uneven_scan(a, dt, rate, self.D.dtype)
         exponents, b, c = self._matrices(rate)
         system = scan_system(exponents, c.dtype)
 

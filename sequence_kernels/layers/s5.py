@@ -67,11 +67,14 @@ class S5(_DiagonalLayer):
         self.D = nn.Parameter(torch.randn(d_model))
         self._spare_dynamics()
 
-    def _continuous(self, rate: float = 1.0) -> tuple[Tensor, Tensor]:
-        a = torch.complex(-self.Lambda_log_decay.double().exp(), self.Lambda_imag.double())
-        return a, step_sizes(self.log_dt, rate)
+    def _poles(self) -> Tensor:
+        return torch.complex(-self.Lambda_log_decay.double().exp(), self.Lambda_imag.double())
+
+    def _continuous(self) -> tuple[Tensor, Tensor, Tensor]:
+        a = self._poles()
+        return a, step_sizes(self.log_dt, 1.0), torch.ones_like(a)
 
     def _discrete(self, rate: float) -> tuple[Tensor, Tensor]:
-        a, dt = self._continuous(rate)
+        a, dt = self._poles(), step_sizes(self.log_dt, rate)
         _, factors = ops.diagonal_discretize(a.unsqueeze(-1), torch.ones_like(a).unsqueeze(-1), dt)
         return a * dt, factors.squeeze(-1)

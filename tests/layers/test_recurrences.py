@@ -94,8 +94,10 @@ def test_lru() -> None:
     y, last = layer(u, layer.default_state(2))
     close(y, expected)
     close(torch.view_as_real(last), torch.view_as_real(state))
-    with pytest.raises(ValueError, match="rate must be 1, got 2"):
-        layer(u, rate=2.0)
+    twice, end = layer(u.repeat_interleave(2, 1), layer.default_state(2))
+    y, last = layer(u, layer.default_state(2), rate=2.0)  # each input is held for two steps
+    close(y, twice[:, 1::2])
+    close(torch.view_as_real(last), torch.view_as_real(end))
 
 
 def test_lru_starts_on_its_ring_with_inputs_of_unit_gain() -> None:
