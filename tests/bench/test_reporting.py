@@ -247,7 +247,8 @@ def test_what_is_no_commit_is_refused(capsys):
     assert "neither a results file nor a commit" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("launched", [1, pytest.param(compare.LAUNCHES, marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("launched", [1, compare.LAUNCHES])
 def test_two_trees_are_timed_in_turn(launched, monkeypatch):
     """The same tree on both sides: the ratio is about 1, and all launches together pass no verdict on noise."""
     from bench.harness.plan import Job

@@ -132,6 +132,7 @@ def quiet(total: int) -> Progress:
     return Progress(total, io.StringIO())
 
 
+@pytest.mark.thorough
 def test_a_run_measures_in_child_processes_and_resumes(tmp_path, monkeypatch):
     out = tmp_path / "r.jsonl"
     jobs = [

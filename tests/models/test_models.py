@@ -236,7 +236,8 @@ def test_one_bidirectional_layer_makes_a_model_not_causal() -> None:
         model(x, [None, None])
 
 
-@pytest.mark.parametrize("transposed", [False, pytest.param(True, marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("transposed", [False, True])
 def test_a_stack_compiles_to_one_graph_for_all_lengths(transposed: bool) -> None:
     model = SequenceModel(
         D, transposed=transposed, layer=[S4D_SMALL, "ff"], residual="R", norm="layer"
