@@ -5,7 +5,7 @@
 #   TORCH_INDEX=URL            torch from this index: where pip would take a CUDA build of several GB from PyPI, that of
 #                              PyTorch's CPU wheels (https://pytorch.org/get-started: Linux, Pip, CPU)
 #   CUDA=13.0                  the CUDA kernels too, by a compiler of that version (docs/build.md)
-#   ARGS="..."                 passed on to both demos, to pytest, to the fuzzer or to tools/make_wheel.py
+#   ARGS="..."                 passed on to the demo of digits (--quick to both), to pytest, to the fuzzer or to tools/make_wheel.py
 
 PYTHON ?= python3
 TORCH ?= $(shell sed -n '/^torch==/p' constraints.txt)
@@ -30,7 +30,7 @@ PYTEST := $(BIN)/python -m pytest -q -n 2 --torch-threads 1
 
 demo: native
 	$(BIN)/python examples/sequential_digits.py $(ARGS)
-	$(BIN)/python examples/streaming_audio.py $(ARGS)
+	$(BIN)/python examples/streaming_audio.py $(filter --quick,$(ARGS))
 
 test: native
 	$(PYTEST) $(ARGS)

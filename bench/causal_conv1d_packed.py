@@ -8,16 +8,15 @@ import torch
 from torch import Tensor
 
 from bench import causal_conv1d
-from bench._packed import lengths_of
+from bench._packed import packed
 from bench.harness.declare import FORWARD, Bench, Cost, Counted, Inputs, Peer, Shape, grid
 from sequence_kernels import ops
 
 _LAYOUT = {"B": 1, "layout": "channels"}
 
 
-def inputs(shape: Shape, device: torch.device) -> Inputs:
-    bounds = torch.tensor([0, *lengths_of(shape["L"], shape["M"])], device=device).cumsum(0)
-    return {**causal_conv1d.inputs({**shape, **_LAYOUT}, device), "cu_seqlens": bounds}
+def one_row(shape: Shape, device: torch.device) -> Inputs:
+    return causal_conv1d.inputs({**shape, **_LAYOUT}, device)
 
 
 def ours(x: Inputs) -> Tensor:
@@ -37,7 +36,7 @@ BENCH = Bench(
         "full": grid(D=1536, W=4, L=16384, M=(1024, 64)),
         "cuda": grid(D=1536, W=4, L=65536, M=(1024, 64)),
     },
-    inputs=inputs,
+    inputs=packed(one_row),
     run=ours,
     cost=cost,
     counted=(

@@ -4,32 +4,9 @@ from __future__ import annotations
 
 import math
 
-import torch
-from torch import Tensor
-
 from bench import selective_scan
-from bench._packed import DENSE, ROW, lengths_of
-from bench.harness.declare import FORWARD, Bench, Cost, Counted, Inputs, Peer, Shape, grid
-
-_OF_ELEMENTS = ("u", "delta", "b", "c", "z")
-
-
-def inputs(shape: Shape, device: torch.device) -> Inputs:
-    bounds = torch.tensor([0, *lengths_of(shape["L"], shape["M"])], device=device).cumsum(0)
-    return {**selective_scan.inputs({"B": 1, **shape}, device), "cu_seqlens": bounds}
-
-
-def dense(x: Inputs) -> tuple[Tensor, Tensor]:
-    """Rows of 512: other sequences, so that the answer is another."""
-    rows = {k: v.unflatten(1, (-1, ROW)).squeeze(0) if k in _OF_ELEMENTS else v for k, v in x.items()}
-    del rows["cu_seqlens"]
-    return selective_scan.ours(rows)
-
-
-def cost(shape: Shape, mode: str) -> Cost:
-    """That of a dense batch."""
-    return selective_scan.cost({**shape, "B": shape["L"] // ROW, "L": ROW}, mode)
-
+from bench._packed import DENSE, cost_of_rows, dense, packed
+from bench.harness.declare import FORWARD, Bench, Cost, Counted, Peer, grid
 
 BENCH = Bench(
     entry="ops.selective_scan_packed",
@@ -38,9 +15,9 @@ BENCH = Bench(
         "full": grid(L=16384, M=(1024, 64), D=512, N=16),
         "cuda": grid(L=65536, M=(1024, 64), D=1536, N=16),
     },
-    inputs=inputs,
+    inputs=packed(selective_scan.inputs),
     run=selective_scan.ours,
-    cost=cost,
+    cost=cost_of_rows(selective_scan.cost),
     counted=(
         # a row of 512: 3 channels of u, delta, z and y; 4 of b and of c; a; d and delta_bias; the state
         Counted(
@@ -50,5 +27,5 @@ BENCH = Bench(
         ),
     ),
     wrt=("u", "delta", "a", "b", "c", "d", "z", "delta_bias"),
-    peers=(Peer(DENSE, dense, tolerance=math.inf),),
+    peers=(Peer(DENSE, dense(selective_scan.ours, ("u", "delta", "b", "c", "z")), tolerance=math.inf),),
 )

@@ -4,32 +4,9 @@ from __future__ import annotations
 
 import math
 
-import torch
-from torch import Tensor
-
 from bench import ssd
-from bench._packed import DENSE, ROW, lengths_of
-from bench.harness.declare import FORWARD, Bench, Cost, Counted, Inputs, Peer, Shape, grid
-
-_OF_ELEMENTS = ("x", "dt", "b", "c")
-
-
-def inputs(shape: Shape, device: torch.device) -> Inputs:
-    bounds = torch.tensor([0, *lengths_of(shape["L"], shape["M"])], device=device).cumsum(0)
-    return {**ssd.inputs({"B": 1, **shape}, device), "cu_seqlens": bounds}
-
-
-def dense(x: Inputs) -> Tensor:
-    """Rows of 512: other sequences, so that the answer is another."""
-    rows = {k: v.unflatten(1, (-1, ROW)).squeeze(0) if k in _OF_ELEMENTS else v for k, v in x.items()}
-    del rows["cu_seqlens"]
-    return ssd.ours(rows)
-
-
-def cost(shape: Shape, mode: str) -> Cost:
-    """That of a dense batch."""
-    return ssd.cost({**shape, "B": shape["L"] // ROW, "L": ROW}, mode)
-
+from bench._packed import DENSE, cost_of_rows, dense, packed
+from bench.harness.declare import FORWARD, Bench, Cost, Counted, Peer, grid
 
 BENCH = Bench(
     entry="ops.ssd_packed",
@@ -38,9 +15,9 @@ BENCH = Bench(
         "full": grid(L=8192, M=(1024, 64), H=24, P=64, N=128),
         "cuda": grid(L=65536, M=(1024, 64), H=24, P=64, N=128),
     },
-    inputs=inputs,
+    inputs=packed(ssd.inputs),
     run=ssd.ours,
-    cost=cost,
+    cost=cost_of_rows(ssd.cost),
     counted=(
         # a row of 512: 5 heads with 7 x, 7 y and a dt, 11 of b and of c; 5 of a and of d; products of 5 x 7 x 11 states
         Counted(
@@ -50,5 +27,5 @@ BENCH = Bench(
         ),
     ),
     wrt=("x", "dt", "a", "b", "c", "d"),
-    peers=(Peer(DENSE, dense, tolerance=math.inf),),
+    peers=(Peer(DENSE, dense(ssd.ours, ("x", "dt", "b", "c")), tolerance=math.inf),),
 )
