@@ -126,7 +126,17 @@ VARIANTS: dict[type[SequenceModule], dict[str, dict[str, Any]]] = {
         "exp": {"d_state": 4},
         "softmax": {"d_state": 4, "version": "softmax", "l_max": 64, "postact": None},
     },
-    S5: {"default": {"d_state": 8, "activation": "silu"}},
+    S5: {
+        "default": {"d_state": 8, "activation": "silu"},
+        "euler-real-narrow": {
+            "d_state": 8,
+            "disc": "euler",
+            "real": True,
+            "d_output": 4,
+            "skip": "full",
+            "output_linear": False,
+        },
+    },
     LRU: {"default": {"d_state": 5, "r_min": 0.5}},
     S6: {"default": {"d_state": 3}},
     Mamba: {"default": {"d_state": 3}, "bias-dropout": {"d_conv": 2, "expand": 1.5, "bias": True}},

@@ -114,6 +114,19 @@ def linear_activation(
     return nn.Sequential(first, activation_module(activation, -2 if transposed else -1, d_output))
 
 
+def output_map(
+    d_input: int, d_output: int, postact: str | None, wanted: bool, transposed: bool = False
+) -> nn.Module:
+    """The linear map and the activation that end a layer, or nothing. ValueError for an activation of no map."""
+    if wanted:
+        return linear_activation(d_input, d_output, postact, transposed=transposed)
+    if postact not in (None, "glu"):  # "glu" is what stands there where nothing is said
+        raise ValueError(
+            f"postact={postact!r} follows the linear map, and output_linear=False is without one"
+        )
+    return nn.Identity()
+
+
 def _drop(x: Tensor, mask_shape: list[int], p: float) -> Tensor:
     return x * F.dropout(torch.ones(mask_shape, dtype=x.dtype, device=x.device), p)
 

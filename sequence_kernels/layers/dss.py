@@ -17,8 +17,8 @@ from ..ssm import (
     convolve,
     convolve_unevenly,
     diagonal_init,
-    discretize,
 )
+from ..ssm.diagonal import softmax_weights
 from ..ssm.parameters import initial_log_dt, step_sizes
 from .mixed import _MixedLayer
 
@@ -40,9 +40,12 @@ class DSS(_MixedLayer):
         version: "softmax" or "exp".
         l_max: the positions that the softmax is over, whatever the length of a call; needed there.
         dt_min, dt_max: bounds of the steps at the start.
-        activation, postact, dropout, tie_dropout, transposed: as in ``S4``.
+        activation, postact, dropout, tie_dropout, transposed, output_linear: as in ``S4``.
+        sep_dt_re_im: real and imaginary parts have steps of their own, ``lambda_n dt`` is then
+            ``Re(lambda_n) dt[0] + i Im(lambda_n) dt[1]``, as in the authors' code by default.
 
-    ``Lambda`` (N, 2), ``log_dt`` (H), ``W`` (H, N, 2), ``D`` (H). The state is complex, ``(*batch_shape, H, N)``.
+    ``Lambda`` (N, 2); ``log_dt`` (H), or (H, 2) with ``sep_dt_re_im``; ``W`` (H, N, 2); ``D`` (H). The state is
+    complex, ``(*batch_shape, H, N)``.
     """
 
     dynamics = ("Lambda", "log_dt")
@@ -62,19 +65,24 @@ class DSS(_MixedLayer):
         dropout: float = 0.0,
         tie_dropout: bool = False,
         transposed: bool = False,
+        *,
+        sep_dt_re_im: bool = False,
+        output_linear: bool = True,
     ) -> None:
         if version not in ("softmax", "exp"):
             raise ValueError(f"version must be 'softmax' or 'exp', got {version!r}")
         if version == "softmax" and l_max is None:
             raise ValueError(f"version='softmax' is over a fixed length: pass l_max >= 1, got {l_max}")
-        super().__init__(d_model, (d_model, d_state), activation, postact, dropout, tie_dropout, transposed)
+        mixing = (activation, postact, dropout, tie_dropout, transposed, output_linear)
+        super().__init__(d_model, (d_model, d_state), *mixing)
         self.version = version
         self.l_max = l_max
         dtype = torch.get_default_dtype()
         poles = diagonal_init("diag-legs", 2 * d_state, dtype=dtype.to_complex()).a.flatten().conj()
         real = torch.log(-poles.real) if version == "exp" else poles.real
         self.Lambda = nn.Parameter(torch.stack((real, poles.imag), -1))
-        self.log_dt = nn.Parameter(initial_log_dt(d_model, dt_min, dt_max, dtype))
+        log_dt = initial_log_dt(d_model, dt_min, dt_max, dtype)
+        self.log_dt = nn.Parameter(log_dt.unsqueeze(-1).repeat(1, 2) if sep_dt_re_im else log_dt)
         self.W = nn.Parameter(torch.randn(d_model, d_state, 2))
         self.D = nn.Parameter(torch.randn(d_model))
         self._spare_dynamics()
@@ -86,11 +94,15 @@ class DSS(_MixedLayer):
         modes, w = self.Lambda.double(), as_complex(self.W)
         real = -modes[:, 0].exp() if self.version == "exp" else modes[:, 0]
         a = torch.complex(real, modes[:, 1]).unsqueeze(0)  # one copy for all heads
-        dt = step_sizes(self.log_dt, rate)
+        dt, c = step_sizes(self.log_dt, rate), w.unsqueeze(0)
+        if self.version == "exp" and dt.dim() == 1:
+            return SampledDiagonalSystem(a, torch.full_like(a, 0.5), dt, c, "zoh")  # the real part, not twice
+        real_dt, imag_dt = dt.expand(2, -1) if dt.dim() == 1 else dt.unbind(-1)
+        log_a = torch.complex(a.real * real_dt.unsqueeze(-1), a.imag * imag_dt.unsqueeze(-1))
         if self.version == "softmax":
-            return DiagonalSystem(*discretize(a, torch.ones_like(a), dt, "dss", self.l_max), w.unsqueeze(0))
-        half = torch.full_like(a, 0.5)  # half: the real part, not twice
-        return SampledDiagonalSystem(a, half, dt, w.unsqueeze(0), "zoh")
+            assert self.l_max is not None
+            return DiagonalSystem(log_a, softmax_weights(a, log_a, self.l_max), c)
+        return SampledDiagonalSystem(log_a, log_a / (2 * a), torch.ones_like(real_dt), c, "zoh")
 
     def _sequence(
         self,

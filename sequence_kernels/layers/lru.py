@@ -23,11 +23,13 @@ class LRU(_DiagonalLayer):
         d_state: N, complex numbers in the state.
         r_min, r_max: bounds of \\|lambda\\| at the start, uniform on the ring between them.
         max_phase: bound of the phase of lambda at the start.
-        activation, postact, dropout, tie_dropout, transposed: as in ``S4``.
+        activation, postact, dropout, tie_dropout, transposed, output_linear: as in ``S4``.
+        d_output, skip: as in ``S5``.
 
-    ``nu_log``, ``theta_log``, ``gamma_log`` (N); ``B`` (N, H, 2); ``C`` (H, N, 2); ``D`` (H). The state is complex,
-    ``(*batch_shape, N)``. At another ``rate`` r it is the system in continuous time that holds each input for r steps
-    and is this one at r = 1: lambda becomes ``lambda^r``, and gamma ``gamma (lambda^r - 1) / (lambda - 1)``.
+    ``nu_log``, ``theta_log``, ``gamma_log`` (N); ``B`` (N, H, 2); ``C`` (O, N, 2); ``D`` (H), or (O, H) if full. The
+    state is complex, ``(*batch_shape, N)``. At another ``rate`` r it is the system in continuous time that holds each
+    input for r steps and is this one at r = 1: lambda becomes ``lambda^r``, and gamma
+    ``gamma (lambda^r - 1) / (lambda - 1)``.
     """
 
     scale = 1.0
@@ -46,17 +48,22 @@ class LRU(_DiagonalLayer):
         dropout: float = 0.0,
         tie_dropout: bool = False,
         transposed: bool = False,
+        *,
+        d_output: int | None = None,
+        skip: str | None = "diagonal",
+        output_linear: bool = True,
     ) -> None:
         if not 0 <= r_min < r_max <= 1:
             raise ValueError(f"r_min and r_max must satisfy 0 <= r_min < r_max <= 1, got {r_min} and {r_max}")
-        super().__init__(d_model, (d_state,), activation, postact, dropout, tie_dropout, transposed)
+        mixing = (activation, postact, dropout, tie_dropout, transposed, output_linear)
+        super().__init__(d_model, (d_state,), *mixing, d_output)
         square = r_min**2 + (r_max**2 - r_min**2) * torch.rand(d_state).clamp(1e-4, 1 - 1e-4)
         self.nu_log = nn.Parameter(torch.log(-torch.log(square) / 2))
         self.theta_log = nn.Parameter(torch.log(max_phase * torch.rand(d_state).clamp(min=1e-4)))
         self.gamma_log = nn.Parameter(torch.log1p(-square) / 2)
         self.B = nn.Parameter(torch.randn(d_state, d_model, 2) / math.sqrt(2 * d_model))
-        self.C = nn.Parameter(torch.randn(d_model, d_state, 2) / math.sqrt(d_state))
-        self.D = nn.Parameter(torch.randn(d_model))
+        self.C = nn.Parameter(torch.randn(self.d_output, d_state, 2) / math.sqrt(d_state))
+        self.D = self._skip(skip)
         self._spare_dynamics()
 
     def _poles(self) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from ..optim import CarriesOptions
 from ..ssm import FrozenSystem, convolve
 from ..ssm.scan import Convolution, diagonal_scan, scan_system, uneven_scan
 from .activations import inner_activation
-from .components import dropout_module, linear_activation
+from .components import dropout_module, output_map
 from .padding import Lengths, without_padding
 from .systems import _SystemLayer
 
@@ -31,6 +31,8 @@ class _MixedLayer(CarriesOptions, _SystemLayer):
         activation, postact: nonlinearities after the recurrence and after the linear map.
         dropout, tie_dropout: dropout after the activation; tied: one mask for all positions.
         transposed: sequences are ``(batch, d_model, length)``, else ``(batch, length, d_model)``.
+        output_linear: whether there is the linear map, and with it ``postact``.
+        d_output: width of what comes out of the recurrence, and of the layer; by default ``d_model``.
     """
 
     #: Names of the parameters of the dynamics, which ask for no weight decay (see ``parameter_groups``).
@@ -45,15 +47,17 @@ class _MixedLayer(CarriesOptions, _SystemLayer):
         dropout: float,
         tie_dropout: bool,
         transposed: bool,
+        output_linear: bool,
+        d_output: int | None = None,
     ) -> None:
         super().__init__()
-        self.d_model = self.d_output = d_model
+        self.d_model, self.d_output = d_model, d_output or d_model
         self.state_shape = state_shape
         self.constants = None
         self.transposed = transposed
-        self.activation = inner_activation(activation, -1, d_model)
+        self.activation = inner_activation(activation, -1, self.d_output)
         self.dropout = dropout_module(dropout, tied=tie_dropout, transposed=False)
-        self.output_linear = linear_activation(d_model, d_model, postact)
+        self.output_linear = output_map(self.d_output, self.d_output, postact, output_linear)
 
     def _spare_dynamics(self) -> None:
         for name in self.dynamics:
@@ -67,11 +71,11 @@ class _MixedLayer(CarriesOptions, _SystemLayer):
         cu_seqlens: Tensor | None,
         rate: float,
     ) -> tuple[Tensor, Tensor | None]:
-        """``(B, length, d_model)`` to the same and the state after each sequence, None if none was given."""
+        """``(B, length, d_model)`` to ``(B, length, d_output)`` and the states after, None if none were given."""
         raise NotImplementedError
 
     def _element(self, u: Tensor, state: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-        """``(..., d_model)`` to the same and the next state."""
+        """``(..., d_model)`` to ``(..., d_output)`` and the next state."""
         raise NotImplementedError
 
     def forward(
@@ -82,7 +86,7 @@ class _MixedLayer(CarriesOptions, _SystemLayer):
         rate: float = 1.0,
         cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Map ``(..., length, d_model)``, or ``(..., d_model, length)`` if transposed.
+        """Map ``(..., length, d_model)``, or ``(..., d_model, length)`` if transposed, to ``d_output`` channels.
 
         ``lengths``: how many elements of each sequence are real, as in ``S4``: the next state is the one after them. It
         is None if no state was given. ``rate`` is the step of the input in units of the one that the model was trained
@@ -102,7 +106,7 @@ class _MixedLayer(CarriesOptions, _SystemLayer):
         if lengths is not None:
             rows, lengths = without_padding(rows, lengths, transposed=False)
         y, next_state = self._sequence(rows, state, lengths, cu_seqlens, rate)
-        y = self.output_linear(self.dropout(self.activation(y.reshape(u.shape))))
+        y = self.output_linear(self.dropout(self.activation(y.reshape(*u.shape[:-1], self.d_output))))
         next_state = None if next_state is None else next_state.reshape(*states_shape, *self._state_sizes)
         return (y.mT if self.transposed else y), next_state
 
@@ -121,29 +125,43 @@ class _FrozenMaps(nn.Module):
 
     b: Tensor
     c: Tensor
-    d: Tensor
+    d: Tensor | None
     a_minus_one: Tensor
 
-    def __init__(self, exponents: Tensor, b: Tensor, c: Tensor, d: Tensor) -> None:
+    def __init__(self, exponents: Tensor, b: Tensor, c: Tensor, d: Tensor | None) -> None:
         super().__init__()
         self.system = FrozenSystem(scan_system(exponents, c.dtype))
         wide = self.system.taps.dtype
         a_minus_one = torch.view_as_real(torch.expm1(exponents)).to(wide)
         for name, value in (("b", b), ("c", c), ("d", d), ("a_minus_one", a_minus_one)):
-            self.register_buffer(name, value.detach().clone())
+            self.register_buffer(name, None if value is None else value.detach().clone())
 
 
 class _DiagonalLayer(_MixedLayer):
     """``x_t = exp(exponents) x_{t-1} + B u_t``, ``y_t = scale Re(C x_t) + D u_t``: every state sees every channel.
 
-    A subclass gives ``_discrete``, ``_continuous`` and ``scale``. ``B`` (N, H, 2), ``C`` (H, N, 2), ``D`` (H).
+    A subclass gives ``_discrete``, ``_continuous`` and ``scale``. ``B`` (N, H, 2), ``C`` (O, N, 2), or without the 2
+    where they are real; ``D`` is (H), (O, H) or None.
     """
 
     scale: ClassVar[float]
     B: Tensor
     C: Tensor
-    D: Tensor
+    D: Tensor | None
     constants: _FrozenMaps | None
+
+    def _skip(self, skip: str | None) -> nn.Parameter | None:
+        """``D`` as drawn at the start: "diagonal", "full" or None."""
+        if skip not in ("diagonal", "full", None):
+            raise ValueError(f"skip must be 'diagonal', 'full' or None, got {skip!r}")
+        if skip is None:
+            return None
+        if skip == "full":
+            return nn.Parameter(torch.randn(self.d_output, self.d_model) / math.sqrt(self.d_model))
+        if self.d_output != self.d_model:
+            widths = f"d_output={self.d_output} is not d_model={self.d_model}"
+            raise ValueError(f"skip must be 'full' or None where {widths}, got {skip!r}")
+        return nn.Parameter(torch.randn(self.d_model))
 
     def _discrete(self, rate: float) -> tuple[Tensor, Tensor]:
         """The exponents ``(N,)`` and the factors ``(N,)`` of the rows of B, complex128."""
@@ -154,13 +172,15 @@ class _DiagonalLayer(_MixedLayer):
         raise NotImplementedError
 
     def _matrices(self, rate: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Exponents; the discrete B, and C, as real maps to and from real and imaginary parts: (2 N, H), (H, 2 N)."""
+        """Exponents; the discrete B, and C, as real maps to and from real and imaginary parts: (2 N, H), (O, 2 N)."""
         exponents, factors = self._discrete(rate)
         return exponents, *self._maps(factors)
 
     def _maps(self, factors: Tensor) -> tuple[Tensor, Tensor]:
-        b = factors.unsqueeze(-1) * as_complex(self.B.double())
-        c = self.scale * torch.cat((self.C[..., 0], -self.C[..., 1]), -1)
+        wide, real = self.B.double(), self.C.dim() == 2
+        b = factors.unsqueeze(-1) * (wide if real else as_complex(wide))
+        parts = (self.C, torch.zeros_like(self.C)) if real else (self.C[..., 0], -self.C[..., 1])
+        c = self.scale * torch.cat(parts, -1)
         return torch.cat((b.real, b.imag)).to(c.dtype), c
 
     def _constants(self, rate: float) -> _FrozenMaps:
@@ -184,7 +204,7 @@ class _DiagonalLayer(_MixedLayer):
             state, behind = state.resolve(torch.view_as_complex(end), self._transition(rate), u.shape[1])
         start = None if state is None else _pairs(state)
         real, imag, final = diagonal_scan(run, real, imag, start, lengths, cu_seqlens)
-        y = nn.functional.linear(torch.cat((real, imag), 1).mT, c) + d * u
+        y = _skipping(nn.functional.linear(torch.cat((real, imag), 1).mT, c), d, u)
         if state is None or final is None:
             return y, None
         if behind is not None:
@@ -195,7 +215,7 @@ class _DiagonalLayer(_MixedLayer):
         exponents, _ = self._discrete(rate)
         return lambda length: lambda state: state * torch.exp(exponents * length).to(state.dtype)
 
-    def _scan(self, u: Tensor, rate: Any) -> tuple[Tensor, Tensor, Tensor, Convolution]:
+    def _scan(self, u: Tensor, rate: Any) -> tuple[Tensor, Tensor, Tensor | None, Convolution]:
         """The maps in and out, the skip, and what goes from one to the other."""
         if self.constants is not None:
             self._unit_rate(rate)
@@ -203,7 +223,7 @@ class _DiagonalLayer(_MixedLayer):
             return constants.b, constants.c, constants.d, constants.system.convolve
         if values.by_element(rate, u.mT):
             a, dt, factors = self._continuous()
-            return *self._maps(factors), self.D, uneven_scan(a, dt, rate, self.D.dtype)
+            return *self._maps(factors), self.D, uneven_scan(a, dt, rate, self.C.dtype)
         exponents, b, c = self._matrices(rate)
         system = scan_system(exponents, c.dtype)
 
@@ -223,7 +243,7 @@ class _DiagonalLayer(_MixedLayer):
         moved = torch.expm1(exponents).to(state.dtype) * state + torch.complex(real, imag)
         state = state + moved
         parts = torch.cat((state.real, state.imag), -1).to(u.dtype)
-        return nn.functional.linear(parts, c) + self.D * u, state
+        return _skipping(nn.functional.linear(parts, c), self.D, u), state
 
     @staticmethod
     def _frozen_element(constants: _FrozenMaps, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -232,8 +252,15 @@ class _DiagonalLayer(_MixedLayer):
         a_re, a_im = constants.a_minus_one.unbind(-1)
         real, imag = nn.functional.linear(u, constants.b).to(state.dtype).chunk(2, -1)
         re, im = re + (a_re * re - a_im * im + real), im + (a_re * im + a_im * re + imag)
-        y = nn.functional.linear(torch.cat((re, im), -1).to(u.dtype), constants.c) + constants.d * u
-        return y, torch.stack((re, im), -1).flatten(-2)
+        y = nn.functional.linear(torch.cat((re, im), -1).to(u.dtype), constants.c)
+        return _skipping(y, constants.d, u), torch.stack((re, im), -1).flatten(-2)
+
+
+def _skipping(y: Tensor, d: Tensor | None, u: Tensor) -> Tensor:
+    """y with the skip from u, which is a number for each channel, a matrix or none."""
+    if d is None:
+        return y
+    return y + (d * u if d.dim() == 1 else nn.functional.linear(u, d))
 
 
 def _pairs(state: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from ..ssm import DPLRSSM, DiagonalSSM, FrozenSystem, SSKernel, System, convolve
 from ..stepping.recurrences import FrozenRecurrence, Recurrence
 from ..stepping.stages import Join, Pointwise, Save, Stage
 from .activations import activation_module
-from .components import dropout_module, linear_activation
+from .components import dropout_module, linear_activation, output_map
 from .padding import Lengths, without_padding
 from .pointwise import pointwise
 from .systems import _SystemLayer
@@ -46,6 +46,8 @@ class S4(_SystemLayer):
             apart: ``S4(16)`` takes ``(2, 16, 16)`` for 16 channels of 16 elements.
         conv: "chunked" (``ops.ssm_conv``), "fft" (the kernel of full length, ``ops.fft_conv``), or None: the faster
             one. A call with a state is chunked in any case.
+        output_linear: whether there is the linear map, and with it ``postact``. Without, the output has
+            ``channels`` times as many channels as there are heads.
         **kernel_args: see ``sequence_kernels.ssm.SSKernel``.
 
     The state is complex, ``(*batch_shape, heads, d_state / 2)``.
@@ -72,6 +74,7 @@ class S4(_SystemLayer):
         verbose: bool = False,
         *,
         conv: str | None = None,
+        output_linear: bool = True,
         **kernel_args: Any,
     ) -> None:
         super().__init__()
@@ -89,10 +92,14 @@ class S4(_SystemLayer):
             raise ValueError(
                 "activation and hyper_act cannot be 'glu', which would halve the width; use postact='glu'"
             )
-        self.d_model = self.d_output = d_model
+        if gate is not None and not output_linear:
+            raise ValueError(
+                f"gate={gate} multiplies the output of the linear map: output_linear must be True"
+            )
         self.l_max = l_max
         self.channels = channels
         self.heads = heads = d_model // (bottleneck or 1)
+        self.d_model, self.d_output = d_model, d_model if output_linear else heads * channels
         self.n = d_state // 2
         self.state_shape = (heads, self.n)
         self.constants = None
@@ -120,8 +127,8 @@ class S4(_SystemLayer):
         self.causal = not bidirectional and self.kernel.kernel.causal
         self.activation = activation_module(activation, dim=-2, size=heads * channels)
         self.dropout = dropout_module(dropout, tied=tie_dropout, transposed=True)
-        self.output_linear = linear_activation(
-            heads * channels, d_model * (gate or 1), postact, transposed=transposed
+        self.output_linear = output_map(
+            heads * channels, d_model * (gate or 1), postact, output_linear, transposed
         )
 
     def forward(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +32,7 @@ class _SystemLayer(SequenceModule):
 
     def _weight(self) -> Tensor:
         """A tensor of the precision and on the device of the layer."""
-        return next(self.parameters())
+        return next(itertools.chain(self.parameters(), self.buffers()))
 
     def freeze_here(self, rate: float) -> None:
         if self.constants is not None:

@@ -197,10 +197,10 @@ def discretize(
     if method == "zoh":
         return log_a, b * step * expm1_over(log_a)
     assert length is not None
-    return log_a, b * _softmax_weights(a, log_a, length)
+    return log_a, b * softmax_weights(a, log_a, length)
 
 
-def _softmax_weights(a: Tensor, log_a: Tensor, length: int) -> Tensor:
+def softmax_weights(a: Tensor, log_a: Tensor, length: int) -> Tensor:
     """Half of ``(e^{log_a} - 1) conj(D) / (|D|^2 + 1e-7)``, ``D = (e^{log_a L} - 1) a``; growing modes end at 1.
 
     Half, because a system's output is twice the real part and that of DSS is the real part.

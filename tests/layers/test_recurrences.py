@@ -27,8 +27,13 @@ H, N, LENGTH = 5, 8, 70
 
 def bare(module: Any) -> Any:
     """The recurrence of a layer alone, every parameter away from its initial value."""
-    module = module.double().eval()
     module.output_linear = nn.Identity()
+    return moved(module)
+
+
+def moved(module: Any) -> Any:
+    """Every parameter away from its initial value, in float64."""
+    module = module.double().eval()
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -52,8 +57,10 @@ def recurrence(a: Tensor, b: Tensor, c: Tensor, d: Tensor, u: Tensor, scale: flo
     """``x_t = a x + B u_t``, ``y_t = scale Re(C x_t) + D u_t``, one element after another: the equations as printed."""
     x, outputs = torch.zeros(len(u), len(a), dtype=a.dtype), []
     for t in range(u.shape[1]):
-        x = a * x + u[:, t].to(a.dtype) @ b.mT
-        outputs.append(scale * (x @ c.mT).real + d * u[:, t])
+        x = a * x + u[:, t].to(a.dtype) @ b.to(a.dtype).mT
+        outputs.append(
+            scale * (x @ c.to(a.dtype).mT).real + (u[:, t] @ d.mT if d.dim() == 2 else d * u[:, t])
+        )
     return torch.stack(outputs, 1), x
 
 
@@ -70,6 +77,21 @@ def test_s5(rate: float) -> None:
     close(y, expected)
     close(torch.view_as_real(last), torch.view_as_real(state))
     close(layer(u, rate=rate)[0], expected)
+
+
+@pytest.mark.parametrize("rate", [1.0, 2.5])
+def test_s5_by_an_euler_step_of_real_maps_to_another_width(rate: float) -> None:
+    """``x_t = exp(Lambda dt) x_{t-1} + dt B u_t``, ``y_t = 2 C Re x_t + D u_t`` with a matrix D."""
+    torch.manual_seed(0)
+    options = {"disc": "euler", "real": True, "d_output": 3, "output_linear": False}
+    layer, u = moved(S5(H, 2 * N, activation=None, skip="full", **options)), inputs()
+    assert (layer.d_output, list(layer.output_linear.parameters())) == (3, [])
+    dt = layer.log_dt.exp() * rate
+    a = torch.exp(torch.complex(-layer.Lambda_log_decay.exp(), layer.Lambda_imag) * dt)
+    expected, _ = recurrence(a, dt[:, None] * layer.B, layer.C, layer.D, u, 2)
+    close(layer(u, rate=rate)[0], expected)
+    with pytest.raises(ValueError, match="rate for each element needs disc='zoh', this layer has 'euler'"):
+        layer(u, rate=torch.ones(2, LENGTH))
 
 
 def test_s5_starts_at_the_poles_of_hippo() -> None:
@@ -94,6 +116,12 @@ def test_lru() -> None:
     y, last = layer(u, layer.default_state(2))
     close(y, expected)
     close(torch.view_as_real(last), torch.view_as_real(state))
+    wide = moved(LRU(H, N, activation=None, d_output=7, skip="full", output_linear=False))
+    a = torch.exp(torch.complex(-wide.nu_log.exp(), wide.theta_log.exp()))
+    b = wide.gamma_log.exp()[:, None] * complex_of(wide.B)
+    close(wide(u)[0], recurrence(a, b, complex_of(wide.C), wide.D, u, 1)[0])
+    wide.D = None  # as with skip=None
+    close(wide(u)[0], recurrence(a, b, complex_of(wide.C), torch.zeros(7, H).double(), u, 1)[0])
     twice, end = layer(u.repeat_interleave(2, 1), layer.default_state(2))
     y, last = layer(u, layer.default_state(2), rate=2.0)  # each input is held for two steps
     close(y, twice[:, 1::2])
@@ -112,21 +140,25 @@ def test_lru_starts_on_its_ring_with_inputs_of_unit_gain() -> None:
 
 
 @pytest.mark.parametrize("version", ["exp", "softmax"])
-@pytest.mark.parametrize("growing", [False, True])
-def test_dss(version: str, growing: bool) -> None:
+@pytest.mark.parametrize(("growing", "separate"), [(False, False), (True, False), (True, True)])
+def test_dss(version: str, growing: bool, separate: bool) -> None:
     """Gupta et al. 2022, propositions 1 and 3: the kernel, by an explicit softmax and a direct convolution."""
     torch.manual_seed(0)
-    layer, u = bare(DSS(H, N, version, l_max=LENGTH, activation=None)), inputs()
+    options = {"sep_dt_re_im": separate, "output_linear": False}
+    layer, u = moved(DSS(H, N, version, l_max=LENGTH, activation=None, **options)), inputs()
     if growing and version == "softmax":
         layer.Lambda.data[::2, 0] *= -1
     real = -layer.Lambda[:, 0].exp() if version == "exp" else layer.Lambda[:, 0]
     modes = torch.complex(real, layer.Lambda[:, 1])
-    dt, w = layer.log_dt.exp()[:, None], complex_of(layer.W)
-    powers = torch.exp(modes[:, None] * dt[..., None] * torch.arange(LENGTH))  # (H, N, L)
+    dt, w = layer.log_dt.exp().view(H, -1), complex_of(layer.W)
+    turns = torch.complex(
+        modes.real * dt[:, :1], modes.imag * dt[:, -1:]
+    )  # by steps of their own, if separate
+    powers = torch.exp(turns[..., None] * torch.arange(LENGTH))  # (H, N, L)
     if version == "softmax":
         k = torch.einsum("hn,hnl->hl", w / modes, powers / powers.sum(-1, keepdim=True)).real
     else:
-        k = torch.einsum("hn,hnl->hl", w * (torch.exp(modes * dt) - 1) / modes, powers).real
+        k = torch.einsum("hn,hnl->hl", w * (torch.exp(turns) - 1) / modes, powers).real
     expected = layer.D * u
     for lag in range(LENGTH):
         expected[:, lag:] = expected[:, lag:] + k[:, lag] * u[:, : LENGTH - lag]
@@ -134,6 +166,9 @@ def test_dss(version: str, growing: bool) -> None:
     error = float((y - expected).abs().max().detach() / expected.abs().max().detach())
     assert error < (1e-11 if version == "exp" else 1e-4)  # the authors' 1e-7 in the reciprocal
     close(layer(u, layer.default_state(2))[0], y)
+    if version == "exp":  # inputs held for two steps, at once and each by itself
+        held = torch.full((2, LENGTH), 2.0, dtype=torch.float64)
+        close(layer(u, rate=held)[0], layer(u, rate=2.0)[0])
 
 
 @pytest.mark.parametrize(("cls", "other"), [(GRU, nn.GRU), (LSTM, nn.LSTM)])
@@ -207,6 +242,10 @@ def test_the_convolution_by_its_definition(size: int, bias: bool) -> None:
         (lambda: LRU(4, max_phase=0), "max_phase must be above 0"),
         (lambda: DSS(4, version="log"), "version must be 'softmax' or 'exp'"),
         (lambda: DSS(4, version="softmax"), "pass l_max"),
+        (lambda: S5(4, disc="bilinear"), "disc must be 'zoh' or 'euler', got 'bilinear'"),
+        (lambda: S5(4, skip="half"), "skip must be 'diagonal', 'full' or None, got 'half'"),
+        (lambda: LRU(4, d_output=3), "skip must be 'full' or None where d_output=3 is not d_model=4"),
+        (lambda: DSS(4, output_linear=False, postact="gelu"), "postact='gelu' follows the linear map"),
         (lambda: CausalConv(4, 0), "kernel_size must be at least 1"),
         (
             lambda: S5(4)(torch.zeros(2, 3, 5)),
