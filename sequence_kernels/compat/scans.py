@@ -1,4 +1,4 @@
-"""S5 and LRU layers of other libraries, whose states see every channel, on our ops in their places in models."""
+"""S5, LRU and aTENNuate's layers, whose states see every channel, on our ops in their places in models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ssm import convolve
+from ..ssm import DiagonalSystem, convolve
 from ..ssm.scan import diagonal_scan, scan_system
 
 
@@ -119,8 +119,45 @@ class _S5(_Scan):
         return _Recurrence(exponents, factors.unsqueeze(-1) * torch.view_as_complex(inner.B), inner.C)
 
 
+class AttenuateLayer(_Scan):
+    """``SSMLayer`` of aTENNuate: ``x_t = exp(a dt) x_{t-1} + dt B u_t``, ``y_t = C Re x_t``, B and C real."""
+
+    log_dt: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+
+    def __init__(self, original: Any) -> None:
+        a, b, c = (tuple(getattr(original, name).shape) for name in "ABC")
+        if original.C.is_complex() or len(b) != 2 or len(c) != 2 or a != (b[0], 2) or c[1] != b[0]:
+            raise ValueError(f"A {a}, B {b} and C {c} should be real (N, 2), (N, inputs) and (outputs, N)")
+        super().__init__(original, b[1])
+        self.channels_first = True
+
+    def forward(
+        self,
+        input: Tensor,  # noqa: A002
+        state: Tensor | None = None,
+        return_state: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """``(B, in_channels, L)`` to ``(B, out_channels, L)``; the state is complex, ``(B, N)``."""
+        dt = self.log_dt.double().exp()
+        decay, turn = self.A.double().unbind(-1)
+        exponents = torch.complex(-F.softplus(decay) * dt, turn * dt).unsqueeze(-1)
+        ones = torch.ones_like(exponents)
+        system = DiagonalSystem(exponents, ones, (ones / 2).unsqueeze(0).to(input.dtype.to_complex()))
+        start = state
+        if state is None and return_state:
+            start = torch.zeros(len(input), len(dt), dtype=system.c.dtype, device=input.device)
+        u = (self.B * dt.to(self.B.dtype).unsqueeze(-1)) @ input
+        x, final = convolve(system, u, None, None if start is None else start.unsqueeze(-1))
+        y = self.C @ x.squeeze(1)
+        return (y, final.squeeze(-1)) if return_state and final is not None else y
+
+
 #: What each layer is recognised by, and what serves it.
 KINDS: tuple[tuple[tuple[str, ...], type[_Scan]], ...] = (
     (("nu_log", "theta_log", "gamma_log", "B", "C", "D"), _LRU),
+    (("log_dt", "A", "B", "C"), AttenuateLayer),
     (("seq.Lambda", "seq.log_step", "seq.B", "seq.D", "seq.discretize"), _S5),
 )
