@@ -27,12 +27,19 @@ class Exchange(Protocol):
     """From the state before all parts, and what a part does to states, to the states before it and behind the last."""
 
     def __call__(
-        self, start: Tensor, end: Tensor, transition: Transition, elapsed: Elapsed
+        self, start: Tensor, end: Tensor, transition: Transition, elapsed: Elapsed, backwards: bool = False
     ) -> tuple[Tensor, Tensor]: ...
+
+    def joined(self, start: Tensor, part: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+        """Of states that grow by an element each: what is before this part, and all there is."""
+        ...
 
 
 class Awaited:
-    """The state before a part: ``start`` is the one before all of them."""
+    """The state before a part: ``start`` is the one before all of them.
+
+    Of what looks ahead it is the state behind a part, and ``start`` the one behind all of them.
+    """
 
     def __init__(self, start: Tensor, exchange: Exchange) -> None:
         self.start = start
@@ -41,8 +48,13 @@ class Awaited:
     def reshape(self, *shape: int) -> Awaited:
         return Awaited(self.start.reshape(*shape), self.exchange)
 
-    def resolve(self, end: Tensor, transition: Transition, elapsed: Elapsed) -> tuple[Tensor, Tensor]:
-        """The state before this part, and the one behind the last.
+    def unbind(self, axis: int) -> list[Awaited]:
+        return [Awaited(start, self.exchange) for start in self.start.unbind(axis)]
+
+    def resolve(
+        self, end: Tensor, transition: Transition, elapsed: Elapsed, *, backwards: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The state before this part, and the one behind the last; ``backwards``, from the last part to the first.
 
         Args:
             end: the state behind this part, from zeros before it.
@@ -50,7 +62,7 @@ class Awaited:
                 it: a linear map.
             elapsed: of this part; an int, or a tensor of one shape for all parts.
         """
-        return self.exchange(self.start, end, transition, elapsed)
+        return self.exchange(self.start, end, transition, elapsed, backwards)
 
 
 class Pieces:
@@ -63,8 +75,10 @@ class Pieces:
         self.count = count
 
     def __call__(
-        self, start: Tensor, end: Tensor, transition: Transition, elapsed: Elapsed
+        self, start: Tensor, end: Tensor, transition: Transition, elapsed: Elapsed, backwards: bool = False
     ) -> tuple[Tensor, Tensor]:
+        if backwards:
+            raise ValueError("pieces of one call pass states on forwards only")
         apart = (-1, self.count)
         if isinstance(elapsed, Tensor):
             moves = [transition(time) for time in elapsed.unflatten(0, apart).unbind(1)]
@@ -75,6 +89,9 @@ class Pieces:
             states.append(move(states[-1]) + one)
         before, behind = (torch.stack(each, 1).flatten(0, 1) for each in (states[:-1], states[1:]))
         return before, behind
+
+    def joined(self, start: Tensor, part: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+        raise ValueError("pieces of one call cannot share a state that grows: each has one of another size")
 
 
 #: Modules of torch whose outputs depend on other positions.

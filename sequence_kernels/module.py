@@ -126,6 +126,10 @@ class SequenceModule(nn.Module):
         """The state before the first element, for a batch of the given shape; None if there is no state."""
         return None
 
+    def awaited_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Any:
+        """What ``Awaited`` stands for where sequences are split into parts: of a layer that looks ahead, more."""
+        return self.default_state(*batch_shape, device=device)
+
     def restart_state(self, state: Any, fresh: Tensor) -> Any:
         """The state with rows at the start, where ``fresh`` ``(*batch_shape)`` says so."""
         start = self.default_state(*fresh.shape, device=fresh.device)

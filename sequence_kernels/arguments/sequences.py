@@ -361,8 +361,10 @@ def _pieces(module: Any, positions: list[int]) -> int:
     size = positions[0] if positions else 0
     if len(positions) < 2 or size == 0 or positions != list(range(size, positions[-1] + 1, size)):
         return 0
-    strides = math.prod(getattr(part, "stride", 1) for part in module.modules() if hasattr(part, "lengths"))
-    return size if size % strides == 0 and unsplit(module) is None else 0
+    parts = list(module.modules())
+    strides = math.prod(getattr(part, "stride", 1) for part in parts if hasattr(part, "lengths"))
+    grows = any(getattr(part, "state_grows", False) for part in parts)
+    return size if size % strides == 0 and not grows and unsplit(module) is None else 0
 
 
 def _piece_by_piece(

@@ -49,10 +49,13 @@ def context_parallel(
             raise ValueError(f"group must be a mesh of one dimension, got one of {group.ndim}")
         group = group.get_group()
     exchange = GroupExchange(group, equal_parts)
-    for module in _outermost(model):
+    for module, hands_states in _outermost(model):
         handing = _Handing(module, exchange)
-        module.register_forward_pre_hook(handing.before, with_kwargs=True)
-        module.register_forward_hook(handing.behind, with_kwargs=True)
+        if hands_states:
+            module.register_forward_pre_hook(handing.before, with_kwargs=True)
+            module.register_forward_hook(handing.behind, with_kwargs=True)
+        else:
+            module.register_forward_pre_hook(handing.check, with_kwargs=True)
     return model
 
 
@@ -75,13 +78,19 @@ def sum_gradients(model: nn.Module, group: DeviceMesh | dist.ProcessGroup) -> No
             gradient.copy_(part.view_as(gradient))
 
 
-def _outermost(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules that carry a state and are in no other such."""
-    if hasattr(module, "unsplit_reason") and hasattr(module, "default_state"):
-        yield module
+def _outermost(module: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
+    """The modules that carry a state and are in no other such, True; those that only hold them, False.
+
+    A stack with a layer in it that looks ahead has no state as a whole: its layers are handed theirs one by one.
+    """
+    carries = hasattr(module, "unsplit_reason") and hasattr(module, "default_state")
+    inside = [found for child in module.children() for found in _outermost(child)]
+    if carries and (getattr(module, "causal", True) or not inside):
+        yield module, True
         return
-    for child in module.children():
-        yield from _outermost(child)
+    if carries:
+        yield module, False
+    yield from inside
 
 
 class _Handing:
@@ -95,16 +104,21 @@ class _Handing:
     def before(
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any], dict[str, Any]]:
+        x, state, called = self._called(args, kwargs)
+        if state is None:
+            make = getattr(module, "awaited_state", module.default_state)
+            state = make(*sequences.Axes.of(module).batch_shape(x), device=x.device)
+        return (x,), {**called, "state": mapped(lambda part: Awaited(part, self.exchange), state)}
+
+    def check(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._called(args, kwargs)
+
+    def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+        """x, the state and the other arguments, if they can be given."""
         called = {**dict(zip(self.names[1:], args[1:], strict=False)), **kwargs}
         x = args[0] if args else called.pop(self.names[0])
         state = called.pop("state", None)
         self.given = state is not None
-        self._check(called)
-        if state is None:
-            state = module.default_state(*sequences.Axes.of(module).batch_shape(x), device=x.device)
-        return (x,), {**called, "state": mapped(lambda part: Awaited(part, self.exchange), state)}
-
-    def _check(self, called: dict[str, Any]) -> None:
         rate = called.get("rate")
         for name in sequences.WORDS:
             if called.get(name) is not None:
@@ -116,6 +130,7 @@ class _Handing:
                 "lengths cannot be given together with a state to a model that is split over ranks: the state behind "
                 "the last part would be that of the padding"
             )
+        return x, state, called
 
     def behind(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Tensor, Any]

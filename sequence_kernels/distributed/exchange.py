@@ -1,8 +1,9 @@
 """The passing of states: what each part makes of zeros, gathered once, and an exclusive scan over the parts.
 
 With part j making ``X -> T_j X + F_j`` of a state, the state before part j is ``X_j = T_{j-1} X_{j-1} + F_{j-1}``.
-F_j is all that is sent: O(B H N) numbers, whatever the length. Each rank does the whole scan, of as many steps as there
-are ranks, so that all ranks have the same graph: under torch.compile collectives of different graphs do not pair up.
+F_j is all that is sent: O(B H N) numbers, whatever the length; of attention, its keys and values. Each rank does the
+whole scan, of as many steps as there are ranks, so that all ranks have the same graph: under torch.compile collectives
+of different graphs do not pair up.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class GroupExchange:
         self.rank = torch.tensor([group.rank()])
 
     def __call__(
-        self, start: Tensor, end: Tensor, transition: Transition, elapsed: Elapsed
+        self, start: Tensor, end: Tensor, transition: Transition, elapsed: Elapsed, backwards: bool = False
     ) -> tuple[Tensor, Tensor]:
         real = torch.view_as_real(end.resolve_conj()) if end.is_complex() else end
         passed = elapsed.to(real.dtype) if isinstance(elapsed, Tensor) else _digits(elapsed, real)
@@ -47,11 +48,27 @@ class GroupExchange:
             by_length = {length: transition(length) for length in sorted(set(lengths))}
             moves = [by_length[length] for length in lengths]
         ends = torch.view_as_complex(ends.contiguous()) if end.is_complex() else ends
+        order = -1 if backwards else 1
         states = [start.to(end.dtype)]
-        for move, one in zip(moves, ends.unbind(), strict=True):
+        for move, one in zip(moves[::order], ends.unbind()[::order], strict=True):
             states.append(move(states[-1]) + one)
-        before = torch.stack(states[:-1]).index_select(0, self.rank.to(end.device)).squeeze(0)
+        before = torch.stack(states[:-1][::order]).index_select(0, self.rank.to(end.device)).squeeze(0)
         return before, states[-1]
+
+    def joined(self, start: Tensor, part: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+        if torch.compiler.is_compiling():
+            raise ValueError(
+                "attention that is split over ranks cannot be compiled: what it sees has another size on each rank"
+            )
+        own = _digits(part.shape[axis], part)
+        lengths = self._lengths(gathered(own, self.group))
+        longest = part.movedim(axis, 0)
+        longest = torch.cat((longest, longest.new_zeros(max(lengths) - len(longest), *longest.shape[1:])))
+        parts = gathered(longest.flatten(), self.group).unflatten(-1, longest.shape)
+        real = [one[:length] for one, length in zip(parts, lengths, strict=True)]
+        every = torch.cat((start.movedim(axis, 0).to(part.dtype), *real)).movedim(0, axis)
+        # A view of what all sent, even of nothing, so that the first rank takes part in the adjoint's collective.
+        return every.narrow(axis, 0, start.shape[axis] + sum(lengths[: self.group.rank()])), every
 
     @staticmethod
     def _lengths(digits: Tensor) -> list[int]:

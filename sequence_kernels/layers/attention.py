@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..arguments import inputs
 from ..arguments.values import checked
+from ..awaited import Awaited, begun
 from ..module import SequenceModule
 from .padding import Lengths, real_elements, without_padding
 
@@ -35,6 +36,8 @@ class MultiHeadedAttention(SequenceModule):
     ``dropout``: of the attention weights. ``tie_dropout`` is taken for the sake of configurations, and ignored.
     Raises ValueError for a width that ``n_head`` does not divide.
     """
+
+    state_grows = True  # by every element
 
     @checked
     def __init__(
@@ -102,14 +105,18 @@ class MultiHeadedAttention(SequenceModule):
     def _attend(
         self,
         x: Tensor,
-        state: KeysValues | None,
+        state: tuple[Any, ...] | None,
         memory: Tensor | None,
         mask: Tensor | None,
         real: Tensor | None,
     ) -> tuple[Tensor, KeysValues]:
         """Channels last; the keys and values that were seen are returned. ``real``: which elements of x are."""
         inputs.of_width(x, self.d_model)
-        if state is not None and not self.causal:
+        if state is not None and isinstance(state[0], Awaited):
+            if memory is None:
+                return self._attend_parts(x, state, mask, real)
+            state = begun(state)  # each process has the whole memory
+        elif state is not None and not self.causal:
             raise ValueError(
                 "attention with causal=False looks at the whole sequence: it cannot carry a state"
             )
@@ -119,9 +126,46 @@ class MultiHeadedAttention(SequenceModule):
             unseen = seen[0].unsqueeze(-2)
             mask = unseen if mask is None else (mask != 0) & unseen
         keys, values = self._keys_values(x, state, memory, mask)
-        before = keys.shape[-2] - x.shape[-2]  # elements before those of x
-        triangular = memory is None and self.causal and x.shape[-2] > 1
         visible = None if mask is None else (mask != 0).unsqueeze(-3)
+        y = self._weighted(x, keys, values, visible, causal=memory is None and self.causal)
+        return y, (keys, values, *seen)
+
+    def _attend_parts(
+        self, x: Tensor, state: tuple[Any, ...], mask: Tensor | None, real: Tensor | None
+    ) -> tuple[Tensor, KeysValues]:
+        """``_attend`` of a part of sequences: the keys and values of all parts are gathered."""
+        if mask is not None:
+            raise ValueError("mask cannot be given to attention over sequences that are split into parts")
+        awaited = state[0]
+        own = [self._heads(self.linear_k(x)), self._heads(self.linear_v(x))]
+        start = [part.start for part in state[:2]]
+        if real is not None or len(state) == 3:
+            here = x.new_ones(x.shape[:-1], dtype=torch.bool) if real is None else real
+            before = state[2].start if len(state) == 3 else here[..., :0].expand(*here.shape[:-1], 0)
+            own.append(self._as_head(here, own[0]))
+            start.append(self._as_head(before, start[0]))
+        part = torch.cat(own, -1)
+        earlier, every = awaited.exchange.joined(torch.cat(start, -1), part, -2)
+        keys, values, *seen = self._apart(torch.cat((earlier, part), -2) if self.causal else every)
+        visible = seen[0].unsqueeze(-2).unsqueeze(-3) if seen else None
+        return self._weighted(x, keys, values, visible, causal=self.causal), self._apart(every)
+
+    @staticmethod
+    def _as_head(seen: Tensor, like: Tensor) -> Tensor:
+        """Which elements can be seen, as one more number of each head's."""
+        return seen.to(like.dtype).unsqueeze(-2).unsqueeze(-1).expand(*like.shape[:-2], seen.shape[-1], 1)
+
+    def _apart(self, gathered: Tensor) -> KeysValues:
+        width = self.d_model // self.n_head
+        keys, values, *seen = gathered.split([width, width, *([1] * (gathered.shape[-1] > 2 * width))], -1)
+        return keys, values, *(one[..., 0, :, 0] != 0 for one in seen)
+
+    def _weighted(
+        self, x: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, *, causal: bool
+    ) -> Tensor:
+        """What the elements of x, the last of those that there are keys of if ``causal``, see."""
+        before = keys.shape[-2] - x.shape[-2]  # elements before those of x
+        triangular = causal and x.shape[-2] > 1
         if triangular and (visible is not None or before):
             earlier = torch.ones(x.shape[-2], keys.shape[-2], dtype=torch.bool, device=x.device).tril(before)
             visible = earlier if visible is None else visible & earlier
@@ -133,7 +177,7 @@ class MultiHeadedAttention(SequenceModule):
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=triangular and visible is None,
         )
-        return self.linear_out(y.transpose(-2, -3).flatten(-2)), (keys, values, *seen)
+        return self.linear_out(y.transpose(-2, -3).flatten(-2))
 
     def _seen(self, x: Tensor, state: KeysValues | None, real: Tensor | None) -> Tensor:
         """Which elements of the state and of x can be seen ``(*batch_shape, elements)``."""
@@ -172,13 +216,16 @@ class MultiHeadedAttention(SequenceModule):
         """Keys and values of no elements."""
         if not self.causal:
             raise ValueError("attention with causal=False looks at the whole sequence: it has no state")
+        return self.awaited_state(*batch_shape, device=device)
+
+    def awaited_state(self, *batch_shape: int, device: torch.device | str | None = None) -> KeysValues:
         weight = self.linear_k.weight
         shape = (*batch_shape, self.n_head, 0, self.d_model // self.n_head)
         empty = torch.empty(shape, dtype=weight.dtype, device=device or weight.device)
         return empty, empty.clone()
 
     def unsplit_reason(self) -> str | None:
-        return "attention looks at elements of all parts"
+        return None
 
     def restart_state(self, state: KeysValues, fresh: Tensor) -> KeysValues:
         seen = state[2] if len(state) == 3 else fresh.new_ones(*fresh.shape, state[0].shape[-2])

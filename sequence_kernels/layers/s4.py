@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .. import internals, ops
 from ..arguments import inputs, keywords, sequences, values
 from ..arguments.values import checked
+from ..awaited import Awaited
 from ..ssm import DPLRSSM, DiagonalSSM, FrozenSystem, SSKernel, System, convolve, convolve_unevenly
 from ..stepping.recurrences import FrozenRecurrence, Recurrence
 from ..stepping.stages import Join, Pointwise, Save, Stage
@@ -169,7 +170,6 @@ class S4(_SystemLayer):
                 return by(self, self.forward, x, state, cu_seqlens, {"rate": rate})
             states_shape = torch.Size((len(cu_seqlens) - 1,))
         if state is not None:
-            self._require_causal("be given a state")
             self._check_state(state, states_shape)
         batch = math.prod(batch_shape)
         u = u.reshape(batch, *u.shape[-2:])
@@ -258,8 +258,8 @@ class S4(_SystemLayer):
         self.register_module("kernel", None)
 
     def unsplit_reason(self) -> str | None:
-        if not self.causal:
-            return f"a {self._kind()} {type(self).__name__} is not causal"
+        if self.constants is None and not self._ssm.causal:
+            return f"a dss {type(self).__name__} is not causal"
         if self.l_max is not None:
             return f"a kernel cut off at l_max={self.l_max} has no state"
         return super().unsplit_reason()
@@ -334,6 +334,19 @@ class S4(_SystemLayer):
         """Zeros ``(*batch_shape, heads, d_state / 2)``, complex; real and twice as wide once frozen."""
         self._require_causal("have a state")
         return super().default_state(*batch_shape, device=device)
+
+    def awaited_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:
+        """Of a bidirectional layer the states before and behind a part, ``(*batch_shape, 2, heads, d_state / 2)``."""
+        return super().default_state(*batch_shape, device=device)
+
+    def _check_state(self, state: Tensor | Awaited, batch_shape: torch.Size) -> None:
+        if not isinstance(state, Awaited):
+            self._require_causal("be given a state")
+        super()._check_state(state, batch_shape)
+
+    @property
+    def _sides(self) -> tuple[int, ...]:
+        return (2,) if self.bidirectional else ()
 
     def _weight(self) -> Tensor:
         return self.D if self.constants is None else self.constants.taps

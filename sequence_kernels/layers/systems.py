@@ -60,7 +60,12 @@ class _SystemLayer(SequenceModule):
     def _state_sizes(self) -> tuple[int, ...]:
         """The shape of the state of one sequence, as it is given and taken."""
         *others, last = self.state_shape
-        return (*others, last if self.constants is None else 2 * last)
+        return (*self._sides, *others, last if self.constants is None else 2 * last)
+
+    @property
+    def _sides(self) -> tuple[int, ...]:
+        """One more size of an awaited state, of a layer that looks both ways."""
+        return ()
 
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:
         """Zeros, complex, or real once frozen; on the device of the layer by default."""

@@ -104,7 +104,7 @@ def convolve(
         conv: "chunked", "fft", or None for the faster one. A call with a state is chunked in any case.
         taps: the kernel is cut off after so many; a longer u goes by FFT, and takes no state.
         bidirectional: the second half of the channels is a kernel that looks ahead, from the next element on. There
-            is no state.
+            is no state but an awaited one, ``(B, 2, H, N)``.
         made: the matrices of this system that calls before have made, by chunk; those made here are added.
         cu_seqlens: integers ``(Q + 1,)``, where the Q sequences begin and end that B = 1 row of u is; each has a state
             of its own, ``(Q, H, N)``. In chunks only: not with ``taps`` fewer than L, nor ``bidirectional``.
@@ -113,9 +113,9 @@ def convolve(
         y ``(B, C, H, L)`` in the dtype of u, and the next state, None if none was given.
     """
     if isinstance(state, Awaited):
-        none = torch.zeros_like(state.start)
-        _, end = convolve(system.channels(0, 0), u, None, none, lengths)
-        before, after = state.resolve(end, system.transition, u.shape[-1])  # type: ignore[arg-type]
+        if bidirectional:
+            return _both_ways(system, u, d, state), None
+        before, after = _exchanged(system, u, state, lengths)
         return convolve(system, u, d, before, lengths)[0], after
     _check(system, u, state)
     length = u.shape[-1]
@@ -141,6 +141,30 @@ def convolve(
     back, _ = _in_chunks(system.channels(0, half), u, d, None, None, chunk, backends)
     ahead, _ = _in_chunks(system.channels(half, 2 * half), u.flip(-1), None, None, None, chunk, backends)
     return back + F.pad(ahead.flip(-1)[..., 1:], (0, 1)), None
+
+
+def _exchanged(
+    system: System, u: Tensor, state: Awaited, lengths: Tensor | None = None, *, backwards: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The state before this part and the one behind the last; of sequences that are turned, ``backwards``."""
+    _, end = convolve(system.channels(0, 0), u, None, torch.zeros_like(state.start), lengths)
+    assert end is not None
+    return state.resolve(end, system.transition, u.shape[-1], backwards=backwards)
+
+
+def _both_ways(system: System, u: Tensor, d: Tensor | None, state: Awaited) -> Tensor:
+    """A part of sequences, with the states before it and behind it, ``(B, 2, H, N)``.
+
+    What looks ahead sees the next element first: of the last that is what the state behind the part gives.
+    """
+    half, turned = system.c.shape[0] // 2, u.flip(-1)
+    back, ahead = system.channels(0, half), system.channels(half, 2 * half)
+    past, future = state.unbind(1)
+    before, _ = _exchanged(back, u, past)
+    behind, _ = _exchanged(ahead, turned, future, backwards=True)
+    next_one = 2 * torch.einsum("chn,bhn->bch", ahead.c, behind.to(ahead.c.dtype)).real.to(u.dtype)
+    seen_ahead = torch.cat((next_one.unsqueeze(-1), convolve(ahead, turned, None, behind)[0]), -1)
+    return convolve(back, u, d, before)[0] + seen_ahead[..., :-1].flip(-1)
 
 
 def _in_chunks(

@@ -216,6 +216,14 @@ def _children_of(parent: int) -> list[int]:
     return found
 
 
+@pytest.mark.thorough
+def test_ranks_against_one_process(capsys):
+    assert cli.main(["ranks", "--length", "64", "--pairs", "2", "--layer", "s4d"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("| s4d | ")
+    assert cli.main(["ranks", "--ranks", "1"]) == 2
+    assert "--ranks 1" in capsys.readouterr().out
+
+
 def test_progress_says_how_much_is_left():
     stream, times = io.StringIO(), iter([0.0, 10.0, 20.0])
     bar = Progress(4, stream, lambda: next(times))

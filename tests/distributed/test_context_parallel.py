@@ -52,6 +52,10 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "lru": lambda: LRU(WIDTH, 5),
     "conv": lambda: CausalConv(WIDTH, 7, activation="silu"),
     "conv-longer-than-parts": lambda: CausalConv(WIDTH, 40),
+    "both-ways": lambda: S4D(WIDTH, 4, bidirectional=True, transposed=False),
+    "both-ways-dense": lambda: S4(WIDTH, 4, bidirectional=True, channels=2),
+    "attention": lambda: MultiHeadedAttention(WIDTH, 2),
+    "attention-both-ways": lambda: MultiHeadedAttention(WIDTH, 2, causal=False, transposed=True),
     "s6": lambda: S6(WIDTH, 3),
     "mamba": lambda: Mamba(WIDTH, 3),
     "mamba2": lambda: Mamba2(WIDTH, 3, headdim=4),
@@ -61,6 +65,15 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     ),
     "stack-of-kinds": lambda: SequenceModel(
         WIDTH, layer=["mamba", {"_name_": "s4", "d_state": 4}, "ff"], residual="R", transposed=False
+    ),
+    "stack-both-ways": lambda: SequenceModel(
+        WIDTH, layer=[{"_name_": "s4d", "d_state": 4, "bidirectional": True}, "mamba", "ff"], residual="R"
+    ),
+    "stack-with-attention": lambda: SequenceModel(
+        WIDTH,
+        layer=[{"_name_": "mha", "n_head": 2}, {"_name_": "s4", "d_state": 4}],
+        residual="R",
+        norm="layer",
     ),
     "pools": lambda: SequenceModel(
         WIDTH, 2, layer={"_name_": "s4d", "d_state": 4}, pool={"_name_": "linear", "stride": 2}
@@ -86,7 +99,9 @@ class Case:
         self.first = getattr(module, "channels_first", False)
         x = torch.randn(BATCH, sum(lengths), WIDTH, dtype=dtype)
         self.x = (x.mT if self.first else x).requires_grad_()
-        self.state = mapped(torch.randn_like, self.whole.default_state(BATCH))
+        self.state = None
+        if getattr(module, "causal", True):
+            self.state = mapped(random_part, self.whole.default_state(BATCH))
 
     def own(self, whole: Tensor) -> Tensor:
         """This rank's part of sequences; of shorter ones, that of a pool, its share."""
@@ -117,6 +132,12 @@ class Case:
             ],
         }
         return {name: max((off(*pair) for pair in found), default=0.0) for name, found in pairs.items()}
+
+
+def random_part(start: Tensor) -> Tensor:
+    """Of a state; of the keys and values of attention, as after three elements."""
+    grows = start.dim() == 4 and start.shape[-2] == 0
+    return torch.randn_like(start.new_empty(*start.shape[:-2], 3, start.shape[-1]) if grows else start)
 
 
 def off(found: Tensor, wanted: Tensor) -> float:
@@ -227,6 +248,37 @@ def test_models_of_tokens(two: Ranks, make: str) -> None:
         assert max(errors.values()) < 1e-12, errors
 
 
+def padded(make: str) -> dict[str, float]:
+    """Of layers that look at all positions, with padding at the end of a row."""
+    torch.manual_seed(0)
+    whole = MODULES[make]().double()
+    split = context_parallel(copy.deepcopy(whole), dist.group.WORLD)
+    first = getattr(whole, "channels_first", False)
+    lengths, here = torch.tensor([20, 9]), slice(0, 13) if dist.get_rank() == 0 else slice(13, 20)
+    real = (torch.arange(20) < lengths.unsqueeze(-1)).unsqueeze(-1)
+    x = torch.where(real, torch.randn(BATCH, 20, WIDTH, dtype=torch.float64), torch.nan)
+    own = (lengths - here.start).clamp(0, here.stop - here.start)
+    y = whole(x.mT if first else x, lengths=lengths)[0]
+    ours = split((x.mT if first else x)[..., here] if first else x[:, here], lengths=own)[0]
+    y, ours = (y.mT, ours.mT) if first else (y, ours)
+    torch.where(real, y, 0).square().sum().backward()
+    torch.where(real[:, here], ours, 0).square().sum().backward()
+    sum_gradients(split, dist.group.WORLD)
+    gradients = [off(a.grad, b.grad) for a, b in zip(split.parameters(), whole.parameters(), strict=True)]
+    return {
+        "y": off(torch.where(real[:, here], ours, 0), torch.where(real, y, 0)[:, here]),
+        "gradients": max(gradients),
+    }
+
+
+@pytest.mark.parametrize(
+    "make", ["both-ways", "both-ways-dense", "attention", "attention-both-ways", "stack-both-ways"]
+)
+def test_padding(two: Ranks, make: str) -> None:
+    for errors in two.run(padded, make):
+        assert max(errors.values()) < 1e-12, errors
+
+
 def handed_to_a_decoder() -> float:
     """Each rank alone goes on from the state of a prefill that all ranks ran."""
     torch.manual_seed(0)
@@ -274,12 +326,10 @@ def test_second_derivatives(two: Ranks) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "bidirectional": (lambda: S4D(WIDTH, 4, bidirectional=True), "bidirectional S4D is not causal"),
     "dss-of-each-call": (lambda: S4D(WIDTH, 4, disc="dss"), "dss S4D is not causal"),
     "l_max": (lambda: S4(WIDTH, 4, l_max=30), "l_max=30"),
     "frozen": (lambda: S4D(WIDTH, 4).freeze(), "frozen"),
     "gru": (lambda: GRU(WIDTH), "GRU is not linear"),
-    "attention": (lambda: MultiHeadedAttention(WIDTH, 2), "attention"),
     "instance": (lambda: SequenceModel(WIDTH, norm="instance"), r"layers\.0\.norm: norm='instance'"),
     "batch": (lambda: SequenceModel(WIDTH, norm="batch"), "norm='batch'"),
     "tied-dropout": (lambda: SequenceModel(WIDTH, dropout=0.1, tie_dropout=True), "tie_dropout"),
