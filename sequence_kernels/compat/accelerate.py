@@ -143,12 +143,13 @@ class _Kind(NamedTuple):
     parts: tuple[str, ...]
     served: Callable[[Any], nn.Module]
     proven: Callable[[Any], str | None]
+    fits: Callable[[Any], bool] = lambda module: True
 
 
 def _kind(module: Any) -> _Kind | None:
     if isinstance(module, _OURS):
         return None
-    return next((kind for kind in _KINDS if not _lacking(module, kind)), None)
+    return next((kind for kind in _KINDS if not _lacking(module, kind) and kind.fits(module)), None)
 
 
 def _lacking(module: Any, kind: _Kind) -> list[str]:
@@ -168,7 +169,7 @@ def _nearest(model: nn.Module) -> str:
         for name, module in model.named_modules()
         for kind in _KINDS
         if not isinstance(module, _OURS)
-        if len(lacking := _lacking(module, kind)) < len(kind.parts)
+        if 0 < len(lacking := _lacking(module, kind)) < len(kind.parts)
     ]
     lines = [
         f"\nnearest {name or 'model'} ({cls}): it lacks {', '.join(lacking)}"
@@ -177,8 +178,8 @@ def _nearest(model: nn.Module) -> str:
     return "".join(lines)
 
 
-def _ours(parts: tuple[str, ...], serve: Callable[[Any], Any]) -> _Kind:
-    return _Kind(parts, serve, lambda module: trial.compare(module, serve))
+def _ours(parts: tuple[str, ...], serve: Any) -> _Kind:
+    return _Kind(parts, serve, lambda module: trial.compare(module, serve), serve.fits)
 
 
 _OURS = (SequenceModule, hugging_face.Mixer, *(serve for _, serve in scans.KINDS))

@@ -47,6 +47,11 @@ class _Scan(nn.Module):
         self.d_model = d_model
         self.channels_first = False
 
+    @classmethod
+    def fits(cls, module: Any) -> bool:
+        """Whether a layer with the parts of this kind can be one."""
+        return True
+
 
 class _LRU(_Scan):
     """``LRU`` of LRU-pytorch: input and output of any widths, and a full D."""
@@ -128,11 +133,16 @@ class AttenuateLayer(_Scan):
     C: Tensor
 
     def __init__(self, original: Any) -> None:
-        a, b, c = (tuple(getattr(original, name).shape) for name in "ABC")
-        if original.C.is_complex() or len(b) != 2 or len(c) != 2 or a != (b[0], 2) or c[1] != b[0]:
-            raise ValueError(f"A {a}, B {b} and C {c} should be real (N, 2), (N, inputs) and (outputs, N)")
-        super().__init__(original, b[1])
+        super().__init__(original, original.B.shape[1])
         self.channels_first = True
+
+    @classmethod
+    def fits(cls, module: Any) -> bool:
+        """Kernels of others have parameters of these names too: A is (N, 2) here, B (N, inputs), C (outputs, N)."""
+        a, b, c = (getattr(module, name) for name in "ABC")
+        if not all(isinstance(t, Tensor) and t.dim() == 2 and not t.is_complex() for t in (a, b, c)):
+            return False
+        return tuple(a.shape) == (len(b), 2) and c.shape[1] == len(b) == len(module.log_dt)
 
     def forward(
         self,

@@ -37,6 +37,11 @@ class _Served(S4):
             raise ValueError(f"C has {copies} channels and D {readouts}, but bidirectional says otherwise")
         self.causal = not self.bidirectional and source.causal
 
+    @classmethod
+    def fits(cls, module: Any) -> bool:
+        """Whether a layer with the parts of this kind can be one."""
+        return True
+
     @property
     def _ssm(self) -> Any:
         return self._source

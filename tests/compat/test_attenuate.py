@@ -110,10 +110,10 @@ def test_what_is_refused() -> None:
 
     torch.manual_seed(0)
     model = nn.Sequential(Shifted(4, 2, 2), SSMLayer(4, 2, 2))
-    model[1].B = nn.Parameter(torch.randn(3, 2))
+    model[1].B = nn.Parameter(torch.randn(3, 2))  # something else with these names
     done = compat.accelerate(model)
     assert "on a trial its output and ours are" in done.skipped["0"]
-    assert "should be real (N, 2), (N, inputs) and (outputs, N)" in done.skipped["1"]
+    assert list(done.skipped) == ["0"]
     dilated = Denoiser((4,), (2,))
     dilated.hid_ssms[0][0] = nn.Conv1d(4, 4, 3, padding=2, dilation=2, groups=4)
     with pytest.raises(ValueError, match="with stride and dilation 1 is expected, got Conv1d"):
