@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..arguments import inputs
+from ..arguments import inputs, sequences
 from ..arguments.values import checked
 from ..awaited import Awaited, begun
 from ..module import SequenceModule
@@ -69,6 +69,7 @@ class MultiHeadedAttention(SequenceModule):
         memory: Tensor | None = None,
         mask: Tensor | None = None,
         lengths: Lengths | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, KeysValues | None]:
         """Map a batch of sequences.
 
@@ -79,8 +80,16 @@ class MultiHeadedAttention(SequenceModule):
             mask: what may be seen: not 0, ``(..., 1 or length, elements)``, where elements are those of the memory, or
                 those of the state and of x. An element that sees nothing gets 0 before the last linear map. Without
                 a state, what no element sees is not read.
-            lengths: as in ``S4``.
+            lengths, cu_seqlens: as in ``S4``. With a state, a memory or a mask packed sequences are taken as rows, as
+                long as the longest.
         """
+        if cu_seqlens is not None:
+            bounds = sequences.bounds_of(cu_seqlens, x, sequences.Axes.of(self))
+            rest = {name: value for name, value in (("memory", memory), ("mask", mask)) if value is not None}
+            if state is not None or rest:
+                return sequences.as_rows(self, self.forward, x, state, bounds, rest)
+            y = self._attend_packed(x.mT if self.transposed else x, bounds.diff().tolist())
+            return (y.mT if self.transposed else y), None
         x = x.mT if self.transposed else x
         real = None
         if lengths is not None:
@@ -129,6 +138,17 @@ class MultiHeadedAttention(SequenceModule):
         visible = None if mask is None else (mask != 0).unsqueeze(-3)
         y = self._weighted(x, keys, values, visible, causal=memory is None and self.causal)
         return y, (keys, values, *seen)
+
+    def _attend_packed(self, x: Tensor, lengths: list[int]) -> Tensor:
+        """Sequences one behind the other ``(1, elements, n_feat)``: projected together, each seen by itself alone."""
+        inputs.of_width(x, self.d_model)
+        parts = [self._heads(linear(x)) for linear in (self.linear_q, self.linear_k, self.linear_v)]
+        dropout = self.dropout if self.training else 0.0
+        seen = [
+            F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=self.causal)
+            for q, k, v in zip(*(part.split(lengths, -2) for part in parts), strict=True)
+        ]
+        return self.linear_out(torch.cat(seen, -2).transpose(-2, -3).flatten(-2))
 
     def _attend_parts(
         self, x: Tensor, state: tuple[Any, ...], mask: Tensor | None, real: Tensor | None
