@@ -53,22 +53,33 @@ def load_s4(
     dt_transform: str = "exp",
     real_transform: str = "exp",
     imag_transform: str = "none",
+    dt_fast: bool = False,
     layers: Mapping[str, Mapping[str, Any]] | None = None,
     **options: Any,
 ) -> S4 | SequenceModel | S4Decoder:
     """An S4 layer or a backbone from a state dict of ``state-spaces/s4``: v3, v4 (``S4Block``), or ``S4D``.
 
-    The transforms are those that a model of v4 was built with. ``disc`` is "zoh" unless given for diagonal layers of v4
-    and S4D, whose default it is; everything else is as in ``load_espnet``.
+    The transforms, and ``dt_fast``, are those that a model of v4 was built with. ``disc`` is "zoh" unless given for
+    diagonal layers of v4 and S4D, whose default it is; everything else is as in ``load_espnet``. The function is the
+    same where parameters are others: ``activation="glu"`` becomes a sigmoid as ``hyper_act``, real modes complex ones
+    that do not turn, a step for each mode (``dt_tie=False``) part of that mode.
     """
     state = names.part(_read(source), prefix)
-    espnet = names.from_s4(state, dt_transform, real_transform, imag_transform)
+    espnet = names.from_s4(state, dt_transform, real_transform, imag_transform, dt_fast)
     defaults: dict[str, Any] = {}
     if espnet.keys() != state.keys():  # v4 or S4D
         defaults = {"disc": "zoh"}
-        if real_transform != "exp":
+        if real_transform != "exp" and not names.untied(state):
             defaults["real_type"] = real_transform
+        options = _without_glu(options)
+        layers = {name: _without_glu(given) for name, given in (layers or {}).items()}
     return _built(espnet, prefix, layers or {}, options, defaults)
+
+
+def _without_glu(options: Mapping[str, Any]) -> dict[str, Any]:
+    """v4's "glu" inside a layer is one half of the channels times the sigmoid of the other."""
+    glu = {"activation": None, "hyper_act": "sigmoid"} if options.get("activation") == "glu" else {}
+    return {**options, **glu}
 
 
 def export_espnet(module: nn.Module, length: int = 0) -> StateDict:
@@ -179,28 +190,31 @@ def _s4_arguments(
     linear = state.get("output_linear.0.weight", state.get("output_linear.weight"))
     if any(name.startswith("output_linear.") and name.endswith(("weight_g", "original0")) for name in state):
         raise ValueError("a layer with weight_norm=True cannot be loaded: take the norm off its model first")
-    if linear is None:
-        raise ValueError("a layer without output_linear (final_act=None) cannot be loaded")
     bottleneck = state.get("input_linear.0.weight", state.get("input_linear.weight"))
     gate = state.get("input_gate.0.weight", state.get("input_gate.weight"))
     d_model = next((w.shape[1] for w in (bottleneck, gate) if w is not None), heads)
     found: dict[str, Any] = {
         "d_model": d_model,
         "d_state": 2 * c.shape[-2],
-        "channels": linear.shape[1] // heads,
+        "channels": readouts // (2 if "hyper_act" in given else 1)
+        if linear is None
+        else linear.shape[1] // heads,
         "bidirectional": c.shape[0] == 2 * readouts,
         "mode": "nplr" if nplr else "diag",
         "n_ssm": state[poles].shape[0],
         "gate": None if gate is None else gate.shape[0] // d_model,
         "bottleneck": None if bottleneck is None else d_model // heads,
     }
-    found["postact"] = None if "output_linear.weight" in state else "glu"
-    if found["postact"] and linear.shape[0] != 2 * d_model * (found["gate"] or 1):
-        found["postact"] = "id"
+    if linear is None:  # final_act=None
+        found |= {"output_linear": False, "postact": None}
+    elif "output_linear.weight" in state:
+        found["postact"] = None
+    else:
+        found["postact"] = "glu" if linear.shape[0] == 2 * d_model * (found["gate"] or 1) else "id"
     if readouts == 2 * found["channels"] and "hyper_act" not in given:
         raise ValueError(
-            "the layer has a hyper_act, whose name its parameters do not tell: pass hyper_act=... "
-            "(or it is one of s4 with activation='glu', which cannot be loaded: compat.accelerate serves it)"
+            "the layer has a hyper_act, whose name its parameters do not tell: pass hyper_act=..., or "
+            "activation='glu' if it is one of s4 v4 with that"
         )
     if nplr:
         found["rank"] = state["kernel.kernel.P"].shape[0]

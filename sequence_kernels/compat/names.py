@@ -54,10 +54,13 @@ def from_s4(
     dt_transform: str = "exp",
     real_transform: str = "exp",
     imag_transform: str = "none",
+    dt_fast: bool = False,
 ) -> StateDict:
     """A state dict of ``state-spaces/s4`` with ESPnet's names: layers of v3, v4, S4D, alone or in a model.
 
-    The transforms are those that a model of v4 was built with. Raises ValueError for a layer that has no counterpart.
+    The transforms, and ``dt_fast``, are those that a model of v4 was built with. Real modes become complex ones that do
+    not turn; a step for each mode becomes part of the mode, by "exp". Raises ValueError for a layer that has no
+    counterpart.
     """
     given = {"dt_transform": dt_transform, "real_transform": real_transform, "imag_transform": imag_transform}
     usual = {"dt_transform": "exp", "real_transform": "exp", "imag_transform": "none"}
@@ -66,11 +69,15 @@ def from_s4(
             raise ValueError(f"{argument} must be one of {tuple(_TRANSFORMS)}, got {name!r}")
         if name != usual[argument] and not prefixes(state, _V4):
             raise ValueError(f"{argument}={name!r} is of layers of s4 v4, and the state dict has none")
+    if dt_fast and not prefixes(state, _V4):
+        raise ValueError("dt_fast=True is of layers of s4 v4, and the state dict has none")
     found = dict(state)
     for prefix in prefixes(state, _V4):
         layer = part(state, prefix)
         for name in layer:
             del found[prefix + name]
+        if dt_fast:
+            layer[_V4] = torch.sinh(layer[_V4])
         found |= {prefix + name: value for name, value in _from_v4(layer, **given).items()}
     for prefix in prefixes(state, _S4D):
         layer = part(state, prefix)
@@ -89,17 +96,29 @@ def _linear(name: str, value: Tensor) -> Tensor:
 
 def _from_v4(layer: StateDict, dt_transform: str, real_transform: str, imag_transform: str) -> StateDict:
     kernel = part(layer, "layer.kernel.")
-    inv_dt, b = kernel.pop("inv_dt"), kernel.pop("B")
-    if inv_dt.dim() == 2 and inv_dt.shape[1] != 1:
-        raise ValueError(
-            f"a layer with a step for each mode (dt_tie=False, inv_dt {tuple(inv_dt.shape)}) cannot be loaded"
-        )
-    if "A_imag" not in kernel:
-        raise ValueError("a layer with real modes (is_real=True, without A_imag) cannot be loaded")
-    real, imag = kernel.pop("A_real"), -positive_of_v4(kernel.pop("A_imag"), imag_transform)
-    if real_transform == "relu":
-        real = real.relu() + (1e-4 if "P" in kernel else 0)
-    found = {"log_dt": _log(inv_dt.flatten(), dt_transform), "C": kernel.pop("C")}
+    inv_dt, b, c = kernel.pop("inv_dt"), kernel.pop("B"), kernel.pop("C")
+    if "input_gate.weight" in layer or "input_gate.0.weight" in layer:
+        raise ValueError("a layer of v4 with gate multiplies before its linear map and cannot be loaded")
+    real = kernel.pop("A_real")
+    if "A_imag" in kernel:
+        imag = -positive_of_v4(kernel.pop("A_imag"), imag_transform)
+    else:  # is_real=True
+        imag = torch.zeros_like(real)
+        b, c = (torch.stack((t, torch.zeros_like(t)), -1) for t in (b, c))
+    if _is_untied(inv_dt):
+        if "P" in kernel:
+            raise ValueError(
+                "a layer with dt_tie=False, a step for each mode, and a low-rank part cannot be loaded"
+            )
+        dt = positive_of_v4(inv_dt, dt_transform)
+        copies = len(dt) // len(real)
+        real = torch.log(positive_of_v4(real, real_transform).repeat(copies, 1) * dt)
+        imag, b = imag.repeat(copies, 1) * dt, b.repeat(1, copies, 1, 1) * dt.unsqueeze(-1)
+        found = {"log_dt": torch.zeros_like(dt[:, 0]), "C": c}
+    else:
+        if real_transform == "relu":
+            real = real.relu() + (1e-4 if "P" in kernel else 0)
+        found = {"log_dt": _log(inv_dt.flatten(), dt_transform), "C": c}
     if "P" in kernel:
         names = {"P": kernel.pop("P"), "L": kernel.pop("l_kernel", torch.tensor(0))}
         found |= {"inv_w_real": real, "w_imag": imag, "B": b, **names}
@@ -108,6 +127,15 @@ def _from_v4(layer: StateDict, dt_transform: str, real_transform: str, imag_tran
     renamed = {f"kernel.kernel.{name}": value for name, value in (found | kernel).items()}
     outside = {name: value for name, value in layer.items() if not name.startswith("layer.")}
     return {"D": layer["layer.D"], **renamed, **outside}
+
+
+def _is_untied(inv_dt: Tensor) -> bool:
+    return inv_dt.dim() == 2 and inv_dt.shape[1] != 1
+
+
+def untied(state: Mapping[str, Tensor]) -> bool:
+    """Whether there is a layer of v4 with ``dt_tie=False``, a step for each mode."""
+    return any(_is_untied(state[prefix + _V4]) for prefix in prefixes(state, _V4))
 
 
 def _log(stored: Tensor, transform: str) -> Tensor:

@@ -42,6 +42,12 @@ class _Served(S4):
         """Whether a layer with the parts of this kind can be one."""
         return True
 
+    def _complete(self) -> None:
+        """The parts of our layer that the other one does not have."""
+        for name in ("input_linear", "input_gate", "output_gate", "hyper_activation"):
+            if not hasattr(self.original, name):
+                setattr(self, name, None)
+
     @property
     def _ssm(self) -> Any:
         return self._source
@@ -108,9 +114,17 @@ class _EspnetLayer(_Served):
         bottleneck = getattr(original, "bottleneck", None)
         width = original.d_model if bottleneck else original.D.shape[-1]  # it is d_model, H or h there
         self.d_model = self.d_output = width
-        for name in ("input_linear", "input_gate", "output_gate", "hyper_activation"):
-            if not hasattr(original, name):
-                setattr(self, name, None)
+        self._complete()
+
+
+class _DSSLayer(_Served):
+    """``DSS`` of its authors: what surrounds the convolution has our layer's names."""
+
+    def __init__(self, original: Any) -> None:
+        source = systems.Softmax(original.kernel)
+        super().__init__(original, source, original.D, original.max_kernel_length)
+        self.d_model = self.d_output = original.D.shape[-1]
+        self._complete()
 
 
 class _Block(_Served):
@@ -179,5 +193,6 @@ class _MinimalLayer(_Block):
 KINDS: tuple[tuple[tuple[str, ...], type[_Served]], ...] = (
     (("kernel.kernel.log_dt", "kernel.kernel.C", "D"), _EspnetLayer),
     (("kernel.inv_dt", "kernel.A_real", "D", "drop"), _Convolution),
+    (("kernel.log_dt", "kernel.W", "kernel.version", "D"), _DSSLayer),
     (("kernel.log_A_real", "kernel.log_dt", "D"), _MinimalLayer),
 )

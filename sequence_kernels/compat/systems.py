@@ -18,6 +18,7 @@ from .. import ops
 from ..arguments import values
 from ..ops.layouts import as_complex, by_head
 from ..ssm import DiagonalSystem, DPLRSystem, SampledDiagonalSystem, System, discretize
+from ..ssm.diagonal import softmax_weights
 from . import names
 
 
@@ -82,6 +83,40 @@ class Diagonal(Systems):
         if dt.dim() == 2:  # a step for each mode: those of a dt, with steps of 1
             a, b, dt = by_head(a, heads) * dt, by_head(b, heads) * dt, torch.ones_like(dt[:, 0])
         return SampledDiagonalSystem(a, b, dt, c, self._disc)
+
+
+class Softmax(Systems):
+    """``DSSKernel`` of the authors of DSS: N modes that all heads share, the real part of their sum.
+
+    ``log_dt`` is (H), or (H, 2) with steps of their own for real and imaginary parts. ``version``: how the modes are
+    stored, and how a kernel is normalised.
+    """
+
+    def __init__(self, kernel: Any) -> None:
+        super().__init__(kernel, kernel.W.shape[0], kernel.W.shape[-2])
+        if kernel.epsilon != 1e-7:
+            raise ValueError(f"epsilon={kernel.epsilon} has no counterpart here, where it is 1e-7")
+        self.causal = kernel.version != "softmax"
+
+    def _modes(self) -> Tensor:
+        kernel, version = self.kernel, self.kernel.version
+        if "exp" in version:
+            imag = kernel.Lambda_log_im.double().exp() if "im" in version else kernel.Lambda_im.double()
+            return torch.complex(-kernel.Lambda_log_neg_re.double().exp(), imag)
+        real, imag = kernel.Lambda.double().unbind(-1)
+        return torch.complex(real.clamp(max=kernel.max_real_Lambda) if "clip" in version else real, imag)
+
+    def system(self, rate: Any = 1.0, length: int | None = None) -> System:
+        version, a, c = self.kernel.version, self._modes(), as_complex(self.kernel.W)
+        dt = _steps(self.kernel.log_dt.double().exp(), rate)
+        real_dt, imag_dt = (dt, dt) if dt.dim() == 1 else dt.unbind(-1)
+        log_a = torch.complex(a.real * real_dt.unsqueeze(-1), a.imag * imag_dt.unsqueeze(-1))
+        if version == "softmax":
+            if length is None:
+                raise ValueError("a softmax is over the length of a call: it has no system of its own")
+            return DiagonalSystem(log_a, softmax_weights(a, log_a, length), c)
+        b = torch.ones_like(log_a) if "no-scale" in version else torch.expm1(log_a) / a
+        return DiagonalSystem(log_a, b / 2, c)
 
 
 @dataclass(frozen=True)

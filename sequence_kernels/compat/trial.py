@@ -119,14 +119,15 @@ def _apart_in(original: Any, serve: Callable[[Any], Any], dtype: torch.dtype, as
     worst = 0.0
     for length in _lengths(ours) if as_new else _LENGTHS[1:]:
         x = drawn(ours, length, dtype)
-        try:
-            want = theirs(x)
-        except Exception as error:
-            raise DifferenceError(
-                f"its own forward fails on a trial: {type(error).__name__}: {error}"
-            ) from error
-        worst = max(worst, _distance(want, ours(x)))
+        worst = max(worst, _distance(_tried("its own", theirs, x), _tried("our", ours, x)))
     return worst
+
+
+def _tried(whose: str, layer: Any, x: Tensor) -> Any:
+    try:
+        return layer(x)
+    except Exception as error:
+        raise DifferenceError(f"{whose} forward fails on a trial: {type(error).__name__}: {error}") from error
 
 
 def _lengths(ours: Any) -> tuple[int, ...]:

@@ -74,6 +74,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu": _each(nn.GELU, "relu", code=0),
     "swish": _SILU,
     "silu": _SILU,
+    "elu": _each(nn.ELU),
     "sigmoid": _each(nn.Sigmoid, "sigmoid", code=4),
     "softplus": _each(nn.Softplus),
     "sqrelu": _each(SquaredReLU, "relu"),

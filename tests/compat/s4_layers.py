@@ -78,11 +78,15 @@ class Kernel(nn.Module):
         return torch.stack(out, -1)
 
 
-def untied(kernel: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """``Kernel.dense`` of a diagonal kernel with a step for each mode."""
-    a, b = torch.complex(-kernel.A_real.exp(), -kernel.A_imag), torch.view_as_complex(kernel.B)[0]
-    z = a * kernel.inv_dt.exp()
-    return torch.diag_embed(_all(z.exp())), _all(b * (z.exp() - 1) / a), _all(torch.view_as_complex(kernel.C))
+class Untied(Kernel):
+    """A diagonal kernel with a step for each mode."""
+
+    def dense(self) -> tuple[Tensor, Tensor, Tensor]:
+        repeat = H // self.A_real.shape[0]
+        a = torch.complex(-self.A_real.exp(), -self.A_imag).repeat(repeat, 1)
+        b, z = torch.view_as_complex(self.B)[0].repeat(repeat, 1), a * self.inv_dt.exp()
+        c = torch.view_as_complex(self.C)
+        return torch.diag_embed(_all(z.exp())), _all(b * (z.exp() - 1) / a), _all(c)
 
 
 def convolve(k: Tensor, u: Tensor) -> Tensor:
@@ -206,6 +210,44 @@ class EarlyS4D(nn.Module):
         powers = torch.exp(z[..., None] * torch.arange(u.shape[-1]))
         k = 2 * torch.einsum("chn,hnl->chl", weight, powers).real
         y = convolve(k, u) + self.D[..., None] * u[:, None]
+        return self.output_linear(self.activation(y.flatten(1, 2)).mT), None
+
+
+class _DSSKernel(nn.Module):
+    def __init__(self, version: str, separate: bool) -> None:
+        super().__init__()
+        self.version, self.epsilon, self.max_real_Lambda = version, 1e-7, 1e-4
+        self.log_dt = nn.Parameter(-2 + torch.rand(H, *((2,) if separate else ())).double())
+        self.W = nn.Parameter(torch.randn(2, H, N, 2).double())
+        real, imag = 0.3 * torch.rand(N).double(), 4 * torch.rand(N).double()
+        if version == "softmax":
+            self.Lambda = nn.Parameter(torch.stack((real - 0.2, imag), -1))  # some of them grow
+        else:
+            self.Lambda_log_neg_re, self.Lambda_im = nn.Parameter(real.log()), nn.Parameter(imag)
+
+    def taps(self, length: int) -> Tensor:
+        soft = self.version == "softmax"
+        real, imag = self.Lambda.unbind(-1) if soft else (-self.Lambda_log_neg_re.exp(), self.Lambda_im)
+        modes, dt, w = torch.complex(real, imag), self.log_dt.exp().view(H, -1), torch.view_as_complex(self.W)
+        turns = torch.complex(real * dt[:, :1], imag * dt[:, -1:])
+        powers = torch.exp(turns[..., None] * torch.arange(length))
+        weights = powers / powers.sum(-1, keepdim=True) if soft else (turns.exp() - 1)[..., None] * powers
+        return torch.einsum("chn,hnl->chl", w / modes, weights).real
+
+
+class DSS(nn.Module):
+    """``DSS`` of its authors, with the softmax as it is printed."""
+
+    def __init__(self, version: str, separate: bool) -> None:
+        super().__init__()
+        self.transposed, self.bidirectional, self.max_kernel_length = False, False, None
+        self.D = nn.Parameter(torch.randn(2, H).double())
+        self.kernel = _DSSKernel(version, separate)
+        self.activation, self.dropout = nn.GELU(), nn.Identity()
+        self.output_linear = nn.Linear(2 * H, H).double()
+
+    def forward(self, u: Tensor, **kwargs: Any) -> tuple[Tensor, Any]:
+        y = convolve(self.kernel.taps(u.shape[1]), u.mT) + self.D[..., None] * u.mT[:, None]
         return self.output_linear(self.activation(y.flatten(1, 2)).mT), None
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sequence_kernels import S4, compat, parameter_groups
 from tests.parity.conftest import espnet  # noqa: F401 (the fixture)
 
-from .s4_layers import LENGTH, S4D, EarlyS4D, FFTConv, H, Kernel, Model, N, S4Block, untied
+from .s4_layers import DSS, LENGTH, S4D, EarlyS4D, FFTConv, H, Model, N, S4Block, Untied
 from .test_checkpoints import EXACT, difference, moved
 
 accelerate = sys.modules["sequence_kernels.compat.accelerate"]
@@ -168,13 +168,6 @@ class Scaled(S4D):
         return super().forward(x * self.scale)
 
 
-class Untied(Kernel):
-    """A kernel with a step for each mode."""
-
-    def dense(self) -> tuple[Tensor, Tensor, Tensor]:
-        return untied(self)
-
-
 class Tapered(FFTConv):
     """A copy of v4's convolution whose input is windowed."""
 
@@ -250,6 +243,20 @@ def test_layers_before_v3() -> None:
     expected = model(x)
     assert list(compat.accelerate(model).replaced) == ["layers.0.layer"]
     assert difference(model(x), expected) < EXACT
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_the_authors_dss(separate: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Model(DSS("softmax", separate), DSS("exp", separate), DSS("exp", separate)), inputs()
+    model.layers[2].layer.kernel.epsilon = 1e-5
+    expected = model(x)
+    done = compat.accelerate(model)
+    assert list(done.replaced) == ["layers.0.layer", "layers.1.layer"], str(done)
+    assert "epsilon=1e-05" in done.skipped["layers.2.layer"]
+    assert difference(model(x), expected) < 1e-5  # 1e-7 in the authors' reciprocal
+    assert model.layers[1].layer.causal
+    assert not model.layers[0].layer.causal
 
 
 def trained(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:

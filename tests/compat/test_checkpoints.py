@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sequence_kernels import S4, SequenceModel, compat
 from tests.parity.conftest import espnet  # noqa: F401 (the fixture)
 
-from .s4_layers import LENGTH, S4D, H, Model, S4Block
+from .s4_layers import LENGTH, S4D, H, Model, N, S4Block, Untied
 
 EXACT = 1e-9
 
@@ -163,13 +163,17 @@ def test_what_cannot_be_loaded_is_said() -> None:
     with pytest.raises(TypeError, match="source must be a state dict or a file"):
         compat.load_espnet(torch.zeros(2))  # type: ignore[arg-type]
     state = S4Block().state_dict()
-    with pytest.raises(ValueError, match="dt_tie=False"):
+    with pytest.raises(ValueError, match="dt_tie=False, a step for each mode, and a low-rank part"):
         compat.load_s4({**state, "layer.kernel.inv_dt": torch.zeros(H, 4)})
+    with pytest.raises(ValueError, match="with gate multiplies before its linear map"):
+        compat.load_s4({**state, "input_gate.0.weight": torch.zeros(H, H)})
+    with pytest.raises(TypeError, match="swap_channels"):
+        compat.load_s4(state, swap_channels=True)
+    glu = S4Block(activation=nn.GLU(-1)).state_dict()
+    with pytest.raises(ValueError, match="or activation='glu' if it is one of s4 v4"):
+        compat.load_s4(glu)
     with pytest.raises(ValueError, match="real_transform must be one of"):
         compat.load_s4(state, real_transform="cosine")
-    without = {name: value for name, value in state.items() if not name.startswith("output_linear")}
-    with pytest.raises(ValueError, match="without output_linear"):
-        compat.load_s4(without)
     layer, model = compat.export_espnet(S4(4, 4)), compat.export_espnet(SequenceModel(4, layer=["s4", "ff"]))
     with pytest.raises(ValueError, match=r"options for 'fff', but the checkpoint has ff, s4"):
         compat.load_espnet(model, layers={"fff": {"dropout": 0.1}})
@@ -181,6 +185,8 @@ def test_what_cannot_be_loaded_is_said() -> None:
         compat.load_espnet(model, residul="R")
     with pytest.raises(ValueError, match="dt_transform='softplus' is of layers of s4 v4"):
         compat.load_s4(layer, dt_transform="softplus")
+    with pytest.raises(ValueError, match="dt_fast=True is of layers of s4 v4"):
+        compat.load_s4(layer, dt_fast=True)
     with pytest.raises(ValueError, match=r"some below 'c_layers\.0\.layer\.', 'deep\.'"):
         compat.load_espnet(
             {f"c_layers.0.layer.{k}": v for k, v in layer.items()}
@@ -198,6 +204,39 @@ def test_what_cannot_be_loaded_is_said() -> None:
         compat.load_espnet(normed)
     with pytest.raises(ValueError, match="length must be at least 0, got -1"):
         compat.export_s4(S4(4, 4), -1)
+
+
+def real_modes(block: S4Block) -> dict[str, Tensor]:
+    """Its state dict as that of ``is_real=True``, which this makes it."""
+    kernel, state = block.layer.kernel, {**block.state_dict()}
+    kernel.A_imag.data.zero_()
+    for name in ("B", "C"):
+        getattr(kernel, name).data[..., 1] = 0
+        state[f"layer.kernel.{name}"] = state[f"layer.kernel.{name}"][..., 0]
+    del state["layer.kernel.A_imag"]
+    return state
+
+
+@pytest.mark.parametrize("option", ["final_act", "glu", "elu", "is_real", "dt_tie", "dt_fast"])
+def test_options_of_v4(option: str) -> None:
+    """What a layer of ours computes too, if not with the same parameters."""
+    torch.manual_seed(0)
+    act = {"glu": nn.GLU(-1), "elu": nn.ELU()}.get(option)
+    theirs = S4Block(diagonal=option != "glu", copies=2, channels=2, bidirectional=True, activation=act)
+    kernel, given = theirs.layer.kernel, dict[str, Any]()
+    if option in ("glu", "elu"):
+        given["activation"] = option
+    if option == "final_act":
+        theirs.output_linear = nn.Identity()
+    if option == "dt_tie":
+        kernel.__class__ = Untied
+        kernel.inv_dt = nn.Parameter(-3 + torch.rand(H, N).double())
+    if option == "dt_fast":
+        kernel.dt_fast = given["dt_fast"] = True
+    state = real_modes(theirs) if option == "is_real" else theirs.state_dict()
+    ours = compat.load_s4(state, **given)
+    x = torch.randn(2, H, LENGTH, dtype=torch.float64)
+    assert difference(ours(x)[0], theirs(x)[0]) < EXACT
 
 
 @pytest.mark.parametrize("transform", ["none", "relu", "sigmoid", "softplus"])
