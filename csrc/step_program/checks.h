@@ -106,6 +106,21 @@ class Examination {
       case Code::combine:
       case Code::multiply:
         return with_kept(at);
+      case Code::recall:
+        if (size[0] < 0 || !holds(at, size[0])) return "a program recalls what its state does not hold";
+        channels += size[0];
+        return channels < (1 << 30) ? nullptr : "a program has a size out of range";
+      case Code::modes:
+        if (size[0] < 0 || 2 * size[0] != channels || !holds(at, channels))
+          return "a program's modes do not fit";
+        return reads(at, padded(channels)) ? nullptr : beyond;
+      case Code::gru:
+      case Code::lstm:
+        if (size[0] < 0 || !within(size[1], 4 * size[0]) ||
+            !holds(at, (at.code == Code::lstm ? 2 : 1) * size[0]))
+          return "a program's gates do not fit";
+        channels = size[0];
+        return nullptr;
     }
     return "a program has an unknown instruction";
   }

@@ -49,11 +49,12 @@ inline void with_activation(Activation kind, const Use& use) {
   }
 }
 
+// Of `size` channels of each row, from and to places in the first.
 template <typename Real>
-inline void activate(const Rows<Real>& rows, int64_t size, Activation kind) {
+[[gnu::noinline]] void activate(const Rows<Real>& rows, const Real* from, Real* to, int64_t size,
+                                Activation kind) {
   with_activation<Real>(kind, [&](auto function) {
-    over_channels(rows, size,
-                  [&](int64_t at, int64_t) { store<Real>(rows.x + at, function(load(rows.x + at))); });
+    over_channels(rows, size, [&](int64_t at, int64_t) { store<Real>(to + at, function(load(from + at))); });
   });
 }
 
@@ -259,6 +260,76 @@ inline int64_t with_kept(const Rows<Real>& rows, const Instruction& instruction,
   return channels;
 }
 
+// What the state of each row holds comes behind its channels.
+template <typename Real>
+inline void recall(const Rows<Real>& rows, int64_t channels, int64_t size, const Real* state,
+                   int64_t state_size) {
+  for (int64_t row = 0; row < rows.count; ++row)
+    std::memcpy(rows.x + row * rows.width + channels, state + rows.state_indices[row] * state_size,
+                static_cast<size_t>(size) * sizeof(Real));
+}
+
+template <typename Real>
+inline void turn_modes(const Rows<Real>& rows, int64_t size, const Real* a_minus_one, Real* state,
+                       int64_t state_size) {
+  for (int64_t row = 0; row < rows.count; ++row) {
+    Real *const real = rows.x + row * rows.width, *const imag = real + size;
+    Real* const x = state + rows.state_indices[row] * state_size;
+    for (int64_t i = 0; i < size; ++i) {
+      const Real re = x[2 * i], im = x[2 * i + 1], a_re = a_minus_one[2 * i], a_im = a_minus_one[2 * i + 1];
+      x[2 * i] = real[i] = re + (a_re * re - a_im * im + real[i]);
+      x[2 * i + 1] = imag[i] = im + (a_re * im + a_im * re + imag[i]);
+    }
+  }
+}
+
+template <typename Real>
+inline void gru(Rows<Real>& rows, const int64_t* sizes, Real* state, int64_t state_size) {
+  const int64_t size = sizes[0];
+  activate(rows, rows.x + sizes[1], rows.spare, 2 * size, Activation::sigmoid);
+  over_channels(rows, size, [&](int64_t at, int64_t) {
+    const Real* const fresh = rows.x + at + sizes[1] + 2 * size;
+    store<Real>(rows.spare + at + 2 * size, load(fresh) + load(rows.spare + at) * load(fresh + size));
+  });
+  activate(rows, rows.spare + 2 * size, rows.x, size, Activation::tanh);
+  for (int64_t row = 0; row < rows.count; ++row) {
+    Real *const h = state + rows.state_indices[row] * state_size, *const x = rows.x + row * rows.width;
+    const Real* const z = rows.spare + row * rows.width + size;
+    for (int64_t i = 0; i < size; i += kLanes<Real>) {
+      const Vector<Real> fresh = load(x + i),
+                         next = fresh + load(z + i) * (load_up_to(h + i, size - i) - fresh);
+      store_up_to<Real>(h + i, next, size - i);
+      store<Real>(x + i, next);
+    }
+  }
+}
+
+template <typename Real>
+inline void lstm(Rows<Real>& rows, const int64_t* sizes, Real* state, int64_t state_size) {
+  const int64_t size = sizes[0];
+  activate(rows, rows.x + sizes[1], rows.spare, 3 * size, Activation::sigmoid);
+  activate(rows, rows.x + sizes[1] + 3 * size, rows.spare + 3 * size, size, Activation::tanh);
+  for (int64_t row = 0; row < rows.count; ++row) {
+    Real* const cell = state + rows.state_indices[row] * state_size + size;
+    const Real* const gates = rows.spare + row * rows.width;
+    for (int64_t i = 0; i < size; i += kLanes<Real>) {
+      const Vector<Real> next = load(gates + size + i) * load_up_to(cell + i, size - i) +
+                                load(gates + i) * load(gates + 3 * size + i);
+      store_up_to<Real>(cell + i, next, size - i);
+      store<Real>(rows.x + row * rows.width + i, next);
+    }
+  }
+  activate(rows, rows.x, rows.x, size, Activation::tanh);
+  for (int64_t row = 0; row < rows.count; ++row) {
+    Real *const h = state + rows.state_indices[row] * state_size, *const x = rows.x + row * rows.width;
+    for (int64_t i = 0; i < size; i += kLanes<Real>) {
+      const Vector<Real> next = load(rows.spare + row * rows.width + 2 * size + i) * load(x + i);
+      store_up_to<Real>(h + i, next, size - i);
+      store<Real>(x + i, next);
+    }
+  }
+}
+
 // Columns of two vectors that are `distance` apart change places: a step of a transposition.
 template <int distance, typename Real, int... lane>
 inline void exchange(Vector<Real>& low, Vector<Real>& high, std::integer_sequence<int, lane...>) {
@@ -346,7 +417,7 @@ void step_program(const ProgramArguments<Real>& arguments, int64_t begin, int64_
           channels = size[0];
           break;
         case Code::activation:
-          activate(rows, channels, static_cast<Activation>(size[0]));
+          activate(rows, rows.x, rows.x, channels, static_cast<Activation>(size[0]));
           break;
         case Code::recurrence:
           recur(rows, instruction, weights, arguments.state + instruction.state, arguments.state_size);
@@ -386,6 +457,20 @@ void step_program(const ProgramArguments<Real>& arguments, int64_t begin, int64_
         case Code::combine:
         case Code::multiply:
           channels = with_kept(rows, instruction, channels, rows.kept - (size[0] + 1) * block, weights);
+          break;
+        case Code::recall:
+          recall(rows, channels, size[0], arguments.state + instruction.state, arguments.state_size);
+          channels += size[0];
+          break;
+        case Code::modes:
+          turn_modes(rows, size[0], weights, arguments.state + instruction.state, arguments.state_size);
+          break;
+        case Code::gru:
+        case Code::lstm:
+          (instruction.code == Code::gru ? gru<Real> : lstm<Real>)(rows, size,
+                                                                   arguments.state + instruction.state,
+                                                                   arguments.state_size);
+          channels = size[0];
           break;
       }
     }

@@ -37,6 +37,14 @@ enum class Code : int64_t {
   append,    // the size1 channels kept there come behind those there are
   combine,   // alpha * the kept ones + beta * the channels; weights: alpha, beta
   multiply,  // the kept ones times the channels
+  // On the state again.
+  recall,  // size0 numbers of the state come behind the channels
+  modes,   // x = (1 + (a - 1)) x + u of size0 complex x; channels: u, then x: real parts, imaginary parts
+           // weights: a - 1, in pairs; state: x, in pairs
+  gru,  // size0 numbers h = n + z (h - n), z = sigmoid(z'), n = tanh(n' + sigmoid(r') n''), from the channels
+        // r', z', n', n'' from size1 on; the channels are then h; state: h
+  lstm,  // size0 numbers c = sigmoid(f) c + sigmoid(i) tanh(g), h = sigmoid(o) tanh(c), from the channels
+         // i, f, o, g from size1 on; the channels are then h; state: h, c
 };
 enum class Activation : int64_t { gelu, relu, tanh, silu, sigmoid };
 

@@ -20,6 +20,8 @@ from ..ssm import (
 )
 from ..ssm.diagonal import softmax_weights
 from ..ssm.parameters import initial_log_dt, step_sizes
+from ..stepping.recurrences import FrozenRecurrence, Recurrence
+from ..stepping.stages import Stage
 from .mixed import _MixedLayer
 
 
@@ -132,6 +134,12 @@ class DSS(_MixedLayer):
             self._unit_rate(rate)
             y, next_state = self.constants.step(u, state)
         return y.squeeze(-2), next_state
+
+    def stages(self, rate: float = 1.0) -> list[Stage]:  # type: ignore[override]
+        if self.constants is None:
+            return [Recurrence(self.system(rate), self.D.unsqueeze(0)), *self._stages_behind()]
+        self._unit_rate(rate)
+        return [FrozenRecurrence(self.constants), *self._stages_behind()]
 
     def _constants(self, rate: float) -> FrozenSystem:
         return FrozenSystem(self.system(rate), self.D.unsqueeze(0))

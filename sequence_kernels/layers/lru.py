@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..arguments import values
 from ..arguments.values import checked
+from ..stepping.stages import Stage
 from .mixed import _DiagonalLayer
 
 
@@ -81,3 +82,6 @@ class LRU(_DiagonalLayer):
             return exponents, gamma
         values.sampling_rate(rate)
         return exponents * rate, gamma * torch.expm1(exponents * rate) / torch.expm1(exponents)
+
+    def stages(self, rate: float = 1.0) -> list[Stage]:  # type: ignore[override]
+        return self._all_stages(rate)

@@ -13,10 +13,13 @@ from ..awaited import Awaited, Transition
 from ..ops.layouts import as_complex
 from ..optim import CarriesOptions
 from ..ssm import FrozenSystem, convolve
-from ..ssm.scan import Convolution, diagonal_scan, scan_system, uneven_scan
+from ..ssm.scan import Convolution, Maps, diagonal_scan, scan_system, uneven_scan, with_skip
+from ..stepping.recurrences import MixedRecurrence
+from ..stepping.stages import Stage
 from .activations import inner_activation
 from .components import dropout_module, output_map
 from .padding import Lengths, without_padding
+from .pointwise import pointwise
 from .systems import _SystemLayer
 
 
@@ -119,6 +122,11 @@ class _MixedLayer(CarriesOptions, _SystemLayer):
         y, next_state = self._element(x, state, rate)
         return self.output_linear(self.dropout(self.activation(y))), next_state
 
+    def _stages_behind(self) -> list[Stage]:
+        """What a step does after the recurrence."""
+        parts = (self.activation, self.dropout, self.output_linear)
+        return [stage for part in parts for stage in pointwise(part)]
+
 
 class _FrozenMaps(nn.Module):
     """``x_t = exp(exponents) x_{t-1} + b u_t``, ``y_t = c x_t + d u_t`` as constants: see ``_DiagonalLayer``."""
@@ -135,6 +143,10 @@ class _FrozenMaps(nn.Module):
         a_minus_one = torch.view_as_real(torch.expm1(exponents)).to(wide)
         for name, value in (("b", b), ("c", c), ("d", d), ("a_minus_one", a_minus_one)):
             self.register_buffer(name, None if value is None else value.detach().clone())
+
+    @property
+    def maps(self) -> Maps:
+        return Maps(self.a_minus_one, self.b, self.c, self.d)
 
 
 class _DiagonalLayer(_MixedLayer):
@@ -204,7 +216,7 @@ class _DiagonalLayer(_MixedLayer):
             state, behind = state.resolve(torch.view_as_complex(end), self._transition(rate), u.shape[1])
         start = None if state is None else _pairs(state)
         real, imag, final = diagonal_scan(run, real, imag, start, lengths, cu_seqlens)
-        y = _skipping(nn.functional.linear(torch.cat((real, imag), 1).mT, c), d, u)
+        y = with_skip(nn.functional.linear(torch.cat((real, imag), 1).mT, c), d, u)
         if state is None or final is None:
             return y, None
         if behind is not None:
@@ -237,30 +249,23 @@ class _DiagonalLayer(_MixedLayer):
     def _element(self, u: Tensor, state: Tensor, rate: float) -> tuple[Tensor, Tensor]:
         if self.constants is not None:
             self._unit_rate(rate)
-            return self._frozen_element(self.constants, u, state)
+            y, after = self.constants.maps.step(u, _pairs(state))
+            return y, after.flatten(-2)
         exponents, b, c = self._matrices(rate)
-        real, imag = nn.functional.linear(u, b).to(state.real.dtype).chunk(2, -1)
-        moved = torch.expm1(exponents).to(state.dtype) * state + torch.complex(real, imag)
-        state = state + moved
-        parts = torch.cat((state.real, state.imag), -1).to(u.dtype)
-        return _skipping(nn.functional.linear(parts, c), self.D, u), state
+        start = _pairs(state)
+        a_minus_one = torch.view_as_real(torch.expm1(exponents)).to(start.dtype)
+        y, after = Maps(a_minus_one, b, c, self.D).step(u, start)
+        return y, torch.view_as_complex(after)
 
-    @staticmethod
-    def _frozen_element(constants: _FrozenMaps, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """In real numbers alone, which go into any file."""
-        re, im = _pairs(state).unbind(-1)
-        a_re, a_im = constants.a_minus_one.unbind(-1)
-        real, imag = nn.functional.linear(u, constants.b).to(state.dtype).chunk(2, -1)
-        re, im = re + (a_re * re - a_im * im + real), im + (a_re * im + a_im * re + imag)
-        y = nn.functional.linear(torch.cat((re, im), -1).to(u.dtype), constants.c)
-        return _skipping(y, constants.d, u), torch.stack((re, im), -1).flatten(-2)
-
-
-def _skipping(y: Tensor, d: Tensor | None, u: Tensor) -> Tensor:
-    """y with the skip from u, which is a number for each channel, a matrix or none."""
-    if d is None:
-        return y
-    return y + (d * u if d.dim() == 1 else nn.functional.linear(u, d))
+    def _all_stages(self, rate: float) -> list[Stage]:
+        """What ``stages`` says; a subclass says it, for what it overrides."""
+        if self.constants is not None:
+            self._unit_rate(rate)
+        constants = self._constants(rate) if self.constants is None else self.constants
+        recurrence = MixedRecurrence(
+            constants.maps, constants.system.convolve, is_complex=self.constants is None
+        )
+        return [recurrence, *self._stages_behind()]
 
 
 def _pairs(state: Tensor) -> Tensor:

@@ -14,7 +14,10 @@ from .. import internals
 from ..arguments import inputs, values
 from ..arguments.values import checked
 from ..module import SequenceModule
+from ..stepping.recurrences import Gates
+from ..stepping.stages import Stage, Whole, is_plain
 from .padding import Lengths, without_padding
+from .pointwise import is_tensor
 
 
 class _Recurrent(SequenceModule):
@@ -138,6 +141,14 @@ class _Recurrent(SequenceModule):
         y, next_state = self.forward(u, state, rate=rate)
         return y.squeeze(-1 if self.transposed else -2), next_state
 
+    def _all_stages(self, rate: float) -> list[Stage]:
+        """What ``stages`` says; a subclass says it, for what it overrides."""
+        values.unit_rate(self, rate)
+        plain = type(self.rnn) is self._make and is_plain(self.rnn)
+        return (
+            [Gates(self.rnn)] if plain and all(map(is_tensor, self.rnn.parameters())) else [Whole(self, {})]
+        )
+
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Any:
         """Zeros."""
         weight = next(self.parameters())
@@ -173,6 +184,9 @@ class GRU(_Recurrent):
         new = torch.tanh(v_n + r * w_n)
         return (new + z * (carried[0] - new),)
 
+    def stages(self, rate: float = 1.0) -> list[Stage]:  # type: ignore[override]
+        return self._all_stages(rate)
+
 
 class LSTM(_Recurrent):
     """Long short-term memory (Hochreiter and Schmidhuber, 1997): ``torch.nn.LSTM``, in ``rnn``.
@@ -186,3 +200,6 @@ class LSTM(_Recurrent):
         i, f, g, o = (v + w).unflatten(-1, (4, -1)).unbind(-2)
         cell = torch.sigmoid(f) * carried[1] + torch.sigmoid(i) * torch.tanh(g)
         return torch.sigmoid(o) * torch.tanh(cell), cell
+
+    def stages(self, rate: float = 1.0) -> list[Stage]:  # type: ignore[override]
+        return self._all_stages(rate)

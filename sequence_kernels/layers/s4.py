@@ -14,7 +14,8 @@ from ..arguments.values import checked
 from ..awaited import Awaited
 from ..ssm import DPLRSSM, DiagonalSSM, FrozenSystem, SSKernel, System, convolve, convolve_unevenly
 from ..stepping.recurrences import FrozenRecurrence, Recurrence
-from ..stepping.stages import Join, Pointwise, Save, Stage
+from ..stepping.registers import Close, Multiply, Open, Put, Take
+from ..stepping.stages import Elementwise, Kept, Pointwise, Stage
 from .activations import activation_module
 from .components import dropout_module, linear_activation, output_map
 from .padding import Lengths, without_padding
@@ -306,20 +307,26 @@ class S4(_SystemLayer):
             *pointwise(self.input_linear or nn.Identity(), transposed=True),
             self._recurrence(rate),
         ]
-        if self.hyper_activation is not None:
-            inside.append(Pointwise(self._hyper_stage))
+        inside += self._hyper_stages()
         for part in (self.activation, self.dropout):
             inside += pointwise(part, transposed=True)
         inside += pointwise(self.output_linear, self.transposed)
         if self.input_gate is None or self.output_gate is None:
             return inside
-        input_gate, output_gate = self.input_gate, self.output_gate
+        of_input = [Take(1, self.d_model), *pointwise(self.input_gate, transposed=True)]
+        behind = pointwise(self.output_gate, self.transposed)
+        return [Open(2), *inside, Put(0), *of_input, Multiply(0), *behind, Close(2)]
 
-        def gated(x: Tensor, y: Tensor) -> Tensor:
-            y = y * input_gate(x.unsqueeze(-1)).squeeze(-1)
-            return output_gate(y.unsqueeze(-1)).squeeze(-1) if self.transposed else output_gate(y)
-
-        return [Save(), *inside, Join(gated)]
+    def _hyper_stages(self) -> list[Stage]:
+        """What ``_hyper`` does."""
+        if self.hyper_activation is None:
+            return []
+        each = pointwise(self.hyper_activation, transposed=True)
+        if not all(isinstance(stage, Elementwise) for stage in each):  # of the heads of each channel
+            return [Pointwise(self._hyper_stage)]
+        half = self.channels * self.heads
+        first, second = Kept(0, half), [Take(1, 2 * half), Kept(half, half), *each]
+        return [Open(2), first, Put(0), *second, Multiply(0), Close(2)]
 
     def _recurrence(self, rate: float) -> Stage:
         if self.constants is None:

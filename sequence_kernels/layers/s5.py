@@ -11,6 +11,7 @@ from .. import ops
 from ..arguments.values import checked
 from ..ssm import diagonal_init
 from ..ssm.parameters import initial_log_dt, step_sizes
+from ..stepping.stages import Stage
 from .mixed import _DiagonalLayer
 
 
@@ -98,3 +99,6 @@ class S5(_DiagonalLayer):
             return a * dt, dt.to(a.dtype)
         _, factors = ops.diagonal_discretize(a.unsqueeze(-1), torch.ones_like(a).unsqueeze(-1), dt)
         return a * dt, factors.squeeze(-1)
+
+    def stages(self, rate: float = 1.0) -> list[Stage]:  # type: ignore[override]
+        return self._all_stages(rate)

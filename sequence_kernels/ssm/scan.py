@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..ops import checks
+from ..ops.layouts import as_complex
 from .diagonal import DiagonalSystem, SampledDiagonalSystem
 from .uneven import convolve_unevenly
 
@@ -17,14 +20,53 @@ Convolution = Callable[
 ]
 
 
+class Maps(NamedTuple):
+    """``x_t = a x_{t-1} + B u_t``, ``y_t = C x_t + D u_t`` of complex x, as real maps of real and imaginary parts.
+
+    a_minus_one: ``(N, 2)``, of the precision of x; b ``(2 N, H)`` and c ``(H, 2 N)``: all real parts before all
+    imaginary ones; d ``(H,)``, a matrix, or None for no skip: see ``with_skip``.
+    """
+
+    a_minus_one: Tensor
+    b: Tensor
+    c: Tensor
+    d: Tensor | None
+
+    def step(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """One element ``(..., H)``, x ``(..., N, 2)``: y and the next x; in real numbers alone."""
+        re, im = x.unbind(-1)
+        a_re, a_im = self.a_minus_one.unbind(-1)
+        real, imag = F.linear(u, self.b).to(x.dtype).chunk(2, -1)
+        re, im = re + (a_re * re - a_im * im + real), im + (a_re * im + a_im * re + imag)
+        y = with_skip(F.linear(torch.cat((re, im), -1).to(u.dtype), self.c), self.d, u)
+        return y, torch.stack((re, im), -1)
+
+    def scan(self, run: Convolution, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Elements ``(B, length, H)`` by the ``diagonal_scan`` of ``run``: y and the x after them."""
+        real, imag = F.linear(u, self.b).mT.chunk(2, 1)
+        real, imag, final = diagonal_scan(run, real, imag, x)
+        assert final is not None
+        return with_skip(F.linear(torch.cat((real, imag), 1).mT, self.c), self.d, u), final
+
+
+def with_skip(y: Tensor, d: Tensor | None, u: Tensor) -> Tensor:
+    """y with the skip from u, which is a number for each channel, a matrix or none."""
+    if d is None:
+        return y
+    return y + (d * u if d.dim() == 1 else F.linear(u, d))
+
+
 def scan_system(exponents: Tensor, dtype: torch.dtype) -> DiagonalSystem:
     """What ``diagonal_scan`` convolves with: N heads of one state, which the two channels read the parts of.
 
     exponents: ``(N,)``, complex128; dtype: real, of what is computed, or half precision, which is widened.
     """
-    b = torch.ones_like(exponents).unsqueeze(-1)
-    wide = checks.COMPLEX_OF.get(dtype, torch.complex64)
-    return DiagonalSystem(exponents.unsqueeze(-1), b, torch.stack((b / 2, -0.5j * b)).to(wide))
+    real = dtype if dtype in checks.REAL else torch.float32
+    readouts = torch.tensor(
+        [[0.5, 0.0], [0.0, -0.5]], dtype=real, device=exponents.device
+    )  # of Re x, of Im x
+    c = as_complex(readouts).view(2, 1, 1).repeat(1, len(exponents), 1)
+    return DiagonalSystem(exponents.unsqueeze(-1), torch.ones_like(exponents).unsqueeze(-1), c)
 
 
 def uneven_scan(a: Tensor, dt: Tensor, rate: Tensor, dtype: torch.dtype) -> Convolution:

@@ -33,6 +33,10 @@ _CODES = {
             "append",
             "combine",
             "multiply",
+            "recall",
+            "modes",
+            "gru",
+            "lstm",
         )
     )
 }
@@ -163,6 +167,25 @@ class Program:
         sizes = (channels, taps, begin, 0 if code is None else 1 + code)
         self._add("convolution", sizes, given, weight.mT, state=self.state_size)
         return self._placed((taps - 1) * channels)
+
+    def modes(self, a_minus_one: Tensor) -> int:
+        """``x = a x + u`` of complex x ``(N,)``; channels: real, then imaginary parts. Returns its place."""
+        self._add("modes", (len(a_minus_one),), a_minus_one, state=self.state_size)
+        return self._placed(2 * len(a_minus_one))
+
+    def place(self, numbers: int) -> int:
+        """Room among the numbers of a sequence's state, for ``recall``, ``gru`` and ``lstm``."""
+        return self._placed(numbers)
+
+    def recall(self, place: int, size: int) -> None:
+        """The ``size`` numbers of the state from that place on behind the channels there are."""
+        self._add("recall", (size,), state=place)
+        self.width += size
+
+    def gates(self, kind: str, place: int, size: int, begin: int) -> None:
+        """``kind``: "gru" or "lstm"; the ``4 size`` channels from ``begin`` on to h; see csrc/step_program."""
+        self._add(kind, (size, begin), state=place)
+        self.width = size
 
     def selective(
         self,

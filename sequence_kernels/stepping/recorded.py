@@ -218,9 +218,15 @@ class _Recorder(TorchFunctionMode):
                 part.step = step
                 self._paused = False
             carriers = [stage for stage in stages if isinstance(stage, Carrier)]
-            if len(carriers) != len(given):
+            if sum(carrier.count for carrier in carriers) != len(given):
                 raise UnknownStepError(f"{self._name(part)} is stepped without its state")
-            self._carriers |= dict(zip(places, carriers, strict=True))
+            at = 0
+            for carrier in carriers:
+                first = places[at]
+                at += carrier.count
+                if places[at - carrier.count : at] != list(range(first, first + carrier.count)):
+                    raise UnknownStepError(f"the state of {self._name(part)} is given in another order")
+                self._carriers[first] = carrier
             y, after = (output, None) if stateless else output
             self._after |= {id(t): (t, at) for t, at in zip(tensors_of(after), places, strict=True)}
             self._note(y, Value(y.shape[-1], (value,), lambda: stages, kept=bool(carriers)))

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import ops
+from ..ops import checks
 from ..ops.layouts import paired
 from ..ops.slots import in_place
-from ..ssm import ChunkMatrices, FrozenSystem, System, convolve
+from ..ssm import ChunkMatrices, FrozenSystem, System, convolve, scan
+from ..ssm.scan import Maps
 from ..ssm.system import StepParameters
 from .stages import Carrier, Elementwise, Passage, replaced
 
@@ -109,6 +111,127 @@ class FrozenRecurrence(InRows):
     def translate(self, program: Program) -> bool:
         self._place = program.recurrence(self._system.step_parameters())
         return True
+
+
+class MixedRecurrence(InRows):
+    """``x_t = a x_{t-1} + B u_t``, ``y_t = C x_t + D u_t``, where every complex x sees every channel.
+
+    Its state is x, complex ``(rows, N)``, or real ``(rows, 2 N)`` of pairs. ``run`` is what blocks go through: see
+    ``ssm.scan``.
+    """
+
+    def __init__(self, maps: Maps, run: scan.Convolution, is_complex: bool) -> None:
+        self._maps, self._run = maps, run
+        modes, _ = maps.a_minus_one.shape
+        real = maps.a_minus_one.dtype
+        self._shape = (modes,) if is_complex else (2 * modes,)
+        self._dtype = checks.COMPLEX_OF[real] if is_complex else real
+
+    def run(self, x: Tensor, passage: Passage) -> Tensor:
+        return in_place(self._moved, self.state, (x,), passage.state_indices)
+
+    def _moved(self, state: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        is_complex = state.is_complex()
+        start = torch.view_as_real(state) if is_complex else state.unflatten(-1, (-1, 2))
+        maps = self._maps
+        y, after = maps.step(u, start) if u.dim() == 2 else maps.scan(self._run, u, start)
+        return y, torch.view_as_complex(after) if is_complex else after.flatten(-2)
+
+    def translate(self, program: Program) -> bool:
+        maps, channels = self._maps, program.width
+        if maps.d is not None:
+            program.save()
+            program.save()
+            if maps.d.dim() == 1:
+                program.affine(maps.d, torch.zeros_like(maps.d))
+            else:
+                program.linear(maps.d, None)
+            program.put(0)
+            program.take(1, channels)
+        program.linear(maps.b, None)
+        self._place = program.modes(maps.a_minus_one)
+        program.linear(maps.c, None)
+        if maps.d is not None:
+            program.combine(0, 1.0, 1.0)
+            program.drop()
+            program.drop()
+        return True
+
+    def _viewed(self, numbers: Tensor) -> Tensor:
+        return paired(numbers) if self._dtype.is_complex else numbers
+
+
+class Gates(InRows):
+    """A stack of GRUs or LSTMs, each ``(..., inputs)`` to ``(..., H)``: torch's ``nn.GRU`` or ``nn.LSTM``.
+
+    Its state is ``(rows, layers, tensors, H)`` with h before the cell; its leaves are each ``(layers, H)``.
+    """
+
+    fixed = False
+
+    def __init__(self, rnn: nn.GRU | nn.LSTM) -> None:
+        self._rnn = rnn
+        self._cells = isinstance(rnn, nn.LSTM)
+        self.count = 2 if self._cells else 1
+        self._shape = (rnn.num_layers, self.count, rnn.hidden_size)
+        self._dtype = next(rnn.parameters()).dtype
+
+    def run(self, x: Tensor, passage: Passage) -> Tensor:
+        return in_place(self._moved, self.state, (x,), passage.state_indices)
+
+    def _moved(self, state: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        if x.dim() == 2:
+            return self._stepped(state, x)
+        if x.shape[1] == 0:  # which torch refuses
+            return x.new_empty(*x.shape[:2], self._shape[-1]), state
+        start = tuple(part.transpose(0, 1).contiguous() for part in state.unbind(2))
+        y, after = self._rnn(x, start if self._cells else start[0])
+        ends = after if self._cells else (after,)
+        return y, torch.stack([end.transpose(0, 1) for end in ends], 2)
+
+    def _stepped(self, state: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        ends = []
+        for layer, parts in enumerate(state.unbind(1)):
+            if self._cells:
+                end = torch.stack(torch.lstm_cell(x, parts.unbind(1), *self._weights(layer)), 1)
+            else:
+                end = torch.gru_cell(x, parts[:, 0], *self._weights(layer)).unsqueeze(1)
+            ends.append(end)
+            x = end[:, 0]
+        return x, torch.stack(ends, 1)
+
+    def _weights(self, layer: int) -> list[Tensor]:
+        """To the gates: of the input, of h, and the two biases."""
+        names = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
+        return [getattr(self._rnn, f"{name}_l{layer}") for name in names]
+
+    def translate(self, program: Program) -> bool:
+        layers, count, size = self._shape
+        self._place = program.place(layers * count * size)
+        for layer in range(layers):
+            place, inputs = self._place + layer * count * size, program.width
+            of_x, of_h, bias_x, bias_h = self._weights(layer)
+            program.recall(place, size)
+            if self._cells:
+                i, f, g, o = torch.cat((of_x, of_h), 1).chunk(4)
+                b_i, b_f, b_g, b_o = (bias_x + bias_h).chunk(4)
+                program.linear(torch.cat((i, f, o, g)), torch.cat((b_i, b_f, b_o, b_g)))
+                program.gates("lstm", place, size, 0)
+                continue
+            both = torch.cat((of_x, of_h), 1)[: 2 * size], (bias_x + bias_h)[: 2 * size]
+            program.linear(*both, behind=True)
+            program.linear(of_x[2 * size :], bias_x[2 * size :], behind=True)
+            program.linear(of_h[2 * size :], bias_h[2 * size :], inputs, behind=True)
+            program.gates("gru", place, size, inputs + size)
+        return True
+
+    def leaves(self) -> list[Tensor]:
+        layers, _, size = self._shape
+        return [part.reshape(*self._batch_shape, layers, size) for part in self.state.unbind(2)]
+
+    def assign(self, values: Iterator[Tensor]) -> None:
+        for part in self.state.unbind(2):
+            part.copy_(next(values).reshape(part.shape))
 
 
 class Convolution(InRows):

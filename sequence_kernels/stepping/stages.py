@@ -55,6 +55,8 @@ class Carrier(Stage):
 
     #: Whether the state keeps its shape.
     shaped: ClassVar[bool]
+    #: Tensors in the state.
+    count: int = 1
 
     state: Any
 

@@ -11,7 +11,11 @@ from typing import Any
 
 import torch
 
-from sequence_kernels import S4D, CausalConv, MambaLM, SequenceModel
+from sequence_kernels import GRU, LRU, LSTM, S4D, CausalConv, MambaLM, SequenceModel
+from sequence_kernels.stepping.program import Program
+from sequence_kernels.stepping.registers import Append, Close, Multiply, Open
+from sequence_kernels.stepping.saved import save
+from sequence_kernels.stepping.translation import translated
 from tools import cpp_compiler
 
 HERE = Path(__file__).parent
@@ -70,6 +74,9 @@ def write_seeds(folder: Path) -> list[Path]:
         stack.stepper(),
         S4D(2, 2).eval().stepper(state_dtype=torch.float64),
         CausalConv(3, kernel_size=4, activation="relu").eval().stepper(),
+        LRU(2, 3).eval().stepper(),
+        GRU(2, 3).eval().stepper(),
+        LSTM(2, 3, 2).eval().stepper(),
         MambaLM(9, 3, 1, "mamba", d_state=2).eval().stepper(),
         MambaLM(9, 4, 1, "mamba2", tie_embeddings=False, **mamba2).eval().stepper(),
     ]
@@ -78,4 +85,8 @@ def write_seeds(folder: Path) -> list[Path]:
         for weights in ("float32", "bfloat16"):
             paths.append(folder / f"{i}-{weights}.skp")
             stepper.save(paths[-1], weights=weights)
+    paths.append(folder / "kept.skp")
+    kept = translated([Open(1), Append(0, 3), Open(1), Multiply(0), Close(2)], 3, torch.float32)
+    assert isinstance(kept, Program)
+    save(paths[-1], kept, 3, "float32", None)
     return paths

@@ -131,7 +131,7 @@ class Mutation {
         if (count > 0)
           std::memcpy(made.data(), bytes_.data() + kHeader + kInstruction * below(count), made.size());
         if (count == 0 || below(2) == 0) {
-          const int64_t code = below(12);
+          const int64_t code = below(static_cast<int64_t>(Code::lstm) + 1);
           std::memcpy(made.data(), &code, sizeof(code));
         }
         bytes_.insert(at, made.begin(), made.end());
