@@ -29,6 +29,7 @@ _USED = frozenset(name for functions in _EXTENSIONS.values() for name in functio
 _REPLACEMENTS: dict[str, Callable[..., Any]] = {
     "cauchy_naive": extensions.cauchy,
     "cauchy_slow": extensions.cauchy,
+    "cauchy_conj_slow": extensions.cauchy,
     "cauchy_cuda": extensions.cauchy_mult,
     "cauchy_mult": extensions.cauchy_mult,
     "log_vandermonde": extensions.log_vandermonde,
@@ -41,7 +42,7 @@ _REPLACEMENTS: dict[str, Callable[..., Any]] = {
 _EXTENSION_FLAGS = ("has_cauchy_extension", "has_cuda_extension")
 _FLAGS = (*_EXTENSION_FLAGS, "has_pykeops")
 #: Fallbacks that such a module does not define where it found something better.
-_FALLBACKS = ("cauchy_naive", "cauchy_slow")
+_FALLBACKS = ("cauchy_naive", "cauchy_slow", "cauchy_conj_slow")
 
 _MISSING = object()
 
@@ -154,7 +155,7 @@ def _is_user(name: str, module: ModuleType | None = None) -> bool:
     last = name.rpartition(".")[2]
     known = last.lower() in _USERS or last in hugging_face.MIXERS or name in stand_ins.MODULES
     flagged = module is not None and any(flag in getattr(module, "__dict__", ()) for flag in _EXTENSION_FLAGS)
-    return (known or flagged) and not name.startswith(__name__.partition(".")[0])
+    return (known or flagged) and name.partition(".")[0] not in (__name__.partition(".")[0], "torch")
 
 
 def adopt(module: ModuleType, asked: bool, undo: ExitStack) -> None:

@@ -257,6 +257,7 @@ def test_what_was_adopted_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             if not has_cauchy_extension:
                 def cauchy_slow(v, z, w):
                     return None
+                cauchy_conj_slow = cauchy_slow
             """
         )
     )
@@ -267,7 +268,8 @@ def test_what_was_adopted_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     module, _ = importlib.import_module("S4Model"), importlib.import_module("ssm")
     own = module.cauchy_slow
     done = compat.install()
-    assert "cauchy_slow" in done.adopted["S4Model"]
+    assert {"cauchy_slow", "cauchy_conj_slow"} < set(done.adopted["S4Model"])
+    assert not any(name.startswith("torch.") for name in done.left)  # torch.distributions.cauchy
     assert "adopted S4Model: " in capsys.readouterr().out
     assert "install(module)" in done.left["ssm"]
     assert module.cauchy_slow is extensions.cauchy
