@@ -154,7 +154,10 @@ def _is_user(name: str, module: ModuleType | None = None) -> bool:
     """Whether a module is looked at: by its name, or by what it believes to have."""
     last = name.rpartition(".")[2]
     known = last.lower() in _USERS or last in hugging_face.MIXERS or name in stand_ins.MODULES
-    flagged = module is not None and any(flag in getattr(module, "__dict__", ()) for flag in _EXTENSION_FLAGS)
+    names = getattr(module, "__dict__", {})
+    flagged = any(flag in names for flag in _EXTENSION_FLAGS) or (
+        "has_pykeops" in names and not names.keys().isdisjoint(_REPLACEMENTS)
+    )
     return (known or flagged) and name.partition(".")[0] not in (__name__.partition(".")[0], "torch")
 
 

@@ -104,6 +104,10 @@ class _EspnetLayer(_Served):
 
     def __init__(self, original: Any) -> None:
         inner = original.kernel.kernel
+        if original.D.dim() != 2:
+            raise ValueError(
+                f"its D is {tuple(original.D.shape)}, not (channels, heads): another layer around S4's kernel, as H3"
+            )
         if isinstance(original.activation, nn.GLU):
             raise ValueError("activation='glu' halves the length of the sequence there")
         if hasattr(inner, "P") and getattr(inner, "bandlimit", None) is not None:

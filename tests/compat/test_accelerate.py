@@ -241,6 +241,9 @@ def test_layers_before_v3() -> None:
     torch.manual_seed(0)
     model, x = Model(EarlyS4D(False)), inputs()
     expected = model(x)
+    other = copy.deepcopy(model)
+    other.layers[0].layer.D = nn.Parameter(torch.randn(H))
+    assert "its D is (6,), not (channels, heads)" in compat.accelerate(other).skipped["layers.0.layer"]
     assert list(compat.accelerate(model).replaced) == ["layers.0.layer"]
     assert difference(model(x), expected) < EXACT
 

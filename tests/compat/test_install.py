@@ -262,17 +262,18 @@ def test_what_was_adopted_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         )
     )
     (tmp_path / "ssm.py").write_text("other = 1")
+    (tmp_path / "taker.py").write_text("from S4Model import cauchy_slow\nhas_pykeops = False")
     monkeypatch.setitem(sys.modules, "cauchy_mult", None)
-    for name in ("S4Model", "ssm"):
+    for name in ("S4Model", "ssm", "taker"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     module, _ = importlib.import_module("S4Model"), importlib.import_module("ssm")
-    own = module.cauchy_slow
+    own, taker = module.cauchy_slow, importlib.import_module("taker")
     done = compat.install()
     assert {"cauchy_slow", "cauchy_conj_slow"} < set(done.adopted["S4Model"])
     assert not any(name.startswith("torch.") for name in done.left)  # torch.distributions.cauchy
     assert "adopted S4Model: " in capsys.readouterr().out
     assert "install(module)" in done.left["ssm"]
-    assert module.cauchy_slow is extensions.cauchy
+    assert module.cauchy_slow is taker.cauchy_slow is extensions.cauchy
     compat.uninstall()
     assert module.cauchy_slow is own
 
