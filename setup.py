@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -218,7 +219,18 @@ if compiler is None:
     )
 
 built = {"cpu": compiler, "cuda": cuda}
+
+
+def description() -> str:
+    """README.md for a package index, where links to files of the repository lead nowhere: their names remain."""
+    return re.sub(
+        r"\[([^\]]+)\]\((?!https?:)[^)]+\)", r"`\1`", (ROOT / "README.md").read_text(encoding="utf-8")
+    )
+
+
 setup(
+    long_description=description(),
+    long_description_content_type="text/markdown",
     ext_modules=[Extension(f"sequence_kernels._native_{name}", []) for name, by in built.items() if by],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
 )

@@ -12,22 +12,19 @@ model for programs without Python: examples/c_stream/clean.c is one.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import sys
 import time
 import wave
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import espeakng_loader
 import torch
+from espeak import Sound, Utterance, normalised, pcm, speak
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from sequence_kernels import SequenceModel, SequenceModule, Stepper, parameter_groups
-from sequence_kernels.layers.pointwise import pointwise
-from sequence_kernels.stepping.stages import Residual, Save, Stage, stages_of
 
 SENTENCES = (
     "A state space model remembers the past in a state of fixed size.",
@@ -71,55 +68,8 @@ class Denoiser(SequenceModule):
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Any:
         return self.backbone.default_state(*batch_shape, device=device)
 
-    def stages(self, **kwargs: Any) -> list[Stage]:
-        """What a step is made of, so that a stepper can run all of it in one call."""
-        inside = [*pointwise(self.encoder), *stages_of(self.backbone, **kwargs), *pointwise(self.decoder)]
-        return [Save(), *inside, Residual(1.0, 1.0)]
-
 
 # --- sound ------------------------------------------------------------------------------------------------------
-
-
-class Sound(NamedTuple):
-    samples: Tensor  # (length,) in [-1, 1]
-    rate: int  # a second
-
-
-def speak(sentences: tuple[str, ...]) -> list[Sound]:
-    """Each sentence as espeak-ng says it."""
-    library = ctypes.CDLL(espeakng_loader.get_library_path())
-    heard: list[bytes] = []
-
-    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-    def listen(samples: Any, count: int, events: Any) -> int:
-        if samples and count > 0:
-            heard.append(ctypes.string_at(samples, 2 * count))
-        return 0
-
-    # AUDIO_OUTPUT_SYNCHRONOUS: no thread of espeak's that would call `listen` when it is gone; espeakCHARS_UTF8
-    synchronous, utf8 = 2, 1
-    rate = library.espeak_Initialize(synchronous, 0, espeakng_loader.get_data_path().encode(), 0)
-    if rate <= 0 or library.espeak_SetVoiceByName(b"en") != 0:
-        raise SystemExit("espeak-ng does not start; pass a recording of speech with --audio FILE.wav")
-    library.espeak_SetSynthCallback(listen)
-    sounds = []
-    for sentence in sentences:
-        heard.clear()
-        text = sentence.encode() + b"\0"
-        library.espeak_Synth(text, ctypes.c_size_t(len(text)), 0, 0, 0, utf8, None, None)
-        sounds.append(Sound(normalised(pcm(b"".join(heard), 1)), rate))
-    library.espeak_Terminate()  # or the next start would read what this one has freed
-    return sounds
-
-
-def pcm(data: bytes, channels: int) -> Tensor:
-    """16-bit samples as numbers in [-1, 1], the mean of the channels."""
-    samples = torch.frombuffer(bytearray(data), dtype=torch.int16).float() / 32768
-    return samples.view(-1, channels).mean(1)
-
-
-def normalised(samples: Tensor) -> Tensor:
-    return samples / samples.abs().max().clamp(min=1e-6)
 
 
 def read_wav(path: Path) -> Sound:
@@ -319,7 +269,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def get_speech(audio: Path | None) -> tuple[Tensor, Sound]:
     """Speech to learn from, and a sound to stream that is no part of it: another sentence, or the file's last third."""
     if audio is None:
-        *heard, unheard = speak((*SENTENCES, UNHEARD))
+        *heard, unheard = speak(map(Utterance, (*SENTENCES, UNHEARD)))
         return torch.cat([sound.samples for sound in heard]), unheard
     sound = read_wav(audio)
     cut = 2 * len(sound.samples) // 3

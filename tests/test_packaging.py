@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,10 @@ def test_without_a_compiler_the_wheel_is_pure_and_says_so(tmp_path: Path) -> Non
     assert "sequence_kernels/py.typed" in names
     assert {name.split("/")[0] for name in names} == {"sequence_kernels", "sequence_kernels-0.1.0.dist-info"}
     assert not [name for name in names if name.endswith(".so")]
+    described = zipfile.ZipFile(wheel).read("sequence_kernels-0.1.0.dist-info/METADATA").decode()
+    assert "Description-Content-Type: text/markdown" in described
+    assert "`docs/parity.md` lists" in described
+    assert set(re.findall(r"\]\(([^)]+)\)", described)) == set()  # on an index a relative link leads nowhere
 
     # It runs, on torch alone, and can say why.
     installed = tmp_path / "installed"

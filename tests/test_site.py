@@ -11,6 +11,7 @@ from typing import Any
 
 import sequence_kernels
 from sequence_kernels import compat, distributed, export, layers, models, ops, testing
+from tools import draw_kernels
 from tools.site_links import on_page_markdown
 
 ROOT = Path(__file__).parents[1]
@@ -89,3 +90,12 @@ def test_a_link_out_of_the_site_becomes_a_name() -> None:
     text = "See [CONTRIBUTING.md](../CONTRIBUTING.md#rules), [the law](../tests/test_law.py) and [Train](train.md)."
     wanted = "See `CONTRIBUTING.md`, the law (`tests/test_law.py`) and [Train](train.md)."
     assert on_page_markdown(text, page=None) == wanted
+
+
+def test_the_picture_shows_the_kernels_as_they_are() -> None:
+    number = re.compile(r"-?\d+\.\d")
+    drawn, fresh = draw_kernels.FILE.read_text(), draw_kernels.picture(draw_kernels.kernels())
+    stale = "python -m tools.draw_kernels writes docs/kernels.svg anew"
+    assert number.sub("", drawn) == number.sub("", fresh), stale
+    for old, new in zip(number.findall(drawn), number.findall(fresh), strict=True):
+        assert abs(float(old) - float(new)) < 0.3, stale  # of 120 in height; processors round differently

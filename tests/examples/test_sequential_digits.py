@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,20 +9,15 @@ from typing import Any
 import pytest
 import torch
 
+from .loading import loaded
+
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 pytest.importorskip("tqdm")
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "sequential_digits.py"
-
 
 def load_example() -> Any:
-    spec = importlib.util.spec_from_file_location("sequential_digits", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded("sequential_digits")
 
 
 @pytest.fixture

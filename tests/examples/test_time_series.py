@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,20 +9,16 @@ from typing import Any
 import pytest
 import torch
 
+from .loading import loaded
+
 pytest.importorskip("matplotlib")
 pytest.importorskip("tqdm")
-
-EXAMPLE = Path(__file__).parents[2] / "examples" / "time_series.py"
 
 
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """The example as a module, with a package that holds a few utterances in aeon's place."""
-    spec = importlib.util.spec_from_file_location("time_series", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = loaded("time_series")
     folder = tmp_path / "aeon" / "datasets" / "data" / "JapaneseVowels"
     folder.mkdir(parents=True)
     (tmp_path / "aeon" / "__init__.py").write_text("raise ImportError('it is read, not imported')")

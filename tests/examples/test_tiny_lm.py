@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from .loading import loaded
+
 pytest.importorskip("matplotlib")
 pytest.importorskip("tqdm")
-
-EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny_lm.py"
 
 
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The example as a module, with small models, short sequences and no goal for the loss."""
-    spec = importlib.util.spec_from_file_location("tiny_lm", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = loaded("tiny_lm")
     small = {"WIDTH": 16, "DEPTH": 1, "BATCH": 2, "LENGTH": 32, "EVERY": 2, "WRITTEN": 12, "GOALS": {}}
     for name, value in small.items():
         monkeypatch.setattr(module, name, value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import shlex
 import shutil
@@ -20,6 +19,7 @@ import torch
 
 from sequence_kernels import __main__
 
+from ..examples.loading import loaded
 from ..test_stepper import native
 from .library import Model
 
@@ -47,12 +47,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def audio() -> Any:
-    spec = importlib.util.spec_from_file_location("streaming_audio", ROOT / "examples/streaming_audio.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded("streaming_audio")
 
 
 def test_a_file_is_cleaned_as_in_python(program: Path, audio: Any, tmp_path: Path) -> None:
