@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..arguments import inputs, sequences
 from ..arguments.values import checked
-from ..layers.padding import without_padding
+from ..layers.padding import Lengths, without_padding
 from ..module import SequenceModule
 from ..ops import checks, packing
 
@@ -52,31 +52,30 @@ class SequenceDecoder(SequenceModule):
         self,
         x: Tensor,
         state: tuple[Tensor, Tensor] | None = None,
-        lengths: Tensor | None = None,
+        lengths: Lengths | None = None,
         cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
         """Map ``(batch, length, d_model)``.
 
-        ``lengths``: integers ``(batch,)``, how many elements of each sequence are real. The last readouts are then
-        those of the last real elements, and the state returned is the one after them. ``cu_seqlens``: as in ``S4``; the
-        last readouts are then those of each sequence, ``(sequences, n, d_output)``.
+        ``lengths``: integers ``(batch,)``, a tensor or a list, how many elements of each sequence are real. The last
+        readouts are then those of the last real elements, and the state returned is the one after them.
+        ``cu_seqlens``: as in ``S4``; the last readouts are then those of each sequence, ``(sequences, n, d_output)``.
         """
         inputs.of_width(x, self.d_model)
         if cu_seqlens is not None:
             bounds = sequences.bounds_of(cu_seqlens, x, sequences.Axes.of(self))
-            rows, lengths = packing.unpacked(x, bounds, -2)
-            y, after = self.forward(rows, state, lengths)
-            return (packing.packed(y, lengths, -2) if self.l_output is None else y), after
+            rows, real = packing.unpacked(x, bounds, -2)
+            y, after = self.forward(rows, state, real)
+            return (packing.packed(y, real, -2) if self.l_output is None else y), after
+        counts = None
         if lengths is not None:
-            checks.tensors(x=x, lengths=lengths)
             if x.dim() != 3:
                 raise ValueError(
                     f"x must have shape (batch, length, d_model) with lengths, got {tuple(x.shape)}"
                 )
-            checks.shape("lengths", lengths, (("batch", x.shape[0]),))
-            x, lengths = without_padding(x, lengths, transposed=False)
-        readout, next_state = self._readouts(x, state, lengths)
-        return self.output_transform(self._chosen(readout, lengths)), None if state is None else next_state
+            x, counts = without_padding(x, lengths, transposed=False)
+        readout, next_state = self._readouts(x, state, counts)
+        return self.output_transform(self._chosen(readout, counts)), None if state is None else next_state
 
     def unsplit_reason(self) -> str | None:
         if self.mode != "last":

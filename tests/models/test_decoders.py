@@ -58,7 +58,7 @@ def test_what_a_sequence_decoder_refuses() -> None:
     with pytest.raises(ValueError, match=r"lengths must be in 2 \.\. 3"):
         SequenceDecoder(4, l_output=2)(torch.randn(2, 3, 4), lengths=torch.tensor([1, 3]))
     with pytest.raises(ValueError, match="lengths must have shape"):
-        SequenceDecoder(4)(torch.randn(2, 3, 4), lengths=torch.tensor([1]))
+        SequenceDecoder(4)(torch.randn(2, 3, 4), lengths=torch.tensor([1, 2, 3]))
 
 
 def model() -> SequenceModel:
@@ -127,8 +127,14 @@ def test_half_precision_counts_beyond_its_digits(mode: str) -> None:
     torch.testing.assert_close(y, decoder(x)[0][:, -1])
 
 
+def test_lengths_are_a_tensor_or_a_list() -> None:
+    x = torch.randn(2, 5, 4)
+    y, _ = SequenceDecoder(4)(x, lengths=torch.tensor([3, 4]))
+    torch.testing.assert_close(SequenceDecoder(4)(x, lengths=[3, 4])[0], y, rtol=0, atol=0)
+
+
 def test_lengths_of_a_wrong_kind_are_named() -> None:
-    with pytest.raises(TypeError, match=r"lengths must be a torch\.Tensor"):
-        SequenceDecoder(4)(torch.randn(2, 5, 4), lengths=[3, 4])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="lengths must be integers"):
+        SequenceDecoder(4)(torch.randn(2, 5, 4), lengths=[3.0, 4.0])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="x must have shape"):
         SequenceDecoder(4)(torch.randn(5, 4), lengths=torch.tensor([3, 4, 5, 1, 1]))
