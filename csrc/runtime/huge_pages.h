@@ -19,13 +19,17 @@ inline void prefer_huge_pages(void* data, int64_t bytes) {
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 }
 
-// A new tensor as large as sequences are.
-inline Tensor empty_sequences(const std::vector<int64_t>& sizes, Dtype dtype) {
-  Tensor tensor = Tensor::empty(sizes, dtype);
-  int64_t bytes = is_double(dtype) ? 8 : dtype == Dtype::float32 ? 4 : 2;
+// A new tensor as large as sequences are, contiguous or at strides that leave no gaps.
+inline Tensor empty_sequences(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                              Dtype dtype) {
+  Tensor tensor = Tensor::empty_strided(sizes, strides, dtype);
+  int64_t bytes = bytes_of(element_of(dtype));
   for (int64_t size : sizes) bytes *= size;
   prefer_huge_pages(tensor.mutable_data<void>(), bytes);
   return tensor;
+}
+inline Tensor empty_sequences(const std::vector<int64_t>& sizes, Dtype dtype) {
+  return empty_sequences(sizes, Tensor::contiguous_strides(sizes), dtype);
 }
 
 }  // namespace sequence_kernels

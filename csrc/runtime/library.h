@@ -65,8 +65,19 @@ class Tensor {
     return empty(sizes, dtype, {aoti_torch_device_type_cpu(), 0});
   }
   static Tensor empty(const std::vector<int64_t>& sizes, Dtype dtype, Device device) {
+    return empty_strided(sizes, contiguous_strides(sizes), dtype, device);
+  }
+  static Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                              Dtype dtype) {
+    return empty_strided(sizes, strides, dtype, {aoti_torch_device_type_cpu(), 0});
+  }
+  static std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& sizes) {
     std::vector<int64_t> strides(sizes.size(), 1);
     for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * (sizes[i] > 0 ? sizes[i] : 1);
+    return strides;
+  }
+  static Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                              Dtype dtype, Device device) {
     AtenTensorHandle handle = nullptr;
     SEQUENCE_KERNELS_CALL(aoti_torch_empty_strided, static_cast<int64_t>(sizes.size()), sizes.data(),
                           strides.data(), torch_dtype(dtype), device.type, device.index, &handle);
@@ -167,6 +178,11 @@ inline Element element_of(Dtype dtype) {
     default:
       fail("expected a sequence of float16, bfloat16, float32 or float64");
   }
+}
+
+// Bytes of one.
+inline int64_t bytes_of(Element element) {
+  return element == Element::float64 ? 8 : element == Element::float32 ? 4 : 2;
 }
 
 // Its elements, or null.
@@ -281,6 +297,13 @@ struct Op {
     const Implementation implementation(schema.substr(0, schema.find('(')), function, dispatch_key);
   }
 };
+
+// That work is shared out to.
+inline int64_t thread_count() {
+  uint32_t count = 1;
+  SEQUENCE_KERNELS_CALL(torch_get_num_threads, &count);
+  return count;
+}
 
 // Run function(begin, end, scratch) over parts of [0, count) on torch's threads; each part has its own
 // scratch memory, aligned to 64 bytes, for as many elements as asked. A part has at least `grain` items.

@@ -56,6 +56,7 @@ AOTITorchError torch_library_impl(TorchLibraryHandle library, const char* name,
 // threads
 AOTITorchError torch_parallel_for(int64_t begin, int64_t end, int64_t grain, ParallelFunc function,
                                   void* context);
+AOTITorchError torch_get_num_threads(uint32_t* count);
 
 // CUDA; only a torch that was built with CUDA has it
 AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);

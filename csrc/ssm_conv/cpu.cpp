@@ -11,8 +11,19 @@ struct Forward : Worker<Real> {
   using Base = Worker<Real>;
   using Base::arguments, Base::block, Base::e_out, Base::toeplitz, Base::x;
   using Base::B, Base::C, Base::H, Base::M, Base::S, Base::T, Base::Sp, Base::Tp;
+  using Base::range, Base::take;
 
-  Forward(const SsmConvArguments<Real>& given, Real* scratch) : Base(given, false, scratch) {}
+  const SsmConvTile tile;
+  Real* carried;  // (heads, batch, Sp), the states behind a range
+  const Turned<Real> u, y;
+  int64_t packed = -1;  // the head whose matrices are at hand
+
+  Forward(const SsmConvArguments<Real>& given, Real* scratch)
+      : Base(given, false, scratch),
+        tile(given, false),
+        carried(take(tile.heads * tile.batch * Sp)),
+        u(this->turned(given.u, 1, tile)),
+        y(this->turned(given.y, C, tile)) {}
 
   // += a times an upper triangular square.
   template <int rows, int vectors>
@@ -41,33 +52,62 @@ struct Forward : Worker<Real> {
     }
   }
 
-  void run(int64_t item) const {
-    const int64_t blocks = block.count(arguments), b0 = item % blocks * block.batch, h = item / blocks;
-    const int64_t batch = smaller(block.batch, B - b0);
-    const Sequences y = this->results(arguments.y, C);
-    this->read_initial_states(this->layout(batch, 0), b0, h);
-    int64_t m0 = 0;
+  void run(int64_t item) {
+    const int64_t batches = tile.batches(arguments), h = item / batches * tile.heads,
+                  b = item % batches * tile.batch;
+    range = {h, smaller(h + tile.heads, H), b, smaller(b + tile.batch, B), 0, 0};
     do {
-      const int64_t chunks = smaller(block.chunks, M - m0);
+      range.m0 = range.m1, range.m1 = smaller(range.m0 + tile.chunks, M);
+      run_range();
+    } while (range.m1 < M);
+  }
+
+  void run_range() {
+    const int64_t begin = range.m0 < M ? this->begin_of(range.m0) : 0,
+                  end = range.m1 > range.m0 ? this->end_of(range.m1 - 1) : begin;
+    u.bring(range, begin, end);
+    arguments.u = u.taken(range, begin);
+    arguments.y = y.taken(range, begin);
+    for (int64_t h = range.h0; h < range.h1; ++h) {
+      if (h != packed) this->pack(packed = h);
+      for (int64_t b0 = range.b0; b0 < range.b1; b0 += block.batch)
+        run_block(h, b0, carried + ((h - range.h0) * tile.batch + b0 - range.b0) * Sp);
+    }
+    y.put_back(range, begin, end);
+  }
+
+  // The chunks of the range, of a block's rows of head h.
+  void run_block(int64_t h, int64_t b0, Real* states) const {
+    const int64_t batch = smaller(block.batch, B - b0);
+    const Sequences& to = arguments.y;
+    const auto first = [&](int64_t b) { return x + this->layout(batch, 0).row(b, 0) * Sp; };
+    if (range.m0 == 0)
+      this->read_initial_states(this->layout(batch, 0), b0, h);
+    else
+      for (int64_t b = 0; b < batch; ++b) copy(states + b * Sp, Sp, first(b));
+    int64_t m0 = range.m0;
+    do {
+      const int64_t chunks = smaller(block.chunks, range.m1 - m0);
       const Layout layout = this->layout(batch, chunks);
       const auto state = [&](int64_t b, int64_t m) { return x + layout.row(b, m) * Sp; };
-      const auto inputs = this->read_rows(arguments.u, layout, b0, 0, h, m0, chunks, this->u);
+      const auto inputs = this->read_rows(arguments.u, layout, b0, 0, h, m0, chunks, Base::u);
       this->make_states(x, layout, inputs, layout, h, m0, chunks,
-                        this->template ahead<true>(y, b0, batch, 0, h, m0, chunks));
+                        this->template ahead<true>(to, b0, batch, 0, h, m0, chunks));
       for (int64_t c = 0; c < C; ++c)
-        this->write_rows(y, layout, b0, c, h, m0, chunks, this->out, [&](const Rows<Real>& to) {
-          outputs(inputs, to, layout, c, this->ahead_of(item, m0 + chunks));
+        this->write_rows(to, layout, b0, c, h, m0, chunks, this->out, [&](const Rows<Real>& rows) {
+          outputs(inputs, rows, layout, c, this->ahead_of(h, b0, m0 + chunks));
         });
       this->for_ends(b0, batch, m0, chunks, [&](int64_t b, int64_t m, int64_t sequence, const auto& end) {
-        Real* to = arguments.final_state + (sequence * H + h) * S;
+        Real* final_state = arguments.final_state + (sequence * H + h) * S;
         if (this->is_known(end))
-          copy(this->tail(end, h, state(b, m)), S, to);
+          copy(this->tail(end, h, state(b, m)), S, final_state);
         else
-          fill(to, S, std::numeric_limits<Real>::quiet_NaN());
+          fill(final_state, S, std::numeric_limits<Real>::quiet_NaN());
       });
       for (int64_t b = 0; b < batch; ++b) copy(state(b, chunks), Sp, state(b, 0));
       m0 += chunks;
-    } while (m0 < M);
+    } while (m0 < range.m1);
+    for (int64_t b = 0; b < batch; ++b) copy(first(b), Sp, states + b * Sp);
   }
 };
 
@@ -80,12 +120,8 @@ int64_t ssm_conv_scratch(const SsmConvArguments<Real>& arguments) {
 
 template <typename Real, Isa isa>
 void ssm_conv(const SsmConvArguments<Real>& arguments, int64_t begin, int64_t end, Real* scratch) {
-  const Forward<Real> forward(arguments, scratch);
-  const int64_t blocks = forward.block.count(arguments);
-  for (int64_t item = begin; item < end; ++item) {
-    if (item == begin || item % blocks == 0) forward.pack(item / blocks);
-    forward.run(item);
-  }
+  Forward<Real> forward(arguments, scratch);
+  for (int64_t item = begin; item < end; ++item) forward.run(item);
 }
 
 template int64_t ssm_conv_scratch<float, kIsa>(const SsmConvArguments<float>&);

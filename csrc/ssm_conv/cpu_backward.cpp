@@ -11,15 +11,20 @@ struct Backward : Worker<Real> {
   using Base::B, Base::C, Base::H, Base::L, Base::M, Base::S, Base::T, Base::Sp, Base::Tp;
   using Base::begins, Base::for_ends, Base::is_known, Base::needs_power, Base::power_place, Base::power_size,
       Base::take;
-  using Base::e_out, Base::out, Base::toeplitz, Base::u, Base::x;
+  using Base::e_out, Base::out, Base::range, Base::toeplitz, Base::u, Base::x;
   using End = typename Base::End;
 
   Real *e_in_transposed, *e_out_transposed, *toeplitz_transposed;  // (S, T), C of (T, S), C of (T, T)
   Real* adjoints;                                                  // of the powers
   Real *g, *p, *carry;  // rows of a block: gradients of outputs, of states; of the state after it
+  const SsmConvTile tile;
+  Real* sums;                                     // of each head of a tile, those below
   Real *d_e_in, *d_e_out, *d_toeplitz, *d_chunk;  // sums so far
+  Turned<Real> u_turned, g_turned, du_turned;
+  int64_t packed = -1;  // the head whose matrices are at hand
 
-  Backward(const SsmConvArguments<Real>& given, Real* scratch) : Base(given, true, scratch) {
+  Backward(const SsmConvArguments<Real>& given, Real* scratch)
+      : Base(given, true, scratch), tile(given, true) {
     e_in_transposed = take(S * Tp);
     e_out_transposed = take(C * T * Sp);
     toeplitz_transposed = take(C * T * Tp);
@@ -27,10 +32,18 @@ struct Backward : Worker<Real> {
     g = take(C * row_count * Tp);
     p = take(row_count * Sp);
     carry = take(block.batch * Sp);
-    d_e_in = take(Tp * Sp);
-    d_e_out = take(C * Sp * Tp);
-    d_toeplitz = take(C * Tp * Tp);
-    d_chunk = take(power_size());
+    sums = take(tile.heads * sums_size());
+    u_turned = this->turned(given.u, 1, tile);
+    g_turned = this->turned(given.g, C, tile);
+    du_turned = this->turned(given.du, 1, tile);
+  }
+
+  int64_t sums_size() const { return Tp * Sp + C * Sp * Tp + C * Tp * Tp + power_size(); }
+  void take_sums(int64_t h) {
+    d_e_in = sums + (h - range.h0) * sums_size();
+    d_e_out = d_e_in + Tp * Sp;
+    d_toeplitz = d_e_out + C * Sp * Tp;
+    d_chunk = d_toeplitz + C * Tp * Tp;
   }
 
   void pack_all(int64_t h) const {
@@ -168,31 +181,59 @@ struct Backward : Worker<Real> {
     tile.add(T - j - skipped, a + j + skipped, a_row, 1, square + (j + skipped) * Tp + j, Tp);
   }
 
+  // The heads of a tile, in all rows of the batch.
   template <typename To>
-  void run(int64_t h, To* d_powers) const {
-    pack_all(h);
-    fill(d_powers + power_place(h, 0), power_place(1, 0));
-    fill(d_e_in, Tp * Sp);
-    fill(d_e_out, C * Sp * Tp);
-    fill(d_toeplitz, C * Tp * Tp);
-    fill(d_chunk, power_size());
-    for (int64_t b0 = 0; b0 < B; b0 += block.batch) {
-      const int64_t batch = smaller(block.batch, B - b0);
-      Part part{0, 0};
-      do {
-        part = {part.end, this->part_end(part.end)};
-        all_states(h, b0, batch, part);
-        fill(carry, batch * Sp);
-        int64_t end = part.end;
-        do {  // once without a chunk too: what arrives at the final states goes on to the initial ones
-          const int64_t chunks = end > part.begin ? (end - part.begin - 1) % block.chunks + 1 : 0;
-          end -= chunks;
-          block_backward(h, b0, batch, part, end, chunks, d_powers);
-        } while (end > part.begin);
-      } while (part.end < M);
-      for (int64_t b = 0; b < batch && !arguments.rows; ++b)
-        copy(carry + b * Sp, S, arguments.d_initial + ((b0 + b) * H + h) * S);
+  void run(int64_t group, To* d_powers) {
+    range = {group * tile.heads, smaller((group + 1) * tile.heads, H), 0, 0, 0, M};
+    fill(sums, tile.heads * sums_size());
+    fill(d_powers + power_place(range.h0, 0), power_place(range.h1 - range.h0, 0));
+    for (; range.b0 < B; range.b0 = range.b1) {
+      range.b1 = smaller(range.b0 + tile.batch, B);
+      run_range(d_powers);
     }
+    for (int64_t h = range.h0; h < range.h1; ++h) {
+      take_sums(h);
+      write_gradients(h, d_powers);
+    }
+  }
+
+  template <typename To>
+  void run_range(To* d_powers) {
+    u_turned.bring(range, 0, L);
+    g_turned.bring(range, 0, L);
+    arguments.u = u_turned.taken(range, 0);
+    arguments.g = g_turned.taken(range, 0);
+    arguments.du = du_turned.taken(range, 0);
+    for (int64_t h = range.h0; h < range.h1; ++h) {
+      take_sums(h);
+      if (h != packed) pack_all(packed = h);
+      for (int64_t b0 = range.b0; b0 < range.b1; b0 += block.batch)
+        run_block(h, b0, smaller(block.batch, range.b1 - b0), d_powers);
+    }
+    du_turned.put_back(range, 0, L);
+  }
+
+  template <typename To>
+  void run_block(int64_t h, int64_t b0, int64_t batch, To* d_powers) const {
+    Part part{0, 0};
+    do {
+      part = {part.end, this->part_end(part.end)};
+      all_states(h, b0, batch, part);
+      fill(carry, batch * Sp);
+      int64_t end = part.end;
+      do {  // once without a chunk too: what arrives at the final states goes on to the initial ones
+        const int64_t chunks = end > part.begin ? (end - part.begin - 1) % block.chunks + 1 : 0;
+        end -= chunks;
+        block_backward(h, b0, batch, part, end, chunks, d_powers);
+      } while (end > part.begin);
+    } while (part.end < M);
+    for (int64_t b = 0; b < batch && !arguments.rows; ++b)
+      copy(carry + b * Sp, S, arguments.d_initial + ((b0 + b) * H + h) * S);
+  }
+
+  // Of the matrices of head h, from its sums.
+  template <typename To>
+  void write_gradients(int64_t h, To* d_powers) const {
     write_chunk_gradient(d_powers + power_place(h, bits));
     for (int64_t s = 0; s < T; ++s) copy(d_e_in + s * Sp, S, arguments.d_e_in + (h * T + s) * S);
     for (int64_t c = 0; c < C; ++c) {
@@ -227,8 +268,7 @@ struct Backward : Worker<Real> {
                       slope(b, m));
     });
     back_through(h, layout, m0, chunks);
-    const Sequences du = this->results(arguments.du, 1);
-    this->write_rows(du, layout, b0, 0, h, m0, chunks, out, [&](const Rows<Real>& to) {
+    this->write_rows(arguments.du, layout, b0, 0, h, m0, chunks, out, [&](const Rows<Real>& to) {
       input_gradients(g_rows, to, layout, b0, h, m0);
       for_ends(b0, batch, m0, chunks, [&](int64_t b, int64_t m, int64_t sequence, const End& end) {
         if (!is_known(end) || end.rest == 0) return;
@@ -274,8 +314,7 @@ struct Backward : Worker<Real> {
   template <typename GradientRows>
   void state_gradients(const GradientRows& g_rows, const Layout& layout, int64_t b0, int64_t h, int64_t m0,
                        int64_t chunks) const {
-    auto du_ahead =
-        this->template ahead<true>(this->results(arguments.du, 1), b0, layout.batch, 0, h, m0, chunks);
+    auto du_ahead = this->template ahead<true>(arguments.du, b0, layout.batch, 0, h, m0, chunks);
     auto g_ahead = this->template ahead<false>(arguments.g, b0, m0 > 0 ? layout.batch : 0, 0, h,
                                                m0 - block.chunks, block.chunks);
     for (int64_t group = 0; group < layout.groups; ++group)
@@ -295,7 +334,7 @@ struct Backward : Worker<Real> {
                        int64_t h, int64_t m0) const {
     auto u_ahead = m0 > 0 ? this->template ahead<false>(arguments.u, b0, layout.batch, 0, h,
                                                         m0 - block.chunks, block.chunks)
-                          : this->ahead_of(h * block.count(arguments) + b0 / block.batch, M);
+                          : this->ahead_of(h, b0, M);
     for (int64_t group = 0; group < layout.groups; ++group)
       for_tiles<Real>(round_up(layout.rows, kTileRows), Tp, [&](auto& tile, int64_t i, int64_t j) {
         u_ahead.next(16);
@@ -318,12 +357,12 @@ int64_t ssm_conv_backward_scratch(const SsmConvArguments<Real>& arguments) {
 
 template <typename Real, Isa isa>
 void ssm_conv_backward(const SsmConvArguments<Real>& arguments, int64_t begin, int64_t end, Real* scratch) {
-  const Backward<Real> backward(arguments, scratch);
-  for (int64_t h = begin; h < end; ++h)
+  Backward<Real> backward(arguments, scratch);
+  for (int64_t group = begin; group < end; ++group)
     if (arguments.wide)
-      backward.run(h, static_cast<double*>(arguments.d_powers));
+      backward.run(group, static_cast<double*>(arguments.d_powers));
     else
-      backward.run(h, static_cast<Real*>(arguments.d_powers));
+      backward.run(group, static_cast<Real*>(arguments.d_powers));
 }
 
 template int64_t ssm_conv_backward_scratch<float, kIsa>(const SsmConvArguments<float>&);

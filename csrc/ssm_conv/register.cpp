@@ -19,6 +19,28 @@ Sequences sequences(const Tensor& tensor) {
           dim == 4 ? strides[1] : 0, strides[dim - 2],           strides[dim - 1]};
 }
 
+// A new result (B, .., H, L) that lies as u does: each head in time order, or all of an element side by side.
+Tensor empty_like(const Sequences& u, const std::vector<int64_t>& sizes, Dtype dtype) {
+  if (!u.heads_side_by_side()) return empty_sequences(sizes, dtype);
+  std::vector<int64_t> strides(sizes.size());
+  const size_t time = sizes.size() - 1;
+  int64_t next = 1;
+  const auto take = [&](size_t i) { strides[i] = next, next *= std::max<int64_t>(sizes[i], 1); };
+  for (size_t i = time; i-- > 1;) take(i);
+  take(time);
+  take(0);
+  return empty_sequences(sizes, strides, dtype);
+}
+
+// As many heads as have an element in a cache line, where they lie side by side; fewer where there are too few for all
+// threads. `items`: so many for each head can go to threads of their own.
+template <typename Real>
+int64_t heads_at_once(const SsmConvArguments<Real>& arguments, int64_t items) {
+  if (!arguments.u.heads_side_by_side() && !arguments.g.heads_side_by_side()) return 1;
+  const int64_t line = 64 / bytes_of(arguments.u.element);
+  return std::clamp<int64_t>(arguments.H * items / thread_count(), 1, line);
+}
+
 // The kernels index by these values, so that they are looked at here, whatever Python has seen of them.
 void check_lengths(const int64_t* lengths, int64_t rows, int64_t most) {
   for (int64_t row = 0; lengths && row < rows; ++row)
@@ -68,12 +90,14 @@ std::vector<Tensor> run(const SsmConvSizes& sizes, const SsmConvTensors& given,
                         const std::vector<SsmConvRow>& rows) {
   auto arguments = arguments_of<Real>(sizes, given, rows);
   std::vector<Tensor> results;
-  results.push_back(empty_sequences({sizes.B, sizes.C, sizes.H, sizes.L}, given.u.dtype()));
+  results.push_back(empty_like(arguments.u, {sizes.B, sizes.C, sizes.H, sizes.L}, given.u.dtype()));
   results.push_back(Tensor::empty({sizes.Q, sizes.H, sizes.S}, sizes.real));
-  arguments.y = results[0].mutable_data<void>();
+  arguments.y = sequences(results[0]);
   arguments.final_state = results[1].mutable_data<Real>();
+  arguments.heads_at_once = heads_at_once(arguments, sizes.B / SsmConvBlock(arguments).batch);
+  const SsmConvTile tile(arguments, false);
   with_instruction_set([&](auto isa) {
-    parallel_for<Real>(arguments.H * SsmConvBlock(arguments).count(arguments),
+    parallel_for<Real>(tile.groups(arguments) * tile.batches(arguments),
                        ssm_conv_scratch<Real, isa()>(arguments),
                        [&](int64_t begin, int64_t end, Real* scratch) {
                          ssm_conv<Real, isa()>(arguments, begin, end, scratch);
@@ -99,22 +123,24 @@ std::vector<Tensor> run_backward(const SsmConvSizes& sizes, const Tensor& g, con
                                  const SsmConvTensors& given, const std::vector<SsmConvRow>& rows) {
   auto arguments = arguments_of<Real>(sizes, given, rows);
   std::vector<Tensor> results;
-  results.push_back(empty_sequences(given.u.sizes(), given.u.dtype()));
+  results.push_back(empty_like(arguments.u, given.u.sizes(), given.u.dtype()));
   for (const Tensor* each : {&given.taps, &given.e_out, &given.e_in, &given.a_powers})
     results.push_back(Tensor::empty(each->sizes(), each->dtype()));
   results.push_back(Tensor::empty({sizes.C, sizes.H}, sizes.real));
   results.push_back(Tensor::empty({sizes.Q, sizes.H, sizes.S}, sizes.real));
   arguments.g = sequences(g);
   arguments.g_final = g_final.data<Real>();
-  arguments.du = results[0].mutable_data<void>();
+  arguments.du = sequences(results[0]);
   arguments.d_taps = results[1].mutable_data<Real>();
   arguments.d_e_out = results[2].mutable_data<Real>();
   arguments.d_e_in = results[3].mutable_data<Real>();
   arguments.d_powers = results[4].mutable_data<void>();
   arguments.d_d = results[5].mutable_data<Real>();
   arguments.d_initial = results[6].mutable_data<Real>();
+  arguments.heads_at_once = heads_at_once(arguments, 1);
   with_instruction_set([&](auto isa) {
-    parallel_for<Real>(sizes.H, ssm_conv_backward_scratch<Real, isa()>(arguments),
+    parallel_for<Real>(SsmConvTile(arguments, true).groups(arguments),
+                       ssm_conv_backward_scratch<Real, isa()>(arguments),
                        [&](int64_t begin, int64_t end, Real* scratch) {
                          ssm_conv_backward<Real, isa()>(arguments, begin, end, scratch);
                        });

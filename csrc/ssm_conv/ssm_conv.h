@@ -29,15 +29,18 @@
 
 namespace sequence_kernels {
 
-// u, or the gradient of y: indices (batch, channel, head, step), strides in elements.
+// u, y or a gradient of them: indices (batch, channel, head, step), strides in elements.
 struct Sequences {
   const void* data;
   Element element;
   int64_t batch, channel, head, step;
+  int64_t origin = 0;  // the place that data points to
 
   int64_t place(int64_t b, int64_t c, int64_t h, int64_t t) const {
-    return b * batch + c * channel + h * head + t * step;
+    return b * batch + c * channel + h * head + t * step - origin;
   }
+  // As the channels of (B, L, H) lie.
+  bool heads_side_by_side() const { return head == 1 && step > 1; }
 };
 
 // A chunk of packed sequences: `count` elements of u from `at` on.
@@ -46,7 +49,7 @@ struct SsmConvRow {
   bool first, last;  // of its sequence
 };
 
-// Arrays are contiguous but for e_out, powers of float64 where `wide`, else of Real; complex values
+// Arrays are contiguous but for sequences and e_out, powers of float64 where `wide`, else of Real; complex values
 // interleaved. A null pointer: that argument is not given. Without `tails`, powers is a_chunk alone, and the
 // final state of a row that ends inside a chunk is NaN.
 template <typename Real>
@@ -64,13 +67,14 @@ struct SsmConvArguments {
   int64_t row_count;
   int64_t e_out_strides[4];
   bool dense, wide, tails;
+  int64_t heads_at_once;  // more than one where heads lie side by side, in u or g
 
-  void* y;            // (B, C, H, L), as all results contiguous; elements as of u
+  Sequences y;        // (B, C, H, L); elements as of u
   Real* final_state;  // (B, H, S)
 
   Sequences g;  // backward only, from here on
   const Real* g_final;
-  void* du;
+  Sequences du;
   Real *d_taps, *d_e_out, *d_e_in, *d_d, *d_initial;
   void* d_powers;
 
@@ -91,8 +95,35 @@ struct SsmConvBlock {
     if (batch > arguments.B) batch = arguments.B > 0 ? arguments.B : 1;
     chunks = M < rows / batch ? M : rows / batch;
   }
+};
+
+// What a work item takes at once, and turns into rows of time where heads lie side by side: so many heads, rows of the
+// batch and chunks, in whole blocks.
+struct SsmConvTile {
+  int64_t heads, batch, chunks;
+
+  // By default a head by itself: one block forward, all rows backward.
   template <typename Real>
-  int64_t count(const SsmConvArguments<Real>& arguments) const {
+  SsmConvTile(const SsmConvArguments<Real>& arguments, bool backward) {
+    constexpr int64_t elements = 8192;  // of a head, for which its matrices are made ready
+    const SsmConvBlock block(arguments);
+    const int64_t M = arguments.chunks() > 0 ? arguments.chunks() : 1;
+    heads = arguments.heads_at_once;
+    batch = backward ? arguments.B : block.batch;
+    chunks = M;
+    if (heads == 1) return;
+    const int64_t rows = elements / arguments.T / block.batch;  // chunks of each row of a block
+    if (!backward && rows < M)
+      chunks = rows < block.chunks ? block.chunks : rows / block.chunks * block.chunks;
+    batch = block.batch * (rows < M ? 1 : rows / M);
+    if (batch > arguments.B) batch = arguments.B > 0 ? arguments.B : 1;
+  }
+  template <typename Real>
+  int64_t groups(const SsmConvArguments<Real>& arguments) const {
+    return (arguments.H + heads - 1) / heads;
+  }
+  template <typename Real>
+  int64_t batches(const SsmConvArguments<Real>& arguments) const {
     return (arguments.B + batch - 1) / batch;
   }
 };
@@ -103,11 +134,11 @@ int64_t ssm_conv_scratch(const SsmConvArguments<Real>& arguments);
 template <typename Real, Isa isa>
 int64_t ssm_conv_backward_scratch(const SsmConvArguments<Real>& arguments);
 
-// Work items [begin, end) of H * (blocks of the batch), the blocks of one head side by side.
+// Work items [begin, end): tiles, those of the same heads side by side.
 template <typename Real, Isa isa>
 void ssm_conv(const SsmConvArguments<Real>& arguments, int64_t begin, int64_t end, Real* scratch);
 
-// Heads [begin, end).
+// Groups [begin, end) of the heads of a tile.
 template <typename Real, Isa isa>
 void ssm_conv_backward(const SsmConvArguments<Real>& arguments, int64_t begin, int64_t end, Real* scratch);
 

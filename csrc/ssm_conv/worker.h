@@ -3,7 +3,7 @@
 
 #include "common/elements.h"
 #include "common/register_tile.h"
-#include "ssm_conv/ssm_conv.h"
+#include "ssm_conv/turned.h"
 
 namespace sequence_kernels {
 namespace {
@@ -141,7 +141,8 @@ template <typename Real>
 struct Worker {
   using Arguments = SsmConvArguments<Real>;
 
-  const Arguments& arguments;
+  Arguments arguments;  // with the sequences of the range
+  Range range{};        // what is brought into rows
   const SsmConvBlock block;
   const int64_t B, C, H, L, T, S, M;
   const int64_t Tp, Sp;     // padded
@@ -319,10 +320,6 @@ struct Worker {
                  : Layout{batch, 1, batch * chunks, batch, 1};
   }
 
-  Sequences results(const void* to, int64_t channels) const {
-    return {to, arguments.u.element, channels * H * L, H * L, L, 1};
-  }
-
   // The elements of one block, of channel c of head h, if they can be rows where they are; else null.
   const Real* in_place(const Sequences& sequences, const Layout& layout, int64_t b0, int64_t c, int64_t h,
                        int64_t m0, int64_t chunks) const {
@@ -403,13 +400,11 @@ struct Worker {
   Prefetch<for_writing> ahead(const Sequences& of, int64_t b0, int64_t batch, int64_t c, int64_t h,
                               int64_t m0, int64_t chunks) const {
     if (m0 < 0 || m0 >= M || of.step != 1) return {nullptr, 0, 0, 0};
-    const int64_t at = begin_of(m0), count = end_of(smaller(m0 + chunks, M) - 1) - at, size = element_size();
+    const int64_t at = begin_of(m0), count = end_of(smaller(m0 + chunks, M) - 1) - at;
     if (count <= 0) return {nullptr, 0, 0, 0};
+    const int64_t size = of.element == Element::float64 ? 8 : of.element == Element::float32 ? 4 : 2;
     return {static_cast<const char*>(of.data) + of.place(b0, c, h, at) * size, batch, count * size,
             of.batch * size};
-  }
-  int64_t element_size() const {
-    return arguments.u.element == Element::float64 ? 8 : arguments.u.element == Element::float32 ? 4 : 2;
   }
 
   // From rows of inputs and the states before the first chunk, in `from`, the states after each chunk.
@@ -456,12 +451,22 @@ struct Worker {
     return at;
   }
 
-  // The block that comes after chunk m of an item, in that item or the next one.
-  Prefetch<false> ahead_of(int64_t item, int64_t m) const {
-    const int64_t blocks = block.count(arguments), place = m < M ? item : item + 1;
-    const int64_t b0 = place % blocks * block.batch, h = place / blocks;
-    if (h == H) return {nullptr, 0, 0, 0};
-    return ahead<false>(arguments.u, b0, smaller(block.batch, B - b0), 0, h, m < M ? m : 0, block.chunks);
+  // The block of u at chunk m of head h and the rows from b0 on; behind a range's last chunk that of the next rows, or
+  // of the next head.
+  Prefetch<false> ahead_of(int64_t h, int64_t b0, int64_t m) const {
+    const Range around = turns() ? range : Range{0, H, 0, B, 0, M};
+    if (m >= around.m1) m = around.m0, b0 += block.batch;
+    if (b0 >= around.b1) b0 = around.b0, ++h;
+    if (h >= around.h1) return {nullptr, 0, 0, 0};
+    return ahead<false>(arguments.u, b0, smaller(block.batch, around.b1 - b0), 0, h, m, block.chunks);
+  }
+  bool turns() const { return arguments.heads_at_once > 1; }
+
+  Turned<Real> turned(const Sequences& sequences, int64_t channels, const SsmConvTile& tile) {
+    const int64_t span = round_up(tile.chunks * T, 16) + 16;  // heads not in the same sets of a cache
+    const int64_t count = tile.batch * channels * tile.heads * span;
+    return {sequences, channels, tile.heads, span,
+            turns() && sequences.heads_side_by_side() ? take(count) : nullptr};
   }
 };
 

@@ -24,14 +24,14 @@ Backward = Callable[..., "tuple[Any, ...]"]
 _ORDINARY = (Tensor, torch.nn.Parameter)
 
 
-def by_the_short_way(op: Any, name: str, tensors: int) -> Callable[..., Any]:
+def by_the_short_way(op: Any, name: str, tensors: int, first_as_it_lies: bool = False) -> Callable[..., Any]:
     """Calls the kernel itself where torch would do nothing else: the way through torch takes 6 us.
 
     That is: where the first ``tensors`` arguments lie in memory as their numbers are, none needs a gradient, and no
     tracer, transform, mode or autocast is at work. To an ONNX file it goes in plain torch.
     """
 
-    kernel = kernel_rule(name)
+    kernel = kernel_rule(name, first_as_it_lies)
 
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling():
@@ -68,8 +68,10 @@ def _takes_its_kernel_alone(tensors: Sequence[Any]) -> bool:
     )
 
 
-def kernel_rule(name: str) -> Callable[..., Any]:
-    """What runs below autograd: the backend's implementation. Its results are contiguous, as the op's fake has them."""
+def kernel_rule(name: str, first_as_it_lies: bool = False) -> Callable[..., Any]:
+    """What runs below autograd: the backend's implementation. Its results are contiguous, as the op's fake has them;
+    of an op whose fake says how its first one lies, that is left as it is."""
+    count = 1 if first_as_it_lies else 0
 
     def run(*args: Any) -> Any:
         kernel = able(name, args[-1], args[0].device, args[0].dtype)
@@ -78,7 +80,9 @@ def kernel_rule(name: str) -> Callable[..., Any]:
                 out = kernel(*args[:-1])
         else:
             out = kernel(*args[:-1])
-        return out.contiguous() if isinstance(out, Tensor) else tuple(map(Tensor.contiguous, out))
+        if isinstance(out, Tensor):
+            return out.contiguous()
+        return (*out[:count], *map(Tensor.contiguous, out[count:]))
 
     return run
 

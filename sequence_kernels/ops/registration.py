@@ -54,6 +54,7 @@ def register_with_adjoint(
     fake: Callable[..., Any],
     missing: str,
     keeps: str = "",
+    like_first: Callable[[Tensor, str], Tensor] | None = None,
     follows_autocast: Sequence[int] = (),
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Define an op and ``name_backward``, all its gradients at once, and return both.
@@ -65,6 +66,8 @@ def register_with_adjoint(
     Args:
         keeps: results behind the others that spare the backward op work. They have no gradients, and it takes them
             behind the tensors that the op takes; its plain torch does without them.
+        like_first: ``(the first argument, backend) -> its gradient``, as ``fake`` gives results: implementations then
+            choose how the first result and that gradient lie. By default they are contiguous, as all others are.
     """
     forward = signature(takes, gives, keeps)
     reverse = adjoint(forward)
@@ -74,12 +77,15 @@ def register_with_adjoint(
     def backward_fake(*args: Any) -> tuple[Tensor, ...]:
         sizes = reverse.sizes(args[: len(reverse.tensors)])
         inputs = args[len(forward.gives) :]
-        return tuple(
-            inputs[like].new_empty([sizes[letter] for letter in a.dims])
-            if inputs[i] is None
-            else inputs[i].new_empty(inputs[i].shape)
-            for i, a in zip(places, reverse.gives, strict=True)
-        )
+
+        def gradient(i: int, dims: Sequence[str]) -> Tensor:
+            if inputs[i] is None:
+                return inputs[like].new_empty([sizes[letter] for letter in dims])
+            if i == 0 and like_first is not None:
+                return like_first(inputs[0], args[-1])
+            return inputs[i].new_empty(inputs[i].shape)
+
+        return tuple(gradient(i, a.dims) for i, a in zip(places, reverse.gives, strict=True))
 
     def backward(needed: Sequence[bool], inputs: tuple[Any, ...], *gradients: Any) -> tuple[Any, ...]:
         found = dict(zip(places, reverse_op(*gradients, *inputs), strict=True))
@@ -87,8 +93,9 @@ def register_with_adjoint(
             found[i].to(inputs[i].dtype) if is_needed else None for i, is_needed in enumerate(needed)
         )
 
-    reverse_op = _register(f"{name}_backward", reverse, backward_fake, None, None, ())
-    return _register(name, forward, fake, backward, None, follows_autocast), reverse_op
+    lies = like_first is not None
+    reverse_op = _register(f"{name}_backward", reverse, backward_fake, None, None, (), lies)
+    return _register(name, forward, fake, backward, None, follows_autocast, lies), reverse_op
 
 
 def _register(
@@ -98,6 +105,7 @@ def _register(
     backward: Backward | None,
     composite: Callable[..., Any] | None,
     follows_autocast: Sequence[int],
+    first_as_it_lies: bool = False,
 ) -> Callable[..., Any]:
     _library.define(f"{name}{of.schema}")
     if 0 in follows_autocast:
@@ -108,7 +116,7 @@ def _register(
     def plain_torch(*args: Any) -> Any:
         return implementation(name, "torch")(*args[:-1])
 
-    _library.impl(name, kernel_rule(name), "CompositeExplicitAutograd")
+    _library.impl(name, kernel_rule(name, first_as_it_lies), "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
     if written:
         _library.impl(name, _without_gradient(op), "Autograd", with_keyset=True)
@@ -124,7 +132,7 @@ def _register(
         _library.impl(
             name, _autocast_rule(op, device, frozenset(follows_autocast)), f"Autocast{device.upper()}"
         )
-    return op if written else by_the_short_way(op, name, len(of.tensors))
+    return op if written else by_the_short_way(op, name, len(of.tensors), first_as_it_lies)
 
 
 def _without_gradient(op: Any) -> Callable[..., Any]:

@@ -52,6 +52,7 @@ def ssm_conv(
 
     Returns:
         ``y`` of shape ``(B, C, H, L)`` in the dtype of ``u``, and the final state ``(B, H, S)`` in that of ``taps``.
+        The C++ kernels write y and the gradient of u as u lies in memory: in time order, or the heads side by side.
 
     Everything is accumulated, and states are held, in the dtype of ``taps``. Differentiable in every floating-point
     argument; second derivatives recompute the first in plain torch.
@@ -114,11 +115,22 @@ def _check_powers(a_powers: Tensor, heads: int, chunk: int, size: int) -> None:
         checks.shape("a_powers", a_powers, (("H", heads), ("log2(T)+1", count), ("S", size), ("S", size)))
 
 
+def empty_like(u: Tensor, backend: str, *channels: int) -> Tensor:
+    """A result ``(.., *channels, H, L)`` of u ``(.., H, L)``.
+
+    The C++ kernels write the heads of an element side by side where u has them so, as a ``(B, L, H)`` that is seen as
+    ``(B, H, L)``; all others write contiguous results.
+    """
+    *batch, heads, length = u.shape
+    if backend != "cpu" or u.stride(-2) != 1 or u.stride(-1) <= 1:
+        return u.new_empty((*batch, *channels, heads, length))
+    return u.new_empty((*batch, length, *channels, heads)).movedim(len(batch), -1)
+
+
 def _fake(u: Tensor, taps: Tensor, e_out: Tensor, e_in: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    batch, heads, length = u.shape
     return (
-        u.new_empty((batch, taps.shape[0], heads, length)),
-        taps.new_empty((batch, heads, e_in.shape[-1])),
+        empty_like(u, rest[-1], taps.shape[0]),
+        taps.new_empty((u.shape[0], u.shape[1], e_in.shape[-1])),
     )
 
 
@@ -128,5 +140,6 @@ _ssm_conv, _ = register_with_adjoint(
     "y: BCHL, final_state: BHS",
     fake=_fake,
     missing="taps",
+    like_first=empty_like,
     follows_autocast=(0,),
 )

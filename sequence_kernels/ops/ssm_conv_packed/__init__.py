@@ -10,7 +10,7 @@ from .. import checks
 from ..dispatch import choose, find_implementations
 from ..packing import check_cu_seqlens
 from ..registration import register_with_adjoint
-from ..ssm_conv import check_matrices, check_states
+from ..ssm_conv import check_matrices, check_states, empty_like
 
 find_implementations(__name__, "ssm_conv_packed", "ssm_conv_packed_backward")
 
@@ -64,10 +64,9 @@ def ssm_conv_packed(
 
 
 def _fake(u: Tensor, taps: Tensor, e_out: Tensor, e_in: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    heads, length = u.shape
     return (
-        u.new_empty((taps.shape[0], heads, length)),
-        taps.new_empty((rest[3].shape[0] - 1, heads, e_in.shape[-1])),
+        empty_like(u, rest[-1], taps.shape[0]),
+        taps.new_empty((rest[3].shape[0] - 1, u.shape[0], e_in.shape[-1])),
     )
 
 
@@ -77,5 +76,6 @@ _ssm_conv_packed, _ = register_with_adjoint(
     "y: CHL, final_state: QHS",
     fake=_fake,
     missing="taps",
+    like_first=empty_like,
     follows_autocast=(0,),
 )

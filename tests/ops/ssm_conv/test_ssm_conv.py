@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sequence_kernels import ops
 from sequence_kernels.ops.dispatch import implementation
@@ -216,6 +217,81 @@ def test_a_strided_sequence_is_read_as_it_lies(backend: str) -> None:
         results.append((y, final, *torch.autograd.grad(y, leaf, weight)))
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+def _everything(u: Tensor, g: Tensor, model: Model, lengths: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Outputs and all gradients by the C++ kernels, of sequences and gradients as they lie."""
+    matrices = model.matrices() if u.dtype == F64 else model.single()
+    inputs = [t.detach().requires_grad_() for t in (u, *matrices)]
+    y, final = ops.ssm_conv(*inputs, lengths=lengths, backend="cpu")
+    return y, final, *torch.autograd.grad((y, final), inputs, (g, torch.ones_like(final)))
+
+
+needs_cpu = pytest.mark.skipif("cpu" not in backends("ssm_conv"), reason="needs the native library")
+
+
+@needs_cpu
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("dtype", [F64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("batch", "heads", "length"),
+    [(1, 1, 40), (3, 2, 1), (2, 35, 100), (5, 21, 333), (2, 17, 0), (3, 3, 5000)],
+)
+def test_heads_that_lie_side_by_side_give_the_same_bits_and_lie_so_in_the_results(
+    batch: int, heads: int, length: int, dtype: torch.dtype, dense: bool
+) -> None:
+    """Fewer heads than a cache line holds, more, no whole number of them; one range of chunks and several."""
+    model = Model(heads, 2, 6, 16, dense)
+    rows, weights = (
+        torch.randn(batch, length, heads).to(dtype),
+        torch.randn(batch, length, 2, heads).to(dtype),
+    )
+    u, g = rows.mT, weights.permute(0, 2, 3, 1)
+    lengths = torch.randint(0, length + 1, (batch,))
+    side = _everything(u, g, model, lengths)
+    for mixed in ((u.contiguous(), g.contiguous()), (u.contiguous(), g), (u, g.contiguous())):
+        for got, want in zip(side, _everything(*mixed, model, lengths), strict=True):
+            assert torch.equal(got, want)
+    if heads > 1 and length > 1:
+        assert side[0].permute(0, 3, 1, 2).is_contiguous()
+        assert side[2].mT.is_contiguous()
+
+
+@needs_cpu
+def test_every_instruction_set_takes_heads_that_lie_side_by_side() -> None:
+    model = Model(19, 1, 6, 16, dense=False)
+    u, g = torch.randn(2, 77, 19).mT, torch.randn(2, 77, 1, 19).permute(0, 2, 3, 1)
+    limit = torch.ops.sequence_kernels_native.limit_instruction_set
+    try:
+        for highest in (0, 1, 2):
+            limit(highest)
+            for got, want in zip(
+                _everything(u, g, model), _everything(u.contiguous(), g.contiguous(), model), strict=True
+            ):
+                assert torch.equal(got, want)
+    finally:
+        limit(2)
+
+
+@every_backend
+@pytest.mark.parametrize("side", [False, True])
+@pytest.mark.parametrize("length", [0, 1, 20])
+def test_fakes_say_how_results_lie(backend: str, side: bool, length: int) -> None:
+    model = Model(3, 2, 6, 16, dense=False)
+    u = torch.randn(2, length, 3, dtype=F64).mT if side else torch.randn(2, 3, length, dtype=F64)
+
+    def strides() -> list[tuple[int, ...]]:
+        leaf = u.detach().requires_grad_()
+        y, _ = ops.ssm_conv(leaf, *model.matrices(), backend=backend)
+        (du,) = torch.autograd.grad(y, leaf, torch.ones_like(y))
+        return [y.stride(), du.stride()]
+
+    real = strides()
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        u, model.taps, model.e_out, model.e_in, model.a_powers = (
+            mode.from_tensor(t) for t in (u, *model.matrices())
+        )
+        assert strides() == real
 
 
 @pytest.mark.parametrize("backend", [b for b in backends("ssm_conv") if b != "torch"])
