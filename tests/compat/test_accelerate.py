@@ -248,6 +248,28 @@ def test_layers_before_v3() -> None:
     assert difference(model(x), expected) < EXACT
 
 
+class Doubled(EarlyS4D):
+    """A copy of a layer before v3 that gives twice as much."""
+
+    def forward(self, x: Tensor, **kwargs: Any) -> tuple[Tensor, Any]:
+        return 2 * super().forward(x)[0], None
+
+
+class Delayed(DSS):
+    """A copy of DSS that reads the element before."""
+
+    def forward(self, u: Tensor, **kwargs: Any) -> tuple[Tensor, Any]:
+        return super().forward(u.roll(1, 1))
+
+
+def test_wrong_copies_of_other_kinds_stay() -> None:
+    torch.manual_seed(0)
+    done = compat.accelerate(Model(Doubled(False), Delayed("softmax", True), Delayed("exp", False)))
+    assert not done.replaced
+    assert len(done.skipped) == 3
+    assert all("on a trial its output and ours are" in reason for reason in done.skipped.values())
+
+
 @pytest.mark.parametrize("separate", [False, True])
 def test_the_authors_dss(separate: bool) -> None:
     torch.manual_seed(0)

@@ -66,12 +66,20 @@ def test_s5_with_a_state() -> None:
         model[0](x, torch.ones(2))
 
 
+class Louder(S5):
+    """A copy that gives twice as much."""
+
+    def forward(self, signal: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return 2 * super().forward(signal)
+
+
 def test_what_is_refused() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(Shifted(6, 6, 4), S5(6, 4), LRU(6, 6, 4))
+    model = nn.Sequential(Shifted(6, 6, 4), S5(6, 4), LRU(6, 6, 4), Louder(6, 4))
     model[1].seq.bidir = True
     done = compat.accelerate(model)
     assert "on a trial its output and ours are" in done.skipped["0"]
+    assert "on a trial its output and ours are" in done.skipped["3"]
     assert done.skipped["1"] == "bidir=True has no counterpart here"
     with pytest.raises(ValueError, match="takes none"):
         model[2](torch.randn(1, 3, 6), torch.zeros(4))
