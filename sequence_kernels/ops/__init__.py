@@ -14,6 +14,7 @@ from .ssd import ssd
 from .ssm_chunk import ssm_chunk
 from .ssm_conv import ssm_conv
 from .ssm_conv_packed import ssm_conv_packed
+from .ssm_direct import ssm_direct
 from .ssm_step import ssm_step, ssm_step_
 from .vandermonde import vandermonde, vandermonde_transpose
 
@@ -37,6 +38,7 @@ __all__ = [
     "ssm_chunk",
     "ssm_conv",
     "ssm_conv_packed",
+    "ssm_direct",
     "ssm_step",
     "ssm_step_",
     "use_backend",

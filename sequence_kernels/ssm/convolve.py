@@ -1,10 +1,13 @@
-"""The convolution of batches of sequences with a system: in chunks or by FFT, in chunks of how many elements.
+"""The convolution of batches of sequences with a system: directly, in chunks or by FFT, in chunks of how many elements.
 
 The rule rests on the times from parameters to outputs in ``bench/results/conv_choice.json``, recorded by ``python -m
-bench.harness.conv_choice``: on each of its rows what is chosen takes at most 1.25 times what the best choice does.
+bench.harness.conv_choice``, and for the direct one in ``direct_choice.json`` beside it: on each of their rows what is
+chosen takes at most 1.25 times what the best choice does.
 Longer chunks save work on each element and cost more in their matrices, which are made once for all elements. What
-counts is how many elements a head has, batch x length; the number of heads does not. Compiled kernels beat the FFT at
-every size, plain torch (docs/decisions.md) only above ``FFT_BELOW``. No GPU has been measured: a CPU's choices serve.
+counts is how many elements a head has, batch x length; the number of heads does not. Short sequences without a state
+take no matrices at all: what counts there is the length. Compiled kernels beat the FFT at every size, plain torch
+(docs/decisions.md) only above ``FFT_BELOW``. No GPU has been measured: a CPU's choices serve, but the direct one, which
+has a kernel there alone.
 """
 
 from __future__ import annotations
@@ -28,14 +31,19 @@ ANY_LENGTH = 32
 #: Elements of a head below which plain torch goes by FFT, if A is dense and if it is diagonal.
 FFT_BELOW = {True: 1 << 12, False: 1 << 14}
 
+#: The longest sequence that is convolved directly has so many elements, or so many times a state's entries, if A is
+#: dense and if it is diagonal.
+DIRECT, DIRECT_OF_SIZE = 64, {True: 4, False: 2}
+
 # Without the ops' checks: what a system makes fits together.
 _ssm_conv = torch.ops.sequence_kernels.ssm_conv.default
 _ssm_conv_packed = torch.ops.sequence_kernels.ssm_conv_packed.default
 _ssm_chunk = torch.ops.sequence_kernels.ssm_chunk.default
+_ssm_direct = torch.ops.sequence_kernels.ssm_direct.default
 
 
 class Choice(NamedTuple):
-    """``conv`` is "chunked" or "fft"; ``chunk`` the elements of a chunk where it is chunked."""
+    """``conv`` is "direct", "chunked" or "fft"; ``chunk`` the elements of a chunk where it is chunked."""
 
     conv: str
     chunk: int
@@ -51,12 +59,16 @@ def choose_convolution(
         size: real entries S of a head's state.
         dense: whether the powers of A are a dense matrix (S4) or diagonal (S4D).
         backend: of ``ssm_conv``.
-        state: a state goes in or out, which an FFT cannot do.
+        state: a state goes in or out, which only chunks can do.
     """
     if torch.compiler.is_compiling():
         return Choice("chunked", ANY_LENGTH)
     elements = batch * length
-    conv = "fft" if backend == "torch" and not state and elements < FFT_BELOW[dense] else "chunked"
+    conv = "chunked"
+    if not state and backend == "cpu" and length <= max(DIRECT, DIRECT_OF_SIZE[dense] * size):
+        conv = "direct"
+    elif not state and backend == "torch" and elements < FFT_BELOW[dense]:
+        conv = "fft"
     if elements < 2048:
         return Choice(conv, 16)
     return Choice(conv, 64 if dense and size >= 64 and elements >= 1 << 14 else 32)
@@ -72,9 +84,10 @@ def explain_choice(backend: str, **shape: Any) -> str:
     if conv == "fft":
         most = FFT_BELOW[shape["dense"]]
         return f"  a layer's convolution: fft ({about}; in plain torch faster than chunks below {most})"
-    why = (
-        "an FFT cannot carry the state" if shape.get("state") else "measured: bench/results/conv_choice.json"
-    )
+    if conv == "direct":
+        most = max(DIRECT, DIRECT_OF_SIZE[shape["dense"]] * shape["size"])
+        return f"  a layer's convolution: direct ({about}; measured to be faster up to {most} elements a row)"
+    why = "nothing else carries a state" if shape.get("state") else "measured: bench/results/conv_choice.json"
     return f"  a layer's convolution: chunked, {chunk} elements a chunk ({about}; {why})"
 
 
@@ -101,7 +114,7 @@ def convolve(
             the next state is like it. An awaited one is complex; the next is then the one behind the last part.
         lengths: integers ``(B,)`` in 0 .. L: the next state is the one after so many elements. u must be zero after
             them: see ``layers.padding``.
-        conv: "chunked", "fft", or None for the faster one. A call with a state is chunked in any case.
+        conv: "chunked", "fft", or None for the fastest way. A call with a state is chunked in any case.
         taps: the kernel is cut off after so many; a longer u goes by FFT, and takes no state.
         bidirectional: the second half of the channels is a kernel that looks ahead, from the next element on. There
             is no state but an awaited one, ``(B, 2, H, N)``.
@@ -135,6 +148,9 @@ def convolve(
     kept = length if taps is None or taps > length else taps
     if kept < length or (state is None and (conv or way) == "fft"):
         return ops.fft_conv(u, system.kernel(kept), d, bidirectional=bidirectional), None
+    if (conv or way) == "direct" and state is None and made is None and not bidirectional:
+        skip = system.c.real.new_zeros(system.c.shape[:2]) if d is None else d
+        return _ssm_direct(u, *system.discrete(), system.c, skip, backend), None
     if not bidirectional:
         return _in_chunks(system, u, d, state, lengths, chunk, backends, made)
     half = system.c.shape[0] // 2

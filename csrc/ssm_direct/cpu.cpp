@@ -1,0 +1,460 @@
+// The convolution of short sequences with a diagonal-plus-low-rank model on the CPU, and its adjoint; the
+// formulas stand in sequence_kernels/ops/ssm_direct/README.md.
+//
+// One head at a time. States are real vectors of S = 2 N interleaved parts, in double precision, padded with
+// zeros; what reads them, q and c, are the rows (2 Re, -2 Im), one behind the other: the readers.
+#ifdef SEQUENCE_KERNELS_ISA
+#  include <type_traits>
+
+#  include "common/elements.h"
+#  include "common/groups.h"
+#else
+#  include "runtime/cpu_isa.h"
+#  include "runtime/library.h"
+#endif
+
+#include "common/element.h"
+
+namespace sequence_kernels {
+
+struct DirectSizes {
+  int64_t batch, heads, length, channels, pairs, rank;
+
+  int64_t readers() const { return rank + channels; }
+};
+
+// At any strides, in elements; (batch, channels, heads, length).
+struct DirectSequences {
+  const void* data;
+  int64_t batch, channel, head, element;
+};
+
+// Complex values are interleaved; what has no strides is contiguous.
+template <typename Real>
+struct DirectArguments {
+  DirectSizes sizes;
+  Element element;              // of u, y and their gradients
+  DirectSequences u;            // one channel
+  const double *a, *p, *q, *b;  // (heads, pairs), p and q (rank, heads, pairs)
+  const Real *c, *d;            // (channels, heads, pairs); (channels, heads)
+  void* y;                      // (batch, channels, heads, length)
+  DirectSequences g;            // backward only, from here on
+  void* du;                     // (batch, heads, length)
+  double *da, *dp, *dq, *db;
+  Real *dc, *dd;
+};
+
+// Doubles of scratch memory that a thread needs.
+template <typename Real, Isa isa>
+int64_t ssm_direct_scratch(const DirectSizes& sizes, bool backward);
+
+// Heads [begin, end).
+template <typename Real, Isa isa>
+void ssm_direct(const DirectArguments<Real>& arguments, int64_t begin, int64_t end, double* scratch);
+template <typename Real, Isa isa>
+void ssm_direct_backward(const DirectArguments<Real>& arguments, int64_t begin, int64_t end, double* scratch);
+
+#ifdef SEQUENCE_KERNELS_ISA  // the kernel, for one instruction set
+namespace {
+
+using Doubles = Vector<double>;
+constexpr int64_t kStep = kLanes<double>;
+constexpr int64_t kFew = 2;   // readers whose sums stay in registers
+constexpr int64_t kTile = 4;  // vectors of outputs that do
+
+template <typename T>
+void clear(T* v, int64_t size) {
+  for (int64_t i = 0; i < size; ++i) v[i] = 0;
+}
+
+// Complex numbers as what reads states, and back as gradients: (2 re, -2 im).
+template <typename From, typename To>
+void read_out(const From* from, int64_t pairs, To* to) {
+  for (int64_t n = 0; n < pairs; ++n) {
+    to[2 * n] = static_cast<To>(2 * from[2 * n]);
+    to[2 * n + 1] = static_cast<To>(-2 * from[2 * n + 1]);
+  }
+}
+
+// to_t += sum_{j <= t} w_j x_{t-j} for t < length. Before and behind x there are zeros, a tile of them, and
+// behind `to` there is room for a vector.
+template <typename Real>
+void convolve(const Real* w, const Real* x, int64_t length, Real* to) {
+  constexpr int64_t lanes = kLanes<Real>;
+  in_groups<kTile>((length + lanes - 1) / lanes, [&](int64_t first, auto size) {
+    constexpr int count = decltype(size)::count;
+    const int64_t begin = first * lanes, taps = smaller(length, begin + count * lanes);
+    Vector<Real> sums[count];
+    for (int i = 0; i < count; ++i) sums[i] = load(to + begin + i * lanes);
+    for (int64_t j = 0; j < taps; ++j)
+      for (int i = 0; i < count; ++i) sums[i] += load(x + begin + i * lanes - j) * w[j];
+    for (int i = 0; i < count; ++i) store<Real>(to + begin + i * lanes, sums[i]);
+  });
+}
+
+template <typename Real>
+struct Head {
+  static constexpr int64_t margin = kTile * kLanes<Real>;
+  const DirectSizes sizes;
+  const int64_t S, Sp, L, Lp, R, K, C;  // Sp: padded; Lp: with margins; K: readers
+  const bool backward;
+  double* next;
+  int64_t used = 0;
+
+  double *re, *im;      // D x = re x + im swap_parts(x)
+  double *p, *readers;  // R and K vectors
+  double* x;            // the states, backward all L, else two
+  double* read;         // (L, K): what the readers read, of q and then of c
+  double* sums;         // 2 K vectors of lanes
+  double *l, *straight, *crossed, *dp, *d_readers, *weights;
+  Real *taps, *u, *g, *reversed, *out, *d_taps;  // rows of Lp, taps and d_taps C of them
+
+  Head(const DirectSizes& given, bool is_backward, double* scratch)
+      : sizes(given),
+        S(2 * given.pairs),
+        Sp(round_up(S, 16)),
+        L(given.length),
+        Lp(round_up(L, margin) + 2 * margin),
+        R(given.rank),
+        K(given.readers()),
+        C(given.channels),
+        backward(is_backward),
+        next(scratch) {
+    re = take(Sp), im = take(Sp);
+    p = take(R * Sp), readers = take(K * Sp);
+    x = take((backward ? L + 1 : 2) * Sp);
+    read = take((L + 1) * K);
+    sums = take(2 * K * kStep);
+    taps = row(C), u = row(1), out = row(1);
+    if (!backward) return;
+    l = take(Sp), straight = take(Sp), crossed = take(Sp);
+    dp = take(R * Sp), d_readers = take(K * Sp), weights = take(K);
+    g = row(1), d_taps = row(C);
+  }
+
+  // Numbers, zeroed: what is behind the ends of vectors and around rows stays so.
+  double* take(int64_t count) {
+    double* at = next;
+    count = round_up(count, 8);
+    used += count;
+    if (next) clear(at, count), next += count;
+    return at;
+  }
+  Real* row(int64_t count) {
+    const int64_t numbers = count * Lp * static_cast<int64_t>(sizeof(Real)) / 8;
+    return reinterpret_cast<Real*>(take(numbers + 8)) + margin;
+  }
+
+  double* state(int64_t j) const { return x + (backward ? j : j % 2) * Sp; }
+
+  // function(R, K), as constants where they are usual.
+  template <typename Function>
+  void with_counts(const Function& function) const {
+    using Zero = std::integral_constant<int64_t, 0>;
+    using One = std::integral_constant<int64_t, 1>;
+    using Two = std::integral_constant<int64_t, 2>;
+    if (R == 0 && K == 1) return function(Zero(), One());
+    if (R == 1 && K == 2) return function(One(), Two());
+    function(R, K);
+  }
+
+  template <typename Counts>
+  Doubles* sums_of(Counts count, Doubles* few) const {
+    if (count <= kFew) return few;
+    return reinterpret_cast<Doubles*>(sums);
+  }
+
+  // What the readers read of a state, while it is made: make(i) gives its part at i.
+  template <typename Readers, typename Make>
+  void each_part(Readers count, const double* readers, double* to, const Make& make) const {
+    Doubles few[2 * kFew], *all = sums_of(count, few);
+    for (int64_t k = 0; k < 2 * count; ++k) all[k] = Doubles{};
+    for (int64_t i = 0; i < Sp; i += 2 * kStep)
+      for (int64_t half = 0; half < 2; ++half) {
+        const int64_t at = i + half * kStep;
+        const Doubles value = make(at);
+        for (int64_t k = 0; k < count; ++k) all[2 * k + half] += load(readers + k * Sp + at) * value;
+      }
+    for (int64_t k = 0; k < count; ++k) to[k] = sum<double>(all[2 * k] + all[2 * k + 1]);
+  }
+
+  // States, and what is read of them; the taps.
+  void run(const DirectArguments<Real>& arguments, int64_t h) const {
+    const double *a = arguments.a + h * S, *b = arguments.b + h * S;
+    for (int64_t n = 0; n < S; n += 2) {
+      re[n] = re[n + 1] = a[n];
+      im[n] = -a[n + 1], im[n + 1] = a[n + 1];
+    }
+    for (int64_t r = 0; r < R; ++r) {
+      const int64_t at = (r * sizes.heads + h) * S;
+      for (int64_t i = 0; i < S; ++i) p[r * Sp + i] = arguments.p[at + i];
+      read_out(arguments.q + at, sizes.pairs, readers + r * Sp);
+    }
+    for (int64_t c = 0; c < C; ++c)
+      read_out(arguments.c + (c * sizes.heads + h) * S, sizes.pairs, readers + (R + c) * Sp);
+    for (int64_t i = 0; i < S; ++i) state(0)[i] = b[i];
+    with_counts([&](auto R, auto K) {
+      each_part(K, readers, read, [&](int64_t i) { return load(state(0) + i); });
+      for (int64_t j = 0; j + 1 < L; ++j) {
+        const double *now = state(j), *reads = read + j * K;
+        double* later = state(j + 1);
+        each_part(K, readers, read + (j + 1) * K, [&](int64_t i) {
+          const Doubles value = load(now + i);
+          Doubles following = load(re + i) * value + load(im + i) * swap_parts<double>(value);
+          for (int64_t r = 0; r < R; ++r) following += load(p + r * Sp + i) * reads[r];
+          store<double>(later + i, following);
+          return following;
+        });
+      }
+    });
+    for (int64_t c = 0; c < C; ++c) {
+      for (int64_t j = 0; j < L; ++j) taps[c * Lp + j] = static_cast<Real>(read[j * K + R + c]);
+      taps[c * Lp] += arguments.d[c * sizes.heads + h];
+    }
+  }
+
+  // The gradients of the model, of those of the taps, which lie in reverse order.
+  void back(const DirectArguments<Real>& arguments, int64_t h) const {
+    clear(l, Sp), clear(straight, Sp), clear(crossed, Sp);
+    clear(dp, R * Sp), clear(d_readers, K * Sp), clear(weights, K);
+    with_counts([&](auto R, auto K) {
+      for (int64_t j = L - 1; j >= 0; --j) {  // l: the whole gradient of the state after j
+        for (int64_t c = 0; c < C; ++c) weights[R + c] = static_cast<double>(d_taps[c * Lp + L - 1 - j]);
+        const double *now = state(j), *reads = read + j * K;
+        each_part(R, p, weights, [&](int64_t i) {
+          const Doubles value = load(now + i), slope = load(l + i);
+          store<double>(straight + i, load(straight + i) + value * slope);
+          store<double>(crossed + i, load(crossed + i) + swap_parts<double>(value) * slope);
+          Doubles whole = load(re + i) * slope - load(im + i) * swap_parts<double>(slope);
+          for (int64_t r = 0; r < R; ++r)
+            store<double>(dp + r * Sp + i, load(dp + r * Sp + i) + slope * reads[r]);
+          for (int64_t k = 0; k < K; ++k) {
+            whole += load(readers + k * Sp + i) * weights[k];
+            store<double>(d_readers + k * Sp + i, load(d_readers + k * Sp + i) + value * weights[k]);
+          }
+          store<double>(l + i, whole);
+          return whole;
+        });
+      }
+    });
+    for (int64_t n = 0; n < S; n += 2) {
+      arguments.da[h * S + n] = straight[n] + straight[n + 1];
+      arguments.da[h * S + n + 1] = crossed[n + 1] - crossed[n];
+    }
+    for (int64_t i = 0; i < S; ++i) arguments.db[h * S + i] = l[i];
+    for (int64_t r = 0; r < R; ++r) {
+      const int64_t at = (r * sizes.heads + h) * S;
+      for (int64_t i = 0; i < S; ++i) arguments.dp[at + i] = dp[r * Sp + i];
+      read_out(d_readers + r * Sp, sizes.pairs, arguments.dq + at);
+    }
+    for (int64_t c = 0; c < C; ++c) {
+      read_out(d_readers + (R + c) * Sp, sizes.pairs, arguments.dc + (c * sizes.heads + h) * S);
+      arguments.dd[c * sizes.heads + h] = d_taps[c * Lp + L - 1];
+    }
+  }
+
+  template <typename E>
+  void sequence(const DirectSequences& of, int64_t b, int64_t c, int64_t h, Real* to) const {
+    const E* from = static_cast<const E*>(of.data) + b * of.batch + c * of.channel + h * of.head;
+    sequence_kernels::read(from, of.element, L, to);
+  }
+
+  template <typename E>
+  void forward(const DirectArguments<Real>& arguments, int64_t h, E* y) const {
+    run(arguments, h);
+    for (int64_t b = 0; b < sizes.batch; ++b) {
+      sequence<E>(arguments.u, b, 0, h, u);
+      for (int64_t c = 0; c < C; ++c) {
+        clear(out, Lp - margin);
+        convolve(taps + c * Lp, u, L, out);
+        write(out, L, y + ((b * C + c) * sizes.heads + h) * L);
+      }
+    }
+  }
+
+  void reverse(Real* row) const {
+    for (int64_t i = 0, j = L - 1; i < j; ++i, --j) {
+      const Real kept = row[i];
+      row[i] = row[j], row[j] = kept;
+    }
+  }
+
+  template <typename E>
+  void adjoint(const DirectArguments<Real>& arguments, int64_t h, E* du) const {
+    run(arguments, h);
+    for (int64_t c = 0; c < C; ++c) clear(d_taps + c * Lp, Lp - margin);
+    for (int64_t b = 0; b < sizes.batch; ++b) {
+      sequence<E>(arguments.u, b, 0, h, u);
+      clear(out, Lp - margin);
+      for (int64_t c = 0; c < C; ++c) {
+        sequence<E>(arguments.g, b, c, h, g);
+        reverse(g);
+        convolve(taps + c * Lp, g, L, out);
+        convolve(g, u, L, d_taps + c * Lp);
+      }
+      reverse(out);
+      write(out, L, du + (b * sizes.heads + h) * L);
+    }
+    back(arguments, h);
+  }
+};
+
+}  // namespace
+
+template <typename Real, Isa isa>
+int64_t ssm_direct_scratch(const DirectSizes& sizes, bool backward) {
+  return Head<Real>(sizes, backward, nullptr).used;
+}
+
+template <typename Real, Isa isa>
+void ssm_direct(const DirectArguments<Real>& arguments, int64_t begin, int64_t end, double* scratch) {
+  const Head<Real> head(arguments.sizes, false, scratch);
+  with_element<Real>(arguments.element, arguments.y, [&](auto* y) {
+    for (int64_t h = begin; h < end; ++h) head.forward(arguments, h, y);
+  });
+}
+
+template <typename Real, Isa isa>
+void ssm_direct_backward(const DirectArguments<Real>& arguments, int64_t begin, int64_t end,
+                         double* scratch) {
+  const Head<Real> head(arguments.sizes, true, scratch);
+  with_element<Real>(arguments.element, arguments.du, [&](auto* du) {
+    for (int64_t h = begin; h < end; ++h) head.adjoint(arguments, h, du);
+  });
+}
+
+#  define INSTANTIATE(Real)                                                                        \
+    template int64_t ssm_direct_scratch<Real, kIsa>(const DirectSizes&, bool);                     \
+    template void ssm_direct<Real, kIsa>(const DirectArguments<Real>&, int64_t, int64_t, double*); \
+    template void ssm_direct_backward<Real, kIsa>(const DirectArguments<Real>&, int64_t, int64_t, double*);
+INSTANTIATE(float)
+INSTANTIATE(double)
+#  undef INSTANTIATE
+
+#else  // the ops of torch: shapes checked, outputs made
+namespace {
+
+// Multiply-adds below which a second thread costs more than it saves.
+constexpr int64_t kWorthAThread = 1 << 18;
+
+struct DirectTensors {
+  Tensor u, a, p, q, b, c, d;
+
+  static constexpr const char* schema =
+      "Tensor u, Tensor a, Tensor p, Tensor q, Tensor b, Tensor c, Tensor d";
+  static DirectTensors take(Stack& stack) {
+    return {stack.take<Tensor>(), stack.take<Tensor>(), stack.take<Tensor>(), stack.take<Tensor>(),
+            stack.take<Tensor>(), stack.take<Tensor>(), stack.take<Tensor>()};
+  }
+};
+
+DirectSizes check_direct(const DirectTensors& given) {
+  using Sizes = std::vector<int64_t>;
+  const Sizes u = given.u.sizes(), c = given.c.sizes(), p = given.p.sizes();
+  check(u.size() == 3 && c.size() == 3 && p.size() == 3,
+        "ssm_direct expects u (B, H, L), p (R, H, N) and c (C, H, N)");
+  const DirectSizes sizes{u[0], u[1], u[2], c[0], c[2], p[0]};
+  const Dtype real = real_of(given.u.dtype()), wide = Dtype::complex128;
+  element_of(given.u.dtype());
+  const Device device = given.u.device();
+  const auto fits = [&](const Tensor& tensor, const Sizes& expected, Dtype dtype) {
+    return tensor.sizes() == expected && tensor.dtype() == dtype && tensor.device() == device &&
+           tensor.is_contiguous();
+  };
+  const Sizes one{sizes.heads, sizes.pairs}, ranks{sizes.rank, sizes.heads, sizes.pairs};
+  check(fits(given.a, one, wide) && fits(given.b, one, wide) && fits(given.p, ranks, wide) &&
+            fits(given.q, ranks, wide) &&
+            fits(given.c, {sizes.channels, sizes.heads, sizes.pairs}, complex_of(real)) &&
+            fits(given.d, {sizes.channels, sizes.heads}, real),
+        "ssm_direct expects arguments of the shapes and dtypes that ops.ssm_direct checks, on one device, "
+        "contiguous "
+        "but for u");
+  const double states = double(sizes.pairs + 16) * double(sizes.length + sizes.readers() + 16);
+  check(states < 0x1p40 && double(sizes.readers() + 1) * double(sizes.length + 64) < 0x1p40,
+        "ssm_direct: the sequences have too many elements");
+  return sizes;
+}
+
+DirectSequences sequences(const Tensor& tensor) {
+  const auto strides = tensor.strides();
+  const size_t last = strides.size() - 1;
+  return {tensor.data<void>(), strides[0], last == 3 ? strides[1] : 0, strides[last - 1], strides[last]};
+}
+
+template <typename Real>
+DirectArguments<Real> arguments_of(const DirectSizes& sizes, const DirectTensors& given) {
+  DirectArguments<Real> arguments{};
+  arguments.sizes = sizes;
+  arguments.element = element_of(given.u.dtype());
+  arguments.u = sequences(given.u);
+  arguments.a = given.a.data<double>(), arguments.b = given.b.data<double>();
+  arguments.p = given.p.data<double>(), arguments.q = given.q.data<double>();
+  arguments.c = given.c.data<Real>(), arguments.d = given.d.data<Real>();
+  return arguments;
+}
+
+// run(isa, begin, end, scratch) for all heads.
+template <typename Real, typename Run>
+void for_heads(const DirectSizes& sizes, bool backward, const Run& run) {
+  const int64_t each = sizes.length * (sizes.channels * sizes.batch * sizes.length / 8 +
+                                       sizes.pairs * (sizes.readers() + 2) + 1);
+  with_instruction_set([&](auto isa) {
+    parallel_for<double>(
+        sizes.heads, ssm_direct_scratch<Real, isa()>(sizes, backward),
+        [&](int64_t begin, int64_t end, double* scratch) { run(isa, begin, end, scratch); },
+        1 + kWorthAThread / (each + 1));
+  });
+}
+
+template <typename Real>
+std::vector<Tensor> run(const DirectSizes& sizes, const DirectTensors& given) {
+  auto arguments = arguments_of<Real>(sizes, given);
+  std::vector<Tensor> results;
+  results.push_back(Tensor::empty({sizes.batch, sizes.channels, sizes.heads, sizes.length}, given.u.dtype()));
+  arguments.y = results[0].mutable_data<void>();
+  for_heads<Real>(sizes, false, [&](auto isa, int64_t begin, int64_t end, double* scratch) {
+    ssm_direct<Real, isa()>(arguments, begin, end, scratch);
+  });
+  return results;
+}
+
+template <typename Real>
+std::vector<Tensor> run_backward(const DirectSizes& sizes, const Tensor& g, const DirectTensors& given) {
+  auto arguments = arguments_of<Real>(sizes, given);
+  std::vector<Tensor> results;
+  for (const Tensor* each : {&given.u, &given.a, &given.p, &given.q, &given.b, &given.c, &given.d})
+    results.push_back(Tensor::empty(each->sizes(), each->dtype()));
+  arguments.g = sequences(g);
+  arguments.du = results[0].mutable_data<void>();
+  arguments.da = results[1].mutable_data<double>(), arguments.dp = results[2].mutable_data<double>();
+  arguments.dq = results[3].mutable_data<double>(), arguments.db = results[4].mutable_data<double>();
+  arguments.dc = results[5].mutable_data<Real>(), arguments.dd = results[6].mutable_data<Real>();
+  for_heads<Real>(sizes, true, [&](auto isa, int64_t begin, int64_t end, double* scratch) {
+    ssm_direct_backward<Real, isa()>(arguments, begin, end, scratch);
+  });
+  return results;
+}
+
+std::vector<Tensor> forward_op(const DirectTensors& given) {
+  const DirectSizes sizes = check_direct(given);
+  return is_double(given.u.dtype()) ? run<double>(sizes, given) : run<float>(sizes, given);
+}
+
+std::vector<Tensor> backward_op(const Tensor& g, const DirectTensors& given) {
+  const DirectSizes sizes = check_direct(given);
+  check(g.sizes() == std::vector<int64_t>{sizes.batch, sizes.channels, sizes.heads, sizes.length} &&
+            g.dtype() == given.u.dtype() && g.device() == given.u.device(),
+        "ssm_direct_backward expects g like ssm_direct's result");
+  return is_double(given.u.dtype()) ? run_backward<double>(sizes, g, given)
+                                    : run_backward<float>(sizes, g, given);
+}
+
+const std::string schema = DirectTensors::schema;
+const Op op("ssm_direct(" + schema + ") -> Tensor", boxed<forward_op>);
+const Op backward("ssm_direct_backward(Tensor g, " + schema +
+                      ") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+                  boxed<backward_op>);
+
+}  // namespace
+#endif
+}  // namespace sequence_kernels

@@ -1,0 +1,162 @@
+"""The direct convolution against the recurrence as written, and its backends against each other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sequence_kernels import ops
+
+from ..devices import backends
+from ..sample import Sample, complexes, real
+
+C128 = torch.complex128
+every_backend = pytest.mark.parametrize("backend", backends("ssm_direct"))
+
+
+def _direct(rank: int, channels: int) -> Sample:
+    def function(u: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, *low_rank: Tensor) -> Tensor:
+        like = a if isinstance(a, Tensor) else b
+        p, q = low_rank or (like.new_empty(0, *like.shape),) * 2
+        return ops.ssm_direct(u, a, p, q, b, c, d)
+
+    low_rank = (0.5 * complexes(rank, 2, 2, seed=1), 0.5 * complexes(rank, 2, 2, seed=2)) if rank else ()
+    tensors = (
+        real(2, 2, 3, seed=6),
+        0.5 * complexes(2, 2),
+        complexes(2, 2, seed=3),
+        complexes(channels, 2, 2, seed=4),
+        real(channels, 2, seed=5),
+    )
+    return Sample("ssm_direct", function, (*tensors, *low_rank))
+
+
+SAMPLES = {
+    "ssm_direct": _direct(rank=1, channels=1),
+    "ssm_direct-diagonal": _direct(rank=0, channels=2),
+}
+
+
+def drawn(
+    rank: int, batch: int, heads: int, length: int, pairs: int, channels: int, dtype: torch.dtype
+) -> list[Tensor]:
+    """u, a, p, q, b, c and d; the powers of A stay near 1 whatever their number."""
+    generator = torch.Generator().manual_seed(rank + length)
+
+    def random(*shape: int, dtype: torch.dtype = C128) -> Tensor:
+        return torch.randn(*shape, dtype=dtype, generator=generator)
+
+    scale = 4 * max(1, pairs / 5) ** 0.5
+    return [
+        random(batch, heads, length, dtype=dtype),
+        random(heads, pairs) / 2,
+        random(rank, heads, pairs) / scale,
+        random(rank, heads, pairs) / scale,
+        random(heads, pairs),
+        random(channels, heads, pairs).to(dtype.to_complex()),
+        random(channels, heads, dtype=dtype),
+    ]
+
+
+def recurrence(u: Tensor, a: Tensor, p: Tensor, q: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """Element by element, in both of each conjugate pair."""
+    both = [torch.cat((t, t.conj()), -1) for t in (a, p, q, b, c.to(C128))]
+    a, p, q, b, c = both
+    matrix = torch.diag_embed(a) + torch.einsum("rhm,rhn->hmn", p, q)
+    x, outputs = torch.zeros(len(u), *b.shape, dtype=C128), []
+    for now in u.to(torch.float64).unbind(-1):
+        x = torch.einsum("hmn,bhn->bhm", matrix, x) + b * now.unsqueeze(-1)
+        outputs.append(torch.einsum("chn,bhn->bch", c, x).real + d * now.unsqueeze(1))
+    return torch.stack(outputs, -1)
+
+
+def close(got: Tensor, want: Tensor, tolerance: float) -> None:
+    assert got.shape == want.shape
+    assert float((got.to(want.dtype) - want).norm().detach()) <= tolerance * float(want.norm().detach())
+
+
+SIZES = [(1, 1, 1, 1, 1), (2, 3, 7, 5, 1), (3, 2, 33, 9, 2), (2, 5, 80, 32, 1)]
+
+
+@pytest.mark.checks("oracle")
+@every_backend
+@pytest.mark.parametrize("rank", [0, 1, 3])
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
+def test_against_the_recurrence(
+    backend: str, rank: int, sizes: tuple[int, ...], dtype: torch.dtype, tolerance: float
+) -> None:
+    inputs = drawn(rank, *sizes, dtype)
+    close(ops.ssm_direct(*inputs, backend=backend), recurrence(*inputs), tolerance)
+
+
+@pytest.mark.parametrize("backend", [b for b in backends("ssm_direct") if b != "torch"])
+@pytest.mark.parametrize("rank", [0, 1, 3])
+@pytest.mark.parametrize("sizes", SIZES)
+def test_gradients_agree_with_the_reference(backend: str, rank: int, sizes: tuple[int, ...]) -> None:
+    inputs = [t.requires_grad_() for t in drawn(rank, *sizes, torch.float64)]
+    results = []
+    for name in (backend, "torch"):
+        y = ops.ssm_direct(*inputs, backend=name)
+        weight = torch.cos(torch.arange(y.numel(), dtype=torch.float64)).view(y.shape)
+        results.append(torch.autograd.grad(y, inputs, weight))
+    for got, want in zip(*results, strict=True):
+        close(got, want, 1e-11)
+
+
+@pytest.mark.skipif("cpu" not in backends("ssm_direct"), reason="needs the native library")
+def test_every_instruction_set_number_of_threads_and_layout() -> None:
+    inputs = [t.requires_grad_() for t in drawn(1, 3, 70, 77, 13, 2, torch.float32)]
+    apart = [inputs[0].detach().mT.contiguous().mT.requires_grad_(), *inputs[1:]]
+    weight = torch.randn(3, 77, 2, 70).permute(0, 2, 3, 1)
+
+    def run(given: list[Tensor], backend: str) -> tuple[Tensor, ...]:
+        y = ops.ssm_direct(*given, backend=backend)
+        return (y, *torch.autograd.grad(y, given, weight))
+
+    want = run(inputs, "torch")
+    limit, threads = torch.ops.sequence_kernels_native.limit_instruction_set, torch.get_num_threads()
+    try:
+        for highest in (0, 1, 2):
+            limit(highest)
+            torch.set_num_threads(1)
+            one, strided = run(inputs, "cpu"), run(apart, "cpu")
+            torch.set_num_threads(3)
+            for a, b, c, expected in zip(one, strided, run(inputs, "cpu"), want, strict=True):
+                assert torch.equal(a, b)
+                assert torch.equal(a, c)
+                close(a, expected, 2e-6)
+    finally:
+        limit(2)
+        torch.set_num_threads(threads)
+
+
+@every_backend
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_rounded_once(backend: str, dtype: torch.dtype) -> None:
+    u, *model = drawn(1, 2, 3, 20, 5, 1, torch.float32)
+    u = u.to(dtype)
+    want = ops.ssm_direct(u.float(), *model, backend=backend).to(dtype)
+    torch.testing.assert_close(ops.ssm_direct(u, *model, backend=backend), want)
+
+
+@every_backend
+@pytest.mark.parametrize("sizes", [(2, 3, 0, 4, 1), (0, 3, 5, 4, 1), (2, 0, 5, 4, 1), (2, 3, 5, 0, 2)])
+def test_nothing_in(backend: str, sizes: tuple[int, ...]) -> None:
+    inputs = [t.requires_grad_() for t in drawn(1, *sizes, torch.float64)]
+    y = ops.ssm_direct(*inputs, backend=backend)
+    assert y.shape == (sizes[0], sizes[4], *sizes[1:3])
+    gradients = torch.autograd.grad(y.sum(), inputs)
+    assert all(g.shape == t.shape for g, t in zip(gradients, inputs, strict=True))
+    assert all(not g.any() for g in gradients[1:6])  # of the model: nothing depends on it
+
+
+def test_bad_arguments() -> None:
+    u, a, p, q, b, c, d = drawn(2, 2, 3, 4, 5, 1, torch.float32)
+    with pytest.raises(ValueError, match=r"q must have shape \(R=2, H=3, N=5\), got \(1, 3, 5\)"):
+        ops.ssm_direct(u, a, p, q[:1], b, c, d)
+    with pytest.raises(TypeError, match=r"c must be one of complex64, got torch\.complex128"):
+        ops.ssm_direct(u, a, p, q, b, c.to(C128), d)
+    with pytest.raises(ValueError, match=r"d must have shape \(C=1, H=3\), got \(2, 3\)"):
+        ops.ssm_direct(u, a, p, q, b, c, d.repeat(2, 1))
