@@ -19,9 +19,9 @@ PARTS = (
     "interface",
     "dtypes",
     "state",
+    "aliasing",
     "splits",
     "steps",
-    "aliasing",
     "gradients",
     "transposed",
     "copies",
@@ -172,6 +172,41 @@ class _Check:
         with self._calls("state", "forward with a state of its own", "a forward that ignores or misreads it"):
             _forward(module, self._x(module), module.default_state(self._batch))
 
+    def aliasing(self) -> None:
+        module = self._make()
+        if not module.causal:
+            return
+        x = self._x(module)
+        _, state = _forward(module, x, module.default_state(self._batch))
+        _, other = _forward(module, x, module.default_state(self._batch))
+        shared = {t.data_ptr() for t in tensors_of(state) if t.numel()}
+        if any(t.data_ptr() in shared for t in tensors_of(other) if t.numel()):
+            self._fail(
+                "aliasing", "two calls gave states in one memory", "a state that is a buffer of the module"
+            )
+        for name, call in (
+            ("step", lambda s: module.step(x[:, 0], s)),
+            ("forward", lambda s: _forward(module, x[:, :3], s)),
+        ):
+            given = mapped(lambda t: t.detach().clone(), state)
+            before = [t.clone() for t in tensors_of(given)]
+            with torch.no_grad():
+                y, after = call(given)
+                if not all(torch.equal(a, b) for a, b in zip(before, tensors_of(given), strict=True)):
+                    self._fail(
+                        "aliasing",
+                        f"{name} changed the state that it was given",
+                        "a write in place (+=, copy_, state[...] = ...); make a new tensor",
+                    )
+                held = [t.clone() for t in tensors_of(after)]
+                y.zero_()
+                if not all(torch.equal(a, b) for a, b in zip(held, tensors_of(after), strict=True)):
+                    self._fail(
+                        "aliasing",
+                        f"the state of {name} shares memory with its output",
+                        "a state that is a view of y",
+                    )
+
     def splits(self) -> None:
         for dtype in _TOLERANCES:
             module = self._make(dtype)
@@ -212,41 +247,6 @@ class _Check:
             cause = "a step that is not forward's recurrence, or that does not go on from its state"
             self._same("steps", "step over every element", outputs, whole, dtype, cause)
             self._same("steps", "the state after all steps", state, last, dtype, cause)
-
-    def aliasing(self) -> None:
-        module = self._make()
-        if not module.causal:
-            return
-        x = self._x(module)
-        _, state = _forward(module, x, module.default_state(self._batch))
-        _, other = _forward(module, x, module.default_state(self._batch))
-        shared = {t.data_ptr() for t in tensors_of(state) if t.numel()}
-        if any(t.data_ptr() in shared for t in tensors_of(other) if t.numel()):
-            self._fail(
-                "aliasing", "two calls gave states in one memory", "a state that is a buffer of the module"
-            )
-        for name, call in (
-            ("step", lambda s: module.step(x[:, 0], s)),
-            ("forward", lambda s: _forward(module, x[:, :3], s)),
-        ):
-            given = mapped(lambda t: t.detach().clone(), state)
-            before = [t.clone() for t in tensors_of(given)]
-            with torch.no_grad():
-                y, after = call(given)
-                if not all(torch.equal(a, b) for a, b in zip(before, tensors_of(given), strict=True)):
-                    self._fail(
-                        "aliasing",
-                        f"{name} changed the state that it was given",
-                        "a write in place (+=, copy_, state[...] = ...); make a new tensor",
-                    )
-                held = [t.clone() for t in tensors_of(after)]
-                y.zero_()
-                if not all(torch.equal(a, b) for a, b in zip(held, tensors_of(after), strict=True)):
-                    self._fail(
-                        "aliasing",
-                        f"the state of {name} shares memory with its output",
-                        "a state that is a view of y",
-                    )
 
     def gradients(self) -> None:
         module = self._make()

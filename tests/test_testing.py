@@ -111,6 +111,18 @@ class NoBatch(Decay):
         return torch.zeros(self.d_model, dtype=self.a.dtype)
 
 
+class InPlaceEverywhere(InPlace):
+    """Its forward goes step by step, and so changes what it was given before it is cut."""
+
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        state = self.default_state(*x.shape[:-2], device=x.device) if state is None else state
+        outputs = []
+        for element in x.unbind(-2):
+            y, state = self.step(element, state)
+            outputs.append(y)
+        return torch.stack(outputs, -2) if outputs else x, state
+
+
 class TurnsHalf(Decay):
     def __init__(self, d_model: int, transposed: bool = False) -> None:
         super().__init__(d_model)
@@ -133,6 +145,7 @@ FAULTS = [
     (Stateful, "splits: forward without a state returned one.*TransposedModule"),
     (TransposedModule(Forgets), "steps: step over every element .* differs"),
     (TransposedModule(InPlace), "aliasing: step changed the state that it was given.*in place"),
+    (TransposedModule(InPlaceEverywhere), "aliasing: step changed the state that it was given.*in place"),
     (TransposedModule(Aliasing), "aliasing: the state of step shares memory with its output"),
     (TransposedModule(Detached), "gradients: that of .* through a carried state .* differs .*detached"),
     (TransposedModule(Unused), "gradients: unused has none.*nothing uses"),
