@@ -46,7 +46,9 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor, transposed: bool = False) -> Tensor:
         y = y if self.beta == 1.0 else self.beta * y
-        return y if self.alpha == 0.0 else self.alpha * x + y
+        if self.alpha == 0.0:
+            return y
+        return (x if self.alpha == 1.0 else self.alpha * x) + y
 
     def around(self, inside: list[Stage]) -> list[Stage]:
         """The stages ``inside`` joined with their input: see ``joined``."""

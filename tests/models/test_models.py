@@ -114,6 +114,15 @@ def test_every_residual_obeys_the_law(residual: Any, transposed: bool) -> None:
     assert_law(model.eval(), sequence())
 
 
+def test_a_residual_of_weight_one_is_one_addition() -> None:
+    x, y = torch.randn(2, 3, 4, requires_grad=True), torch.randn(2, 3, 4, requires_grad=True)
+    joined = make_residual("R", 1, 4, 4)(x, y)
+    assert torch.equal(joined, x + y)
+    assert [edge.name() for edge, _ in joined.grad_fn.next_functions] == [
+        "torch::autograd::AccumulateGrad"
+    ] * 2
+
+
 def test_layout_inside_changes_nothing_outside() -> None:
     """With residual and norm that have the same parameters in both layouts."""
     models = [
