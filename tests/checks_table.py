@@ -10,6 +10,7 @@ import fnmatch
 import io
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,28 @@ def checked_by(item: pytest.Item) -> str | None:
     return f"{family_of(sample.op) if sample else item.path.parent.name}/{parameters['backend']}"
 
 
+#: Where the tests with these markers are.
+FOLDERS = ROOT / "tests" / "ops", ROOT / "tests" / "aot"
+
+
+def checked_in(items: Iterable[pytest.Item]) -> set[tuple[str, str]]:
+    """Which <family>/<backend> gets which checks, by the markers of tests."""
+    checked: set[tuple[str, str]] = set()
+    for item in items:
+        for marker in item.iter_markers("checks"):
+            of = marker.kwargs.get("of") or checked_by(item)
+            if of is None or {*marker.args} - {*COLUMNS}:
+                raise pytest.UsageError(f"{item.nodeid}: {MARKER}; what is one of {COLUMNS}")
+            checked |= {(of, what) for what in marker.args}
+    return checked
+
+
+def all_in(items: Iterable[pytest.Item]) -> bool:
+    """Whether every file of tests of these folders has been read."""
+    files = {path for folder in FOLDERS for path in folder.rglob("test_*.py")}
+    return files <= {item.path for item in items}
+
+
 class Collector:
     """A pytest plugin that reads the markers of all tests, and which files could not be read here."""
 
@@ -69,12 +92,7 @@ class Collector:
             self.skipped.append(str(report.nodeid))
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        for item in session.items:
-            for marker in item.iter_markers("checks"):
-                of = marker.kwargs.get("of") or checked_by(item)
-                if of is None or {*marker.args} - {*COLUMNS}:
-                    raise pytest.UsageError(f"{item.nodeid}: {MARKER}; what is one of {COLUMNS}")
-                self.checked |= {(of, what) for what in marker.args}
+        self.checked = checked_in(session.items)
 
 
 def collect() -> Collector:
@@ -86,8 +104,7 @@ def collect() -> Collector:
         "",
         "-p",
         "no:cacheprovider",
-        str(ROOT / "tests" / "ops"),
-        str(ROOT / "tests" / "aot"),
+        *map(str, FOLDERS),
     ]
     pytest.main(arguments, plugins=[collector])
     return collector
