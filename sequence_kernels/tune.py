@@ -133,11 +133,11 @@ def command(given: argparse.Namespace) -> int:
         row = next((row for row in rows if job.names(row)), None)
         if row is None and (row := timed(job, device)) is not None:
             rows.append(row)
-            _keep(kept, choices.Table(about, tuple(rows)))
+            for file in (kept, given.out):
+                _keep(file, choices.Table(about, tuple(rows)))
         _show(done, len(found), job, row)
     dispatch.forget()
-    if given.out is not None:
-        given.out.write_text(choices.written(choices.Table(about, tuple(rows))))
+    _keep(given.out, choices.Table(about, tuple(rows)))
     print(f"dispatch chooses by {kept}" if kept is not None else "there is no cache folder: nothing is kept")
     return 0 if found else 2
 

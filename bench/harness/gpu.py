@@ -1,4 +1,4 @@
-"""One command for a GPU machine: proofs, tests, sanitizer, benchmarks, profile; started again, it goes on."""
+"""One command for a GPU machine: proofs, tests, sanitizer, choices, benchmarks, profile; started again, it goes on."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ from bench.harness.plan import UsageError
 from bench.harness.results import Run, load
 from bench.harness.tables import share_of_floor
 from sequence_kernels import native
+
+#: What all stages print, one after another.
+LOG = "log.txt"
 
 #: Seconds that a stage has after its time to write its summary.
 _LAST_WORDS = 5.0
@@ -74,6 +77,10 @@ def _nsight() -> str | None:
 def _build(out: Path) -> Sequence[str]:
     version = f"SEQUENCE_KERNELS_CUDA={_nvcc_version()}"
     return ("env", version, sys.executable, "setup.py", "build_ext", "--inplace")
+
+
+def _tune(out: Path) -> Sequence[str]:
+    return (sys.executable, "-m", "sequence_kernels", "tune", "--out", str(out / "choices.json"))
 
 
 def _bench(out: Path) -> Sequence[str]:
@@ -136,6 +143,7 @@ STAGES = (
             "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"
         },  # else an access beyond a tensor stays inside torch's own block
     ),
+    Stage("tune", _tune, 0.15, _cuda),
     Stage("bench", _bench, 0.3, _cuda),
     Stage("profile", _profile, 0.05, _nsight),
 )
@@ -158,7 +166,7 @@ def command(options: argparse.Namespace) -> int:
 def run(
     stages: Sequence[Stage], out: Path, seconds: float, now: Callable[[], float] = time.monotonic
 ) -> dict[str, dict[str, object]]:
-    """Run the stages that have not passed yet; `out/stages.json` says what happened, `out/<stage>.log` what it printed.
+    """Run the stages that have not passed yet; `out/stages.json` says what happened, `out/log.txt` what they printed.
 
     A stage may use its share of the time and what earlier stages left of theirs.
     """
@@ -183,7 +191,8 @@ def run(
 
 def _run(stage: Stage, out: Path, limit: float) -> dict[str, object]:
     """Ctrl-C at the end of its time, so that a stage can say how far it came; its children end with it."""
-    with (out / f"{stage.name}.log").open("w") as log:
+    with (out / LOG).open("a") as log:
+        print(f"== {stage.name} ==", file=log, flush=True)
         command, environment = stage.arguments(out), {**os.environ, **stage.environment}
         process = subprocess.Popen(
             command,

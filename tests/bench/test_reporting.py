@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -321,7 +322,7 @@ def test_a_gpu_stage_that_is_out_of_time_may_say_how_far_it_came_and_leaves_no_c
     gpu_run = gpu.run([gpu.Stage("tests", lambda out: ("sh", "-c", script), 1.0)], tmp_path, 1)
     assert gpu_run["tests"]["status"] == "out of time"
     assert gpu_run["tests"]["seconds"] < 20
-    assert (tmp_path / "tests.log").read_text() == "so far\n"
+    assert (tmp_path / gpu.LOG).read_text() == "== tests ==\nso far\n"
 
 
 def test_the_profile_is_of_what_is_farthest_from_the_roofline(tmp_path):
@@ -356,15 +357,20 @@ def test_the_gpu_command_from_end_to_end_on_the_stand_in(tmp_path):
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         return done.stdout, json.loads((tmp_path / "out" / "stages.json").read_text())
 
-    _, stages = gpu_command("proofs", "tests", "sanitizer", "bench", "profile")
+    gpu_command("proofs")
+    again, stages = gpu_command("proofs", "tests", "sanitizer", "tune", "bench", "profile")
+    printed = dict(
+        re.findall(r"^== (\w+) ==\n(.*?)(?=^== |\Z)", (tmp_path / "out" / gpu.LOG).read_text(), re.M | re.S)
+    )
     assert stages["proofs"]["status"] == "passed"
-    assert "proven, 20" in (tmp_path / "out" / "proofs.log").read_text()
+    assert "proven, 20" in printed["proofs"]
     assert stages["sanitizer"]["reason"] == "compute-sanitizer is not installed"
     assert stages["profile"]["reason"] == "Nsight Compute (ncu) is not installed"
-    assert (tmp_path / "out" / "tests.log").read_text().count("passed")
+    assert printed["tests"].count("passed")
+    assert json.loads((tmp_path / "out" / "choices.json").read_text())["rows"]
     assert stages["bench"]["status"] in ("out of time", "failed", "passed")
     assert len(list((tmp_path / "out").iterdir())) <= 8
-    assert "proofs: passed before" in gpu_command("proofs")[0]
+    assert "proofs: passed before" in again
 
 
 def test_a_gpu_stage_gets_its_environment(tmp_path):
