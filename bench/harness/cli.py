@@ -1,4 +1,4 @@
-"""The command line: list, run, compare, report, targets, ptx, ranks, gpu."""
+"""The command line: list, run, compare, report, targets, ptx, ranks, stream, gpu."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from bench.harness import compare, gpu, ptx, ranks, readme, tables, targets
+from bench.harness import compare, gpu, ptx, ranks, readme, stream, tables, targets
 from bench.harness.declare import DEFAULT, KEEPS, label
 from bench.harness.machine import ROOT, header
 from bench.harness.plan import ALLOCATORS, UsageError, benches, plan
@@ -203,6 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     seven.add_argument("--length", type=int, default=2**18, help="elements of the sequence")
     seven.add_argument("--pairs", type=int, default=5, help="pairs to measure")
     seven.add_argument("--layer", action="append", default=[], help="only this layer, by its registered name")
+    command("stream", stream.command, "A step of the streaming-audio model by the C library.")
     return parser
 
 

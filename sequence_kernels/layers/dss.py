@@ -19,7 +19,7 @@ from ..ssm import (
     diagonal_init,
 )
 from ..ssm.diagonal import softmax_weights
-from ..ssm.parameters import initial_log_dt, step_sizes
+from ..ssm.parameters import filled, initial_log_dt, step_sizes
 from ..stepping.recurrences import FrozenRecurrence, Recurrence
 from ..stepping.stages import Stage
 from .mixed import _MixedLayer
@@ -98,7 +98,7 @@ class DSS(_MixedLayer):
         a = torch.complex(real, modes[:, 1]).unsqueeze(0)  # one copy for all heads
         dt, c = step_sizes(self.log_dt, rate), w.unsqueeze(0)
         if self.version == "exp" and dt.dim() == 1:
-            return SampledDiagonalSystem(a, torch.full_like(a, 0.5), dt, c, "zoh")  # the real part, not twice
+            return SampledDiagonalSystem(a, filled(a, 0.5), dt, c, "zoh")  # the real part, not twice
         real_dt, imag_dt = dt.expand(2, -1) if dt.dim() == 1 else dt.unbind(-1)
         log_a = torch.complex(a.real * real_dt.unsqueeze(-1), a.imag * imag_dt.unsqueeze(-1))
         if self.version == "softmax":

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..arguments.values import checked
 from ..ssm import diagonal_init
-from ..ssm.parameters import initial_log_dt, step_sizes
+from ..ssm.parameters import filled, initial_log_dt, step_sizes
 from ..stepping.stages import Stage
 from .mixed import _DiagonalLayer
 
@@ -91,13 +91,13 @@ class S5(_DiagonalLayer):
         if self.disc != "zoh":
             raise ValueError(f"rate for each element needs disc='zoh', this layer has {self.disc!r}")
         a = self._poles()
-        return a, step_sizes(self.log_dt, 1.0), torch.ones_like(a)
+        return a, step_sizes(self.log_dt, 1.0), filled(a, 1.0)
 
     def _discrete(self, rate: float) -> tuple[Tensor, Tensor]:
         a, dt = self._poles(), step_sizes(self.log_dt, rate)
         if self.disc == "euler":
             return a * dt, dt.to(a.dtype)
-        _, factors = ops.diagonal_discretize(a.unsqueeze(-1), torch.ones_like(a).unsqueeze(-1), dt)
+        _, factors = ops.diagonal_discretize(a.unsqueeze(-1), filled(a, 1.0).unsqueeze(-1), dt)
         return a * dt, factors.squeeze(-1)
 
     def stages(self, rate: float = 1.0) -> list[Stage]:  # type: ignore[override]

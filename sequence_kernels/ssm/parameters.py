@@ -126,3 +126,8 @@ def initial_log_dt(
     low, high = math.log(dt_min), math.log(dt_max)
     place = torch.linspace(0, 1, heads, dtype=dtype) if deterministic else torch.rand(heads, dtype=dtype)
     return low + place * (high - low)
+
+
+def filled(like: Tensor, value: float) -> Tensor:
+    """That number in the shape of a complex tensor, of two real ones: AOTInductor has no complex constants."""
+    return torch.complex(torch.full_like(like.real, value), torch.zeros_like(like.real))

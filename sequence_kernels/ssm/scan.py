@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ..ops import checks
 from ..ops.layouts import as_complex
 from .diagonal import DiagonalSystem, SampledDiagonalSystem
+from .parameters import filled
 from .uneven import convolve_unevenly
 
 #: ``(u, state, lengths, cu_seqlens)`` to y and the next state, as ``convolve`` by a system, the states real.
@@ -66,7 +67,7 @@ def scan_system(exponents: Tensor, dtype: torch.dtype) -> DiagonalSystem:
         [[0.5, 0.0], [0.0, -0.5]], dtype=real, device=exponents.device
     )  # of Re x, of Im x
     c = as_complex(readouts).view(2, 1, 1).repeat(1, len(exponents), 1)
-    return DiagonalSystem(exponents.unsqueeze(-1), torch.ones_like(exponents).unsqueeze(-1), c)
+    return DiagonalSystem(exponents.unsqueeze(-1), filled(exponents, 1.0).unsqueeze(-1), c)
 
 
 def uneven_scan(a: Tensor, dt: Tensor, rate: Tensor, dtype: torch.dtype) -> Convolution:
@@ -75,7 +76,7 @@ def uneven_scan(a: Tensor, dt: Tensor, rate: Tensor, dtype: torch.dtype) -> Conv
     a, dt: poles ``(N,)``, complex128, and steps; rate: ``(B, L)``, see ``convolve_unevenly``; dtype as above.
     """
     readouts = scan_system(a, dtype).c
-    system = SampledDiagonalSystem(a.unsqueeze(-1), torch.ones_like(a).unsqueeze(-1), dt, readouts, "zoh")
+    system = SampledDiagonalSystem(a.unsqueeze(-1), filled(a, 1.0).unsqueeze(-1), dt, readouts, "zoh")
 
     def run(
         u: Tensor, state: Tensor | None, lengths: Tensor | None, cu_seqlens: Tensor | None

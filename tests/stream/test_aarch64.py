@@ -6,6 +6,7 @@ import ctypes
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,15 +56,19 @@ def bytes_of(tensor: Tensor) -> bytes:
 
 
 @pytest.mark.parametrize("state_dtype", [None, torch.float64])
-@pytest.mark.parametrize("kind", ["stack", "mamba", "mamba2"])
+@pytest.mark.parametrize("kind", ["stack", "recurrent", "mamba", "mamba2"])
 def test_outputs_are_those_of_this_machine(
     steps: Path, kind: str, state_dtype: torch.dtype | None, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     options = {"mamba": {"d_state": 4}, "mamba2": {"d_state": 4, "headdim": 2}}
-    module = model() if kind == "stack" else MambaLM(16, WIDTH, 2, kind, **options[kind]).eval()
-    shape = () if kind == "stack" else (1,)
-    stepper = module.stepper(shape, state_dtype=state_dtype)
+    module: Any
+    if kind in options:
+        module = MambaLM(16, WIDTH, 2, kind, **options[kind]).eval()
+    else:
+        layers = ["gru", "lstm", {"_name_": "lru", "d_state": 5}, {"_name_": "dss", "d_state": 4}]
+        module = model() if kind == "stack" else model(layer=layers)
+    stepper = module.stepper((1,) if kind in options else (), state_dtype=state_dtype)
     stepper.save(tmp_path / "model.skp")
     x = torch.randn(40, WIDTH)
     command = [QEMU, str(steps), str(tmp_path / "model.skp")]
