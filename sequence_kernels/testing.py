@@ -204,7 +204,7 @@ class _Check:
                     self._fail(
                         "aliasing",
                         f"the state of {name} shares memory with its output",
-                        "a state that is a view of y",
+                        "a state that is y itself or a view of it; y.clone() is another tensor",
                     )
 
     def splits(self) -> None:
