@@ -4,7 +4,7 @@ espeak-ng says the words in many voices, accents and speeds; white noise, pink n
 over them. Each model reads 24 logarithmic mel bands of every 10 ms and, by the mean of what it said so far, knows after
 0.7 s which word it was. All are trained on the same batches. Then voices that were in none of them are spotted: all
 windows at once, and some of them as a microphone would bring them, a step of the stepper for each block. The two must
-agree. A step of the first three models is one call of C++; a GRU's is torch's own, from Python, and takes longer.
+agree.
 
 Everything it makes goes to runs/keyword_spotting/: a checkpoint a model, from which --resume goes on after Ctrl-C, and
 keyword_spotting.png.
