@@ -16,6 +16,7 @@ from torch import nn
 
 import sequence_kernels
 from sequence_kernels import SequenceModel, Stepper
+from sequence_kernels import stream as c_library
 
 STEPS, TURNS = 100, 31
 
@@ -26,7 +27,7 @@ def command(options: argparse.Namespace) -> int:
     backbone = SequenceModel(32, n_layers=3, layer=layer, residual="R", norm="layer")
     model = nn.Sequential(nn.Linear(1, 32), backbone, nn.Linear(32, 1)).eval()  # examples/streaming_audio.py
     ratio, opening = measured(sequence_kernels.stepper(model))
-    size = sequence_kernels.stream.library().stat().st_size
+    size = c_library.library().stat().st_size
     print(f"a step by the C library / by the stepper's program, B = 1: {ratio:.2f} (promised: at most 1)")
     print(f"opening the file: {1000 * opening:.2f} ms (promised: less than 10)")
     print(f"the library: {size} bytes (promised: less than 300000)")
