@@ -38,6 +38,10 @@ class Systems:
         """The discrete system at the given sampling rate; ``length``: of the kernel, if the system depends on it."""
         raise NotImplementedError
 
+    def kept_system(self, rate: Any = 1.0, length: int | None = None) -> System:
+        """``system``: it is made in every call."""
+        return self.system(rate, length)
+
     def tied(self, length: int) -> System | None:
         """A system for kernels of that length alone, where it costs less to train; None where there is none."""
         return None
@@ -152,6 +156,10 @@ class LowRank(Systems):
         dt, w, p, b, c, taps = self._parts(self.kernel)
         c = self._readout(dt, w, p, b, c, int(taps))
         return DPLRSystem(w=w, p=p, b=b, dt=_steps(dt, rate), c=c)
+
+    def kept_system(self, rate: Any = 1.0, length: int | None = None) -> System:
+        """``system``: it is made in every call."""
+        return self.system(rate, length)
 
     def tied(self, length: int) -> System | None:
         dt, w, p, b, c, taps = self._parts(self.kernel)

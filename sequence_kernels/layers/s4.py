@@ -223,7 +223,9 @@ class S4(_SystemLayer):
         if self.constants is not None:
             self._unit_rate(rate)
             return self.constants.convolve(u, state, lengths, cu_seqlens)
-        system = self._ssm.system(rate, length if taps is None else min(length, taps))
+        ssm = self._ssm
+        system_for = ssm.system if torch.is_grad_enabled() else ssm.kept_system
+        system = system_for(rate, length if taps is None else min(length, taps))
         return convolve(
             system,
             u,

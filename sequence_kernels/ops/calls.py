@@ -36,14 +36,14 @@ def by_the_short_way(op: Any, name: str, tensors: int, first_as_it_lies: bool = 
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling():
             return implementation(name, "torch")(*args[:-1]) if internals.exports_to_onnx() else op(*args)
-        if not _takes_its_kernel_alone(args[:tensors]):
+        if not takes_its_kernel_alone(args[:tensors]):
             return op(*args)
         return kernel(*args)
 
     return call
 
 
-def _takes_its_kernel_alone(tensors: Sequence[Any]) -> bool:
+def takes_its_kernel_alone(tensors: Sequence[Any]) -> bool:
     """Whether torch would only run the kernel of a call with these tensors, of which some may be None."""
     needs_gradient = torch.is_grad_enabled()
     for t in tensors:
@@ -187,7 +187,7 @@ def _through(composite: Callable[..., Any]) -> Backward:
             return composite(*given)
 
         values = [inputs[i] for i in wanted]
-        if torch.is_grad_enabled() or not _takes_its_kernel_alone((*values, *gradients)):
+        if torch.is_grad_enabled() or not takes_its_kernel_alone((*values, *gradients)):
             pull: Any = torch.func.vjp(function, *values)[1]
             slopes = pull(gradients if len(gradients) > 1 else gradients[0])
         else:  # nobody differentiates this: S4(8) at L = 1, both ways, in 3.1 ms instead of 4.5

@@ -23,6 +23,7 @@ from ..awaited import Awaited
 from ..ops import checks
 from ..ops.dispatch import choose, explains, nearest
 from ..ops.layouts import interleaved, paired
+from .kept import KeptSystem
 from .system import ChunkMatrices, System
 
 #: What a compiled graph takes, so that one graph serves every batch and length.
@@ -234,6 +235,12 @@ def chunk_matrices(
     Without ``tail`` they do for whole chunks only: ``a_powers`` holds A^chunk alone. ``backend``: of ``ops.ssm_chunk``.
     """
     backend = backend or choose("ssm_chunk", None, system.c)
+    if isinstance(system, KeptSystem):
+        return system.matrices((chunk, tail, backend), lambda: _made(system, chunk, tail, backend))
+    return _made(system, chunk, tail, backend)
+
+
+def _made(system: System, chunk: int, tail: bool, backend: str) -> ChunkMatrices:
     taps, reads, e_in, a_powers = _ssm_chunk(*system.discrete(), system.c, chunk, tail, backend)
     return ChunkMatrices(taps, reads.mT, e_in, a_powers)
 

@@ -120,6 +120,8 @@ class DiagonalSSM(SSMParameters):
     inv_A_real: Tensor
     A_imag: Tensor
 
+    parts = ("log_dt", "C", "B", "inv_A_real", "A_imag")
+
     @checked
     def __init__(
         self,

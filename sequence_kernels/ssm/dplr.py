@@ -126,6 +126,8 @@ class DPLRSSM(SSMParameters):
     w_imag: Tensor
     L: Tensor
 
+    parts = ("log_dt", "C", "B", "P", "inv_w_real", "w_imag")
+
     @checked
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from ..arguments import values
 from ..ops import checks
 from ..ops.layouts import by_head
 from ..optim import CarriesOptions
+from .kept import Kept
+from .system import System
 
 
 class _RealType(NamedTuple):
@@ -39,6 +41,9 @@ class SSMParameters(CarriesOptions):
     C: Tensor
     B: Tensor
 
+    #: The names of what a system is made of.
+    parts: ClassVar[tuple[str, ...]]
+
     #: Whether the kernel does not depend on the length of a call.
     causal: bool = True
 
@@ -59,6 +64,22 @@ class SSMParameters(CarriesOptions):
         self._least = least
         self._offset = relu_offset if real_type == "relu" else 0.0
         self.bandlimit = bandlimit
+        self._kept = Kept()
+
+    def system(self, rate: Any = 1.0, length: int | None = None) -> System:
+        """The discrete system for inputs sampled at ``rate`` times the step that the model was made for.
+
+        ``length``: of a call, where the system depends on it.
+        """
+        raise NotImplementedError
+
+    def kept_system(self, rate: Any = 1.0, length: int | None = None) -> System:
+        """``system``, for calls without gradients: not made again while the parameters hold the same numbers."""
+        if isinstance(rate, Tensor):
+            return self.system(rate, length)
+        parts = [getattr(self, name) for name in self.parts]
+        about = rate, None if self.causal else length, self.bandlimit
+        return self._kept.system(about, parts, lambda: self.system(rate, length))
 
     def register(
         self, name: str, value: Tensor, *, group: str | None, lr: float | dict[str, float] | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -31,7 +31,9 @@ class StepParameters(NamedTuple):
 class System(Protocol):
     """A discrete linear time-invariant system of H heads, C channels and N conjugate pairs of states."""
 
-    dense: ClassVar[bool]  # whether the powers of A in its chunk matrices are
+    @property
+    def dense(self) -> bool:
+        """Whether the powers of A in its chunk matrices are."""
 
     @property
     def c(self) -> Tensor:

@@ -10,18 +10,16 @@ from ..dispatch import implement
 
 
 def ssm_chunk(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return ops.sequence_kernels_native.ssm_chunk.default(*_contiguous(arguments))
+    contiguous = [a.contiguous() if isinstance(a, Tensor) else a for a in arguments]
+    return ops.sequence_kernels_native.ssm_chunk.default(*contiguous)
 
 
 def ssm_chunk_backward(
     g_taps: Tensor, g_reads: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     run = ops.sequence_kernels_native.ssm_chunk_backward.default
-    return run(g_taps.contiguous(), g_reads, *_contiguous(others))  # ssm_conv's g_reads is a transpose
-
-
-def _contiguous(arguments: tuple[Any, ...]) -> list[Any]:
-    return [a.contiguous() if isinstance(a, Tensor) else a for a in arguments]
+    contiguous = [a.contiguous() if isinstance(a, Tensor) else a for a in others]
+    return run(g_taps.contiguous(), g_reads, *contiguous)  # ssm_conv's g_reads is a transpose
 
 
 for _library in ("cpu", "cuda"):
