@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import warnings
@@ -105,7 +106,11 @@ class Stepper:
     def _prepare(self) -> None:
         module = cast("nn.Module", self.module)
         self._watched = Watched(module)
-        first = next(module.parameters(), torch.empty(0, dtype=self._dtype, device=self._target["device"]))
+        nothing = torch.empty(0, dtype=self._dtype, device=self._target["device"])
+        constants = (
+            buffer for buffer in module.buffers() if buffer.is_floating_point()
+        )  # of a frozen module
+        first = next(itertools.chain(module.parameters(), constants), nothing)
         moved = first.to(**self._target)
         self.device, self.dtype = moved.device, self._dtype or first.dtype
         self._inner = self.dtype if self._state_dtype is None else _wider(self._state_dtype, self.dtype)

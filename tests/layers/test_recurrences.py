@@ -90,6 +90,8 @@ def test_s5_by_an_euler_step_of_real_maps_to_another_width(rate: float) -> None:
     a = torch.exp(torch.complex(-layer.Lambda_log_decay.exp(), layer.Lambda_imag) * dt)
     expected, _ = recurrence(a, dt[:, None] * layer.B, layer.C, layer.D, u, 2)
     close(layer(u, rate=rate)[0], expected)
+    stepper = layer.freeze(rate=rate).stepper((2,))  # no parameter is left to tell its precision
+    close(torch.stack([stepper.step(x) for x in u.unbind(1)], 1), expected)
     with pytest.raises(ValueError, match="rate for each element needs disc='zoh', this layer has 'euler'"):
         layer(u, rate=torch.ones(2, LENGTH))
 
