@@ -179,7 +179,7 @@ class BuildNative(build_ext):
     def build_extensions(self) -> None:
         assert compiler is not None  # else there would be no extension
         folder = Path(self.get_ext_fullpath(self.extensions[0].name)).resolve().parent
-        build = Path(self.build_temp).resolve() / "native"
+        build = self._objects().resolve() / "native"
         build.mkdir(parents=True, exist_ok=True)
         (build / "build.ninja").write_text(ninja_file(compiler, cuda, folder))
         ninja = shutil.which("ninja")
@@ -188,6 +188,12 @@ class BuildNative(build_ext):
         for name, facts in built_with(compiler, cuda).items():
             facts |= fingerprint((folder / f"_native_{name}.so").read_bytes())
             (folder / f"_native_{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+    def _objects(self) -> Path:
+        """An editable install compiles where ``build_ext --inplace`` does, which then only links."""
+        if self.editable_mode:
+            return Path("build") / f"temp.{self.plat_name}-{sys.implementation.cache_tag}"
+        return Path(self.build_temp)
 
     def copy_extensions_to_source(self) -> None:
         super().copy_extensions_to_source()
