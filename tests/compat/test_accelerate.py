@@ -81,6 +81,21 @@ def test_espnet(espnet: ModuleType, layer: dict[str, Any], ran: bool) -> None:  
     assert done.replaced == {}
 
 
+def test_a_wrong_copy_of_espnets_layer_stays(espnet: ModuleType) -> None:  # noqa: F811
+    class Doubled(espnet.S4):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            y, state = super().forward(*args, **kwargs)
+            return 2 * y, state
+
+    model, x = espnet_model(), inputs()
+    model.layers[0].layer.__class__ = Doubled
+    expected = model(x)[0]
+    done = compat.accelerate(model)
+    assert list(done.replaced) == ["layers.2.layer"]
+    assert "on a trial its output and ours are" in done.skipped["layers.0.layer"]
+    assert difference(model(x)[0], expected) < EXACT
+
+
 def test_espnet_steps_without_setup(espnet: ModuleType) -> None:  # noqa: F811
     model, x = espnet_model(), inputs()
     compat.accelerate(model)
