@@ -220,6 +220,10 @@ AOTITorchError torch_parallel_for(int64_t begin, int64_t end, int64_t, ParallelF
   function(middle, end, context);
   return 0;
 }
+AOTITorchError torch_get_num_threads(uint32_t* count) {
+  *count = 2;
+  return 0;
+}
 AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**) {
   return 1;
 }
