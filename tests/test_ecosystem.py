@@ -34,12 +34,14 @@ from sequence_kernels import (
     use_backend,
 )
 from sequence_kernels.compat.hugging_face import Mixer
+from sequence_kernels.compat.scans import AttenuateLayer
 from sequence_kernels.layers import activations, components, norms, residuals, series_norms
 from sequence_kernels.models import merge_states, select_state, split_states
 from sequence_kernels.optim import CarriesOptions, parameter_options
 from sequence_kernels.ssm import DPLRSSM, DiagonalSSM, FrozenSystem
 from sequence_kernels.ssm.kernel import SSKernel
 from sequence_kernels.ssm.parameters import SSMParameters
+from tests.compat.attenuate_layers import SSMLayer
 from tests.test_law import WIDTH, cases, close, forward, keeps_length, layout_of, steps, tensors
 
 LENGTH = 36
@@ -114,6 +116,7 @@ PARTS: dict[type[nn.Module], tuple[Make, Run]] = {
         lambda m: m((torch.arange(12).view(2, 6) % 5).to(m.backbone.embedding.weight.device))[0],
     ),
     Mixer: (_hugging_face_mixer, through),
+    AttenuateLayer: (lambda: AttenuateLayer(SSMLayer(3, LENGTH, WIDTH)), through),  # channels come first
     SSKernel: (lambda: SSKernel(WIDTH, 4, lr={"B": 0.0}), kernel_of),
     DPLRSSM: (lambda: SSKernel(WIDTH, 4).kernel, kernel_of),
     DiagonalSSM: (lambda: SSKernel(WIDTH, 4, mode="diag", lr=1e-3).kernel, kernel_of),
