@@ -55,7 +55,11 @@ def takes_its_kernel_alone(tensors: Sequence[Any]) -> bool:
             or (needs_gradient and t.requires_grad)
         ):
             return False
-    device = tensors[0].device.type
+    return nothing_else_at_work(tensors[0].device.type)
+
+
+def nothing_else_at_work(device: str) -> bool:
+    """Whether no tracer, transform, mode or autocast looks at what is called, and the device has kernels."""
     return not (
         internals.dispatch_modes()
         or internals.function_modes()

@@ -21,9 +21,11 @@ from torch.nn import functional as F
 from .. import ops
 from ..awaited import Awaited
 from ..ops import checks
+from ..ops.calls import nothing_else_at_work
 from ..ops.dispatch import choose, explains, nearest
 from ..ops.layouts import interleaved, paired
 from .kept import KeptSystem
+from .split import convolve_part
 from .system import ChunkMatrices, System
 
 #: What a compiled graph takes, so that one graph serves every batch and length.
@@ -129,8 +131,8 @@ def convolve(
     if isinstance(state, Awaited):
         if bidirectional:
             return _both_ways(system, u, d, state), None
-        before, after = _exchanged(system, u, state, lengths)
-        return convolve(system, u, d, before, lengths)[0], after
+        y, _, after = _part(system, u, d, state, lengths)
+        return y, after
     _check(system, u, state)
     length = u.shape[-1]
     backend = choose("ssm_conv", None, u)
@@ -160,13 +162,36 @@ def convolve(
     return back + F.pad(ahead.flip(-1)[..., 1:], (0, 1)), None
 
 
-def _exchanged(
-    system: System, u: Tensor, state: Awaited, lengths: Tensor | None = None, *, backwards: bool = False
-) -> tuple[Tensor, Tensor]:
-    """The state before this part and the one behind the last; of sequences that are turned, ``backwards``."""
+def _part(
+    system: System,
+    u: Tensor,
+    d: Tensor | None,
+    state: Awaited,
+    lengths: Tensor | None = None,
+    *,
+    backwards: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The outputs of a part, the state before it and the one behind the last; of sequences that are turned,
+    ``backwards``."""
+
+    def passed(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+        known = Awaited(start, state.exchange)
+        return known.resolve(end, system.transition, u.shape[-1], backwards=backwards)
+
+    if lengths is None and not torch.compiler.is_compiling() and nothing_else_at_work(u.device.type):
+        _check(system, u, state.start)
+        backend = choose("ssm_conv", None, u)
+        size, length = 2 * system.c.shape[-1], u.shape[-1]
+        _, chunk = choose_convolution(
+            u.shape[0], length, size, dense=system.dense, backend=backend, state=True
+        )
+        made = chunk_matrices(system, chunk, length % chunk != 0, nearest("ssm_chunk", backend, system.c))
+        skip = None if d is None else d.to(checks.REAL_OF[system.c.dtype])
+        return convolve_part(u, made, skip, state.start, passed, backend)
     _, end = convolve(system.channels(0, 0), u, None, torch.zeros_like(state.start), lengths)
     assert end is not None
-    return state.resolve(end, system.transition, u.shape[-1], backwards=backwards)
+    before, after = passed(state.start, end)
+    return convolve(system, u, d, before, lengths)[0], before, after
 
 
 def _both_ways(system: System, u: Tensor, d: Tensor | None, state: Awaited) -> Tensor:
@@ -177,11 +202,11 @@ def _both_ways(system: System, u: Tensor, d: Tensor | None, state: Awaited) -> T
     half, turned = system.c.shape[0] // 2, u.flip(-1)
     back, ahead = system.channels(0, half), system.channels(half, 2 * half)
     past, future = state.unbind(1)
-    before, _ = _exchanged(back, u, past)
-    behind, _ = _exchanged(ahead, turned, future, backwards=True)
+    seen_back, _, _ = _part(back, u, d, past)
+    to_come, behind, _ = _part(ahead, turned, None, future, backwards=True)
     next_one = 2 * torch.einsum("chn,bhn->bch", ahead.c, behind.to(ahead.c.dtype)).real.to(u.dtype)
-    seen_ahead = torch.cat((next_one.unsqueeze(-1), convolve(ahead, turned, None, behind)[0]), -1)
-    return convolve(back, u, d, before)[0] + seen_ahead[..., :-1].flip(-1)
+    seen_ahead = torch.cat((next_one.unsqueeze(-1), to_come), -1)
+    return seen_back + seen_ahead[..., :-1].flip(-1)
 
 
 def _in_chunks(
