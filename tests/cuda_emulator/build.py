@@ -18,9 +18,10 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "cuda_emulator"
 
+#: -O2 makes the kernels a tenth faster, and takes half as long again to compile.
 FLAGS = [
     "-std=c++17",
-    "-O2",
+    "-O1",
     "-g1",
     "-fPIC",
     "-fvisibility=hidden",

@@ -71,7 +71,7 @@ void reduce(Warp& w, const Instruction& i) {
 
 }  // namespace
 
-void add_collectives(Table& table) {
+[[gnu::cold]] void add_collectives(Table& table) {
   table["redux.sync.max.s32"] = {reduce<larger>, "www"};
   table["redux.sync.min.s32"] = {reduce<smaller>, "www"};
   table["shfl.sync.idx.b32"] = {shuffle<Shuffle::index>, "wpwwww"};

@@ -47,7 +47,7 @@ void nothing(Warp&, const Instruction&) {}
 
 }  // namespace
 
-void add_control(Table& table) {
+[[gnu::cold]] void add_control(Table& table) {
   table["bra"] = table["bra.uni"] = {branch, ""};
   table["ret"] = {leave, ""};
   table["bar.sync"] = {barrier, "n"};

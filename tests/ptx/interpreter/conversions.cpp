@@ -93,14 +93,14 @@ uint32_t tensor_float(float a) {
 }
 
 template <class D, class S>
-void add_rounding(Table& table, const std::string& types) {
+[[gnu::cold]] void add_rounding(Table& table, const std::string& types) {
   table["cvt.rni." + types] = each<to_integer<D, S, nearest<S>>>();
   table["cvt.rzi." + types] = each<to_integer<D, S, toward_zero<S>>>();
   table["cvt.rmi." + types] = each<to_integer<D, S, down<S>>>();
   table["cvt.rpi." + types] = each<to_integer<D, S, up<S>>>();
 }
 template <class T>
-void add_rounding_to_itself(Table& table, const std::string& type) {
+[[gnu::cold]] void add_rounding_to_itself(Table& table, const std::string& type) {
   const std::string types = type + "." + type;
   table["cvt.rni." + types] = each<nearest<T>>();
   table["cvt.rzi." + types] = each<toward_zero<T>>();
@@ -108,7 +108,7 @@ void add_rounding_to_itself(Table& table, const std::string& type) {
   table["cvt.rpi." + types] = each<up<T>>();
 }
 template <class T>
-void add_float(Table& table, const std::string& type) {
+[[gnu::cold]] void add_float(Table& table, const std::string& type) {
   add_rounding<int32_t, T>(table, "s32." + type);
   add_rounding<uint32_t, T>(table, "u32." + type);
   add_rounding<int64_t, T>(table, "s64." + type);
@@ -122,7 +122,7 @@ void add_float(Table& table, const std::string& type) {
 
 }  // namespace
 
-void add_conversions(Table& table) {
+[[gnu::cold]] void add_conversions(Table& table) {
   add_float<float>(table, "f32");
   add_float<double>(table, "f64");
   table["cvt.rmi.ftz.f32.f32"] = each<down_flushed>();

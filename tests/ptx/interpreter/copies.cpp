@@ -54,7 +54,7 @@ void wait(Warp& w, const Instruction& i) {
 
 }  // namespace
 
-void add_copies(Table& table) {
+[[gnu::cold]] void add_copies(Table& table) {
   table["cp.async.ca.shared.global"] = {begin, "adww"};
   table["cp.async.cg.shared.global"] = {begin, "adww"};
   table["cp.async.commit_group"] = {commit, ""};

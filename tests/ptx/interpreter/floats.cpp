@@ -92,7 +92,7 @@ float divide_approximately(float a, float b) {
 }
 
 template <class T>
-void add_type(Table& table, const std::string& type) {
+[[gnu::cold]] void add_type(Table& table, const std::string& type) {
   for (const char* rounding : {".", ".rn."}) {
     table["add" + (rounding + type)] = each<add<T>>();
     table["sub" + (rounding + type)] = each<subtract<T>>();
@@ -111,7 +111,7 @@ void add_type(Table& table, const std::string& type) {
 
 }  // namespace
 
-void add_floats(Table& table) {
+[[gnu::cold]] void add_floats(Table& table) {
   add_type<float>(table, "f32");
   add_type<double>(table, "f64");
   table["abs.ftz.f32"] = each<absolute_flushed>();

@@ -70,7 +70,7 @@ T negate(T a) {
 }
 
 template <class T>
-void add_type(Table& table, const std::string& type) {
+[[gnu::cold]] void add_type(Table& table, const std::string& type) {
   table["add." + type] = each<add<T>>();
   table["sub." + type] = each<subtract<T>>();
   table["mul.lo." + type] = each<multiply<T>>();
@@ -85,14 +85,14 @@ void add_type(Table& table, const std::string& type) {
   }
 }
 template <class T, class Wide>
-void add_wide(Table& table, const std::string& type) {
+[[gnu::cold]] void add_wide(Table& table, const std::string& type) {
   table["mul.wide." + type] = each<multiply_wide<T, Wide>>();
   table["mad.wide." + type] = each<multiply_wide_add<T, Wide>>();
 }
 
 }  // namespace
 
-void add_integers(Table& table) {
+[[gnu::cold]] void add_integers(Table& table) {
   add_type<int32_t>(table, "s32");
   add_type<uint32_t>(table, "u32");
   add_type<int64_t>(table, "s64");

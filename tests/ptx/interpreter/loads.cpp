@@ -54,13 +54,13 @@ void load_parameter(Warp& w, const Instruction& i) {
 }
 
 template <Space space, class T, int n>
-void add_load_and_store(Table& table, const std::string& suffix) {
+[[gnu::cold]] void add_load_and_store(Table& table, const std::string& suffix) {
   const std::string values(n, letter<T>());
   table["ld" + suffix] = {load<space, T, n, uint32_t>, values + "a", load<space, T, n, uint64_t>};
   table["st" + suffix] = {store<space, T, n, uint32_t>, "a" + values, store<space, T, n, uint64_t>};
 }
 template <class T, int n>
-void add_accesses(Table& table, const std::string& vector) {
+[[gnu::cold]] void add_accesses(Table& table, const std::string& vector) {
   for (const char* kind : {"b", "u", "s", "f"}) {
     const std::string type = kind + std::to_string(8 * sizeof(T)), suffix = vector + "." + type;
     add_load_and_store<Space::global, T, n>(table, ".global" + suffix);
@@ -71,7 +71,7 @@ void add_accesses(Table& table, const std::string& vector) {
 
 }  // namespace
 
-void add_memory(Table& table) {
+[[gnu::cold]] void add_memory(Table& table) {
   add_accesses<uint16_t, 1>(table, "");
   add_accesses<uint16_t, 2>(table, ".v2");
   add_accesses<uint16_t, 4>(table, ".v4");

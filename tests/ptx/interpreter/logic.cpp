@@ -102,7 +102,7 @@ bool compare(T a, T b) {
 }
 
 template <class T, bool unordered>
-void add_comparisons(Table& table, const std::string& type) {
+[[gnu::cold]] void add_comparisons(Table& table, const std::string& type) {
   const std::string suffix = (unordered ? "u." : ".") + type;
   table["setp.eq" + suffix] = each<compare<T, Is::eq, unordered>>();
   table["setp.ne" + suffix] = each<compare<T, Is::ne, unordered>>();
@@ -116,7 +116,7 @@ void add_comparisons(Table& table, const std::string& type) {
   }
 }
 template <class T, class Signed>
-void add_bits(Table& table, const std::string& width) {
+[[gnu::cold]] void add_bits(Table& table, const std::string& width) {
   const std::string b = ".b" + width;
   table["and" + b] = each<bitwise_and<T>>();
   table["or" + b] = each<bitwise_or<T>>();
@@ -158,7 +158,7 @@ void unpack(Warp& w, const Instruction& i) {
   }
 }
 template <class Part, class Whole>
-void add_parts(Table& table, const std::string& mov) {
+[[gnu::cold]] void add_parts(Table& table, const std::string& mov) {
   constexpr int parts = sizeof(Whole) / sizeof(Part);
   const std::string p(parts, letter<Part>()), whole(1, letter<Whole>()), count = std::to_string(parts);
   table[mov + ":pack" + count] = {pack<Part, Whole>, whole + p};
@@ -180,7 +180,7 @@ bool opposite(bool a) {
 
 }  // namespace
 
-void add_logic(Table& table) {
+[[gnu::cold]] void add_logic(Table& table) {
   add_bits<uint16_t, int16_t>(table, "16");
   add_bits<uint32_t, int32_t>(table, "32");
   add_bits<uint64_t, int64_t>(table, "64");

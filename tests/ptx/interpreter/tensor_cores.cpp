@@ -136,7 +136,7 @@ void store_matrices(Warp& w, const Instruction& i) {
 
 }  // namespace
 
-void add_tensor_cores(Table& table) {
+[[gnu::cold]] void add_tensor_cores(Table& table) {
   const std::string fourteen(14, 'w');
   table["mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"] = {multiply_tf32, fourteen};
   table["mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"] = {multiply_bf16, fourteen};
