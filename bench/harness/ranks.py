@@ -1,7 +1,8 @@
 """``python -m bench ranks``: a sequence split over processes of this machine against one process with all of it.
 
 Rank 0 takes a step of training on the whole sequence while the others wait, then all take it on their parts; one
-thread a process, both orders in turn, medians of the pairs' ratios.
+thread a process, both orders in turn, medians of the pairs' ratios. Then each once more for its peak memory: of the
+process with the whole sequence, and the largest of the processes with a part.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing, nn
 
+from bench.harness.memory import peak
 from bench.harness.plan import UsageError
 from sequence_kernels import SequenceModel
 from sequence_kernels.distributed import context_parallel, sum_gradients
@@ -35,22 +37,28 @@ def command(options: argparse.Namespace) -> int:
         f"forward and backward of {LAYERS} layers, width {WIDTH}, L = {options.length}, one thread a process"
     )
     print(
-        f"| layer | one process, s | {options.ranks} processes, s | ratio (spread) |\n| --- | ---: | ---: | ---: |"
+        f"| layer | one process, s | {options.ranks} processes, s | ratio (spread) | one process, MiB | a rank, MiB |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: |"
     )
     for layer in layers:
-        pairs = _measured(layer, options.ranks, options.length, options.pairs)
+        pairs, peaks = _measured(layer, options.ranks, options.length, options.pairs)
         ratios = sorted(one / split for one, split in pairs)
         one, split = (statistics.median(times) for times in zip(*pairs, strict=True))
         ratio = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-        print(f"| {layer} | {one:.2f} | {split:.2f} | {ratio} |", flush=True)
+        memory = " | ".join("-" if peak is None else f"{peak / 2**20:.0f}" for peak in peaks)
+        print(f"| {layer} | {one:.2f} | {split:.2f} | {ratio} | {memory} |", flush=True)
     return 0
 
 
-def _measured(layer: str, ranks: int, length: int, pairs: int) -> list[tuple[float, float]]:
+def _measured(
+    layer: str, ranks: int, length: int, pairs: int
+) -> tuple[list[tuple[float, float]], list[int | None]]:
+    """Seconds of the pairs, and the peaks in bytes, of one process and of a rank."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = (ranks, folder, layer, length, pairs)
         multiprocessing.spawn(_rank, arguments, nprocs=ranks)  # type: ignore[no-untyped-call]
-        return [(one, split) for one, split in json.loads((Path(folder) / "pairs.json").read_text())]
+        found = json.loads((Path(folder) / "found.json").read_text())
+        return [(one, split) for one, split in found["pairs"]], found["peaks"]
 
 
 def _rank(rank: int, ranks: int, folder: str, layer: str, length: int, pairs: int) -> None:
@@ -77,8 +85,13 @@ def _rank(rank: int, ranks: int, folder: str, layer: str, length: int, pairs: in
         seconds = {function: _timed(function) for function in order}
         if number >= 0:
             taken.append((seconds[alone], seconds[together]))
+    peaks: list[list[int | None]] = [[] for _ in range(ranks)]
+    own = [peak(alone, x.device), peak(together, x.device)]
+    dist.all_gather_object(peaks, own)
     if rank == 0:
-        (Path(folder) / "pairs.json").write_text(json.dumps(taken))
+        split_peaks = [one for _, one in peaks if one is not None]
+        both = [own[0], max(split_peaks, default=None)]
+        (Path(folder) / "found.json").write_text(json.dumps({"pairs": taken, "peaks": both}))
     dist.barrier()
     dist.destroy_process_group()
 

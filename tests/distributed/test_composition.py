@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import time
@@ -19,6 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from bench.harness.memory import peak
 from sequence_kernels import S4D, SequenceModel, parameter_groups
 from sequence_kernels.distributed import context_parallel, sum_gradients
 from sequence_kernels.trees import mapped, tensors_of
@@ -102,6 +104,29 @@ def check_training(answers: list[Any]) -> None:
 @pytest.mark.parametrize("way", ["sum", "ddp", "fsdp"])
 def test_training_is_that_of_one_process(two: Ranks, way: str) -> None:
     check_training(two.run(trained, way, 1))
+
+
+def peak_of_a_step(length: int) -> tuple[int | None, int | None]:
+    """Bytes that a step of training takes with whole sequences, in one process, and with this rank's part of them."""
+    whole = SequenceModel(32, 2, layer=[{"_name_": "s4d", "d_state": 8}, "ff"], residual="R", norm="layer")
+    split = context_parallel(copy.deepcopy(whole), dist.group.WORLD)
+    x = torch.randn(1, length, 32)
+    part = x.chunk(dist.get_world_size(), 1)[dist.get_rank()]
+
+    def of(model: Any, x: Tensor) -> int | None:
+        model(x[:, :64])[0].sum().backward()
+        return peak(lambda: model(x)[0].square().sum().backward(), x.device)
+
+    return of(whole, x) if dist.get_rank() == 0 else None, of(split, part)
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak cannot be forgotten")
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_peak_memory_of_a_rank(ranks: int, request: pytest.FixtureRequest) -> None:
+    found = request.getfixturevalue({2: "two", 4: "four"}[ranks]).run(peak_of_a_step, 1 << 15)
+    whole = found[0][0]
+    assert whole > 16 * 4 * 32 * (1 << 15)  # what is kept for the gradients
+    assert max(split for _, split in found) < 1.2 * whole / ranks
 
 
 @pytest.mark.parametrize("way", ["sum", "ddp", "fsdp"])
