@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import functools
 import os
 import shlex
 import shutil
@@ -97,8 +98,9 @@ def stand_ins(folder: Path) -> None:
     emulator._ninja(folder, [*rules, f"build libcuda.so.1: link driver.o {' '.join(objects)}"])
 
 
+@functools.cache
 def build() -> Built:
-    """Builds what has changed; pytest's workers take turns."""
+    """Builds what has changed since the last process; pytest's workers take turns."""
     BUILD.mkdir(parents=True, exist_ok=True)
     with (BUILD / "turn").open("w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)

@@ -15,7 +15,7 @@ from tests.cuda_driver import driver
 MACHINES: dict[str, Any] = {
     "emulator": (
         "emulator",
-        {"sm_80": [], "sm_90": [pytest.mark.thorough]},
+        {"sm_80": [], "sm_75": [pytest.mark.thorough], "sm_90": [pytest.mark.thorough]},
         ptx.skip_reason,
     ),
     "interpreter": (
@@ -24,6 +24,9 @@ MACHINES: dict[str, Any] = {
         ptx.triton_skip_reason,
     ),
 }
+
+#: What a test's ``math`` is where its kernels are for tensor cores: before sm_80 they are empty and never asked for.
+TENSOR_CORES = ("tf32", "tf32x3", "bf16")
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +71,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Compiling a Triton kernel takes seconds: `make test` runs the first case of a test marked ``on_ptx`` as PTX."""
     seen = set()
     for item in items:
-        machine = getattr(getattr(item, "callspec", None), "params", {}).get("machine")
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        machine = params.get("machine")
+        for_tensor_cores = params.get("math") in TENSOR_CORES or item.get_closest_marker("tensor_cores")
+        if machine == "sm_75" and for_tensor_cores:
+            item.add_marker(
+                pytest.mark.skip(reason="sm_75 has none of the tensor cores that the kernels are for")
+            )
         if machine is None or not machine.startswith("cuda "):
             continue
         test = (item.path, item.originalname, machine)  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 
+from .mutants import share
 from .mutations import changed, chooses_division, statement
 
 TEXT = """.visible .entry k() {
@@ -55,3 +56,9 @@ def test_what_chooses_a_division_is_left_alone() -> None:
     assert [chooses_division(text, line) for line in range(1, 7)] == [True, True, True, False, False, False]
     assert changed("\n".join(text), 2, "immediate", Random(0)) is None
     assert changed("\n".join(text), 5, "immediate", Random(0)) is not None
+
+
+def test_mutants_with_the_same_result_do_not_count() -> None:
+    assert share([], 40, {}) == 1
+    assert share(["one", "two"], 40, {}) == 0.95
+    assert share(["one", "two", "three"], 40, {"three": "no lane comes here twice"}) == 37 / 39

@@ -34,6 +34,7 @@ def backward(*arguments: Any) -> list[Tensor]:
     return moved(kernels.diagonal_discretize_backward(*moved(arguments, DEVICE)), "cpu")
 
 
+@pytest.mark.on_ptx
 @pytest.mark.parametrize(("given", "wide", "bilinear"), KINDS)
 @pytest.mark.parametrize("size", [s if s[2] < 40 else (*s[:2], 3) for s in SIZES], ids=str)
 def test_results_and_gradients(

@@ -295,6 +295,7 @@ def test_rows_that_end_nowhere(monkeypatch: pytest.MonkeyPatch, length: int) -> 
     compare(got, reference.ssm_conv_backward(g, g_final, *a), 1e-13, 1e-13)
 
 
+@pytest.mark.tensor_cores
 def test_float32_keeps_its_digits_over_long_sequences() -> None:
     """Slow modes, a_chunk in double: 3 x tf32 and the CUDA cores stay within float32 for thousands of steps."""
     generator = torch.Generator().manual_seed(0)
@@ -368,7 +369,12 @@ def test_launch_rules(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "precision"), [(torch.float32, 0), (torch.float32, 1), (torch.bfloat16, 1)]
+    ("dtype", "precision"),
+    [
+        (torch.float32, 0),
+        pytest.param(torch.float32, 1, marks=pytest.mark.tensor_cores),
+        pytest.param(torch.bfloat16, 1, marks=pytest.mark.tensor_cores),
+    ],
 )
 def test_results_do_not_depend_on_the_order_of_threads(dtype: torch.dtype, precision: int) -> None:
     case = (20, 1, 1, 66, 8, 4, False, True)
@@ -402,6 +408,7 @@ def test_every_access_is_in_bounds_and_ordered(
         )
 
 
+@pytest.mark.tensor_cores
 @pytest.mark.thorough
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("seed", range(4))

@@ -149,11 +149,14 @@ def test_a_large_dense_state_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -
 
 
 @DENSE
+@pytest.mark.parametrize(
+    ("size", "chunk"), [(6, 16), pytest.param(34, 32, marks=pytest.mark.thorough, id="groups of four warps")]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_lower_precisions(dtype: torch.dtype, dense: bool) -> None:
-    """States and sums are float32 whatever u is; on a GPU half precisions multiply in TF32."""
+def test_lower_precisions(dtype: torch.dtype, size: int, chunk: int, dense: bool) -> None:
+    """States and sums are float32 whatever u is; on a GPU half precisions multiply in TF32, with 64 rows by wgmma."""
     agree(
-        arguments(Model(2, 1, 6, 16, dense), 2, 75, torch.tensor([75, 20]), dtype),
+        arguments(Model(2, 1, size, chunk, dense), 2, 75, torch.tensor([75, 20]), dtype),
         2e-6 if dtype == torch.float32 else 2e-2,
     )
 

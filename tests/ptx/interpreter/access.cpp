@@ -11,8 +11,11 @@ void Memory::add(const std::string& name, uint64_t begin, uint64_t bytes, uint32
 
 namespace {
 
+bool reads(Touch touch) {
+  return touch == Touch::read || touch == Touch::async_read;
+}
 const char* verb(Touch touch) {
-  return touch == Touch::read ? "read" : "write";
+  return reads(touch) ? "read" : "write";
 }
 
 class Check {
@@ -116,12 +119,14 @@ class Check {
     if (here && (cell.writer.bits & Toucher::in_flight) && touch_ != Touch::copy_lands)
       fail(std::string(verb(touch_)) + " of " + at() + ", to which a cp.async is on its way,");
     if (unordered(cell.writer) && !copies(region, cell) && !same_value()) race("write", cell.writer);
-    if (touch_ == Touch::read) {
+    if (reads(touch_)) {
       if (region.shared && !here) fail("read of unwritten shared memory " + at());
+      if (touch_ == Touch::async_read && cell.hidden)
+        fail("a wgmma's read of " + at() + ", which was written with no fence.proxy.async since,");
       read(cell, region.shared);
     } else {
       if (unordered_reader(cell.reader)) race("read", cell.reader);
-      cell.writer = own_, cell.written_by = &i_;
+      cell.writer = own_, cell.written_by = &i_, cell.hidden = true;
       if (touch_ == Touch::copy_begins) cell.writer.bits |= Toucher::in_flight;
     }
   }

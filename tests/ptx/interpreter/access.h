@@ -5,7 +5,7 @@
 namespace ptx {
 
 enum class Space { global, shared };
-enum class Touch { read, write, copy_begins, copy_lands };
+enum class Touch { read, async_read, write, copy_begins, copy_lands };  // async_read: a wgmma's
 
 // Faults unless the bytes lie in one buffer or shared variable and, where the launch is checked, no other thread's
 // access may come before or after this one. Alignment is to the size. Two threads may write the same values.

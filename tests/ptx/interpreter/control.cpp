@@ -43,7 +43,6 @@ void barrier_of_warp(Warp& w, const Instruction& i) {
               " for lanes that are not there, thread " + w.thread(first_lane(wanted & ~w.exec)) + " for one");
   if (wanted == w.live) ++w.syncs;
 }
-void nothing(Warp&, const Instruction&) {}
 
 }  // namespace
 
@@ -52,7 +51,6 @@ void nothing(Warp&, const Instruction&) {}
   table["ret"] = {leave, ""};
   table["bar.sync"] = {barrier, "n"};
   table["bar.warp.sync"] = {barrier_of_warp, "w"};
-  table["fence.proxy.async.shared::cta"] = {nothing, ""};
 }
 
 }  // namespace ptx

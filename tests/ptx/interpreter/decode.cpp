@@ -18,6 +18,7 @@ const Table& table() {
     add_control(made);
     add_collectives(made);
     add_tensor_cores(made);
+    add_warp_groups(made);
     return made;
   }();
   return all;

@@ -69,6 +69,7 @@ class Block {
           fault(warps_[0], 0,
                 "the launch takes more than " + std::to_string(launch_.limit) + " instructions");
       }
+      groups_agree();
       if (std::all_of(warps_.begin(), warps_.end(), [](const Warp& w) { return w.state == State::exited; }))
         return;
       release();
@@ -83,6 +84,9 @@ class Block {
     w.state = State::ready;
     w.waiting.clear();
     w.copies.assign(1, {});
+    w.products.assign(1, {});
+    w.products_begun = 0;
+    w.fenced = false;
     for (const Special& s : launch_.program->specials)
       for (unsigned lane = 0; lane < lanes; ++lane)
         w.values<uint32_t>(s.at)[lane] = value_of(s.name, launch_, w.index, lane);
@@ -102,6 +106,19 @@ class Block {
     return moved;
   }
 
+  // No warp is ready: the four of a group have begun the same products, and at their end have waited for them.
+  void groups_agree() {
+    for (Warp& w : warps_) {
+      const Warp& first = warps_[w.index / 4 * 4];
+      if (w.products_begun != first.products_begun)
+        fault(w, 0,
+              "has begun " + std::to_string(w.products_begun) +
+                  " products of its group of four warps, thread " + first.thread(0) + " " +
+                  std::to_string(first.products_begun));
+      if (w.state == State::exited && (w.products.size() > 1 || !w.products.front().empty()))
+        fault(w, 0, "exited before a wgmma that it had begun was waited for");
+    }
+  }
   // No warp is ready and some wait: all that there are must wait, in one place of the source.
   void release() {
     const Warp* first = nullptr;

@@ -56,6 +56,14 @@ struct Copy {  // cp.async that has not landed
   const Instruction* by;
 };
 
+struct Warp;
+struct Product {  // a wgmma that has not landed
+  const Instruction* by;
+  uint64_t descriptor;
+  bool adds;
+  void (*land)(Warp&, const Product&);
+};
+
 enum class State { ready, at_barrier, exited };
 
 struct Warp {
@@ -70,7 +78,10 @@ struct Warp {
   unsigned index = 0;
   uint32_t syncs = 0;  // of the whole warp
   std::vector<Way> waiting;
-  std::vector<std::vector<Copy>> copies;  // by group; the last one is open
+  std::vector<std::vector<Copy>> copies;       // by group; the last one is open
+  std::vector<std::vector<Product>> products;  // likewise
+  uint32_t products_begun = 0;
+  bool fenced = false;  // by a wgmma.fence since products were last waited for
   Launch* launch = nullptr;
   std::vector<unsigned char> registers;
 

@@ -30,6 +30,7 @@ struct Instruction;
 struct Cell {
   Toucher writer, reader;
   const Instruction* written_by = nullptr;
+  bool hidden = false;  // of shared memory: written, with no fence.proxy.async since
 };
 
 struct Region {

@@ -19,5 +19,6 @@ void add_copies(Table& table);
 void add_control(Table& table);
 void add_collectives(Table& table);
 void add_tensor_cores(Table& table);
+void add_warp_groups(Table& table);
 
 }  // namespace ptx

@@ -1,4 +1,6 @@
 // mma.sync and ldmatrix by the fragment layouts of the PTX ISA: group g = lane / 4, t = lane % 4.
+#include "tensor_cores.h"
+
 #include <cmath>
 
 #include "access.h"
@@ -6,9 +8,7 @@
 #include "traffic.h"
 
 namespace ptx {
-namespace {
 
-// A tensor core does not look at the last 13 bits, which our own kernels therefore round off before.
 float tf32(const Warp& w, const Instruction& i, unsigned lane, uint32_t bits) {
   const bool is_nan = (bits & 0x7FFFFFFF) > 0x7F800000;
   if ((bits & 0x1FFF) && !is_nan) {
@@ -20,16 +20,19 @@ float tf32(const Warp& w, const Instruction& i, unsigned lane, uint32_t bits) {
   memcpy(&a, &bits, 4);
   return a;
 }
+
+void whole_warp(Warp& w, const Instruction& i) {
+  if (w.exec != all_lanes)
+    fault(w, first_lane(~w.exec), "does not take part in the warp's mma at " + w.launch->program->source(i));
+}
+
+namespace {
+
 float bf16(const uint32_t* registers, int e) {
   const uint32_t bits = (registers[e / 2] >> (16 * (e % 2))) << 16;
   float a;
   memcpy(&a, &bits, 4);
   return a;
-}
-
-void whole_warp(Warp& w, const Instruction& i) {
-  if (w.exec != all_lanes)
-    fault(w, first_lane(~w.exec), "does not take part in the warp's mma at " + w.launch->program->source(i));
 }
 
 // A register by its place among the operands, in a lane.
