@@ -173,13 +173,22 @@ def built_with(compiler: str, cuda: Cuda | None) -> dict[str, dict[str, object]]
 class BuildNative(build_ext):
     """Builds the extensions with ninja, as plain shared libraries: no Python symbol, no Python suffix."""
 
+    build_temp: str
+
+    def finalize_options(self) -> None:
+        """Every command, of whatever wheel, compiles where ``build_ext --inplace`` does, and then only links."""
+        if compiler and not self.build_temp:
+            name = f"temp.linux-{cpp_compiler.machine(compiler)}-{sys.implementation.cache_tag}"
+            self.build_temp = str(ROOT / "build" / name)
+        super().finalize_options()
+
     def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", os.sep) + ".so"
 
     def build_extensions(self) -> None:
         assert compiler is not None  # else there would be no extension
         folder = Path(self.get_ext_fullpath(self.extensions[0].name)).resolve().parent
-        build = self._objects().resolve() / "native"
+        build = Path(self.build_temp).resolve() / "native"
         build.mkdir(parents=True, exist_ok=True)
         (build / "build.ninja").write_text(ninja_file(compiler, cuda, folder))
         ninja = shutil.which("ninja")
@@ -188,12 +197,6 @@ class BuildNative(build_ext):
         for name, facts in built_with(compiler, cuda).items():
             facts |= fingerprint((folder / f"_native_{name}.so").read_bytes())
             (folder / f"_native_{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
-
-    def _objects(self) -> Path:
-        """An editable install compiles where ``build_ext --inplace`` does, which then only links."""
-        if self.editable_mode:
-            return Path("build") / f"temp.{self.plat_name}-{sys.implementation.cache_tag}"
-        return Path(self.build_temp)
 
     def copy_extensions_to_source(self) -> None:
         super().copy_extensions_to_source()

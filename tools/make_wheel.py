@@ -56,15 +56,14 @@ def foreign_machine() -> str | None:
 
 
 def build(cuda: str | None, local: str, foreign: str | None) -> Path:
-    """The wheel as setuptools makes it, in a folder of its own; objects are shared between wheels of a machine."""
-    suffix = f"-{foreign}" if foreign else ""
-    folder, objects = BUILD / f"wheel{suffix}{local}", BUILD / f"wheel-objects{suffix}"
+    """The wheel as setuptools makes it, in a folder of its own."""
+    folder = BUILD / f"wheel{f'-{foreign}' if foreign else ''}{local}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     environment = {key: value for key, value in os.environ.items() if key != "SEQUENCE_KERNELS_CUDA"}
     environment |= compiler_for(cuda) if cuda else {}
     command = [sys.executable, "setup.py", "-q"]
-    command += ["build", "--build-base", str(folder), "--build-temp", str(objects)]
+    command += ["build", "--build-base", str(folder)]
     command += ["egg_info", "--egg-base", str(folder)] + (["--tag-build", local] if local else [])
     command += ["bdist_wheel", "--bdist-dir", str(folder / "bdist"), "--dist-dir", str(folder)]
     run(command, env=environment)
