@@ -21,16 +21,21 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def build(tmp_path: Path, *what: str, path: str) -> tuple[Path, str]:
-    """Run setup.py on a copy of the sources; return what it made and what it said."""
-    source, made = tmp_path / "a source tree", tmp_path / "dist"
-    kept = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
+def source_tree(tmp_path: Path, *folders: str) -> Path:
+    """A copy of what a build reads, with these folders."""
+    source = tmp_path / "a source tree"
     source.mkdir()
-    for name in kept:
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     ignored = shutil.ignore_patterns("_native_*", "__pycache__")
-    for name in ("csrc", "sequence_kernels", "tools"):
+    for name in folders:
         shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    return source
+
+
+def build(tmp_path: Path, *what: str, path: str) -> tuple[Path, str]:
+    """Run setup.py on a copy of the sources; return what it made and what it said."""
+    source, made = source_tree(tmp_path, "csrc", "sequence_kernels", "tools"), tmp_path / "dist"
     environment = {**os.environ, "PATH": path}
     environment.pop("CXX", None)
     command = [sys.executable, "setup.py", "-q", *what, "--dist-dir", str(made)]
@@ -94,6 +99,25 @@ def test_without_a_compiler_the_wheel_is_pure_and_says_so(tmp_path: Path) -> Non
     assert first.startswith("[6.0, 2.2")
     assert "was not built" in second
     assert "pip install" in second
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_a_wheel_compiles_nothing_that_is_compiled(tmp_path: Path) -> None:
+    source = source_tree(tmp_path, "csrc/runtime", "tools")
+    (source / "sequence_kernels").mkdir()
+    for unneeded in (source / "csrc/runtime").glob("*.cpp"):
+        unneeded.unlink()
+    (source / "csrc/runtime/one.cpp").write_text('extern "C" int one() { return 1; }\n')
+
+    def objects_after(*python: str) -> dict[Path, int]:
+        subprocess.run([sys.executable, *python], cwd=source, check=True, capture_output=True)
+        return {path: path.stat().st_mtime_ns for path in (source / "build").rglob("*.o")}
+
+    compiled = objects_after("setup.py", "-q", "build_ext", "--inplace")
+    assert [path.name for path in compiled] == ["one.o"]
+    wheel = "import sys; sys.path.insert(0, 'tools'); import make_wheel; make_wheel.build(None, '+cpu', None)"
+    assert objects_after("-c", wheel) == compiled
+    assert list((source / "build").glob("wheel+cpu/*.whl"))
 
 
 def test_the_source_distribution_holds_the_kernels(tmp_path: Path) -> None:
