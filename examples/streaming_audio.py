@@ -36,8 +36,9 @@ UNHEARD = "Every block of ten milliseconds is cleaned before the next one has be
 
 BLOCK_SECONDS = 0.01
 NOISE_DB = 5  # speech over noise
-STEPS, QUICK_STEPS = 150, 10
-BATCH, SNIPPET = 16, 4096  # samples
+STEPS, QUICK_STEPS = 300, 10
+BATCH, SNIPPET = 8, 4096  # samples
+LEARNING_RATE = 1.5e-2  # at its highest
 WARM_UP = 5  # blocks that are not counted: the first ones make what the later ones use
 GAIN_DB = 4  # what is promised of a whole training on espeak-ng's sentences
 SAVED_EVERY = 25  # steps
@@ -94,9 +95,13 @@ def at_one_loudness(*sounds: Tensor) -> list[Tensor]:
     return [sound * (common / level) for level, sound in zip(levels, sounds, strict=True)]
 
 
-def with_noise(clean: Tensor) -> Tensor:
-    """White noise added, at ``NOISE_DB`` under the speech."""
-    level = clean.square().mean(-1, keepdim=True).sqrt() * 10 ** (-NOISE_DB / 20)
+def noise_under(speech: Tensor) -> Tensor:
+    """The root mean square of noise ``NOISE_DB`` under that of the speech, pauses and all."""
+    return speech.square().mean().sqrt() * 10 ** (-NOISE_DB / 20)
+
+
+def with_noise(clean: Tensor, level: Tensor) -> Tensor:
+    """White noise added, as loud in a pause as anywhere."""
     return clean + level * torch.randn_like(clean)
 
 
@@ -116,8 +121,10 @@ class Training:
         self.config = {"steps": steps, "seed": seed}
         self.done = 0
         self.model = Denoiser()
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, lr=4e-3, weight_decay=0.0))
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, 8e-3, total_steps=steps)
+        groups = parameter_groups(self.model, lr=LEARNING_RATE, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(groups)
+        rates = [group["lr"] for group in groups]
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, rates, total_steps=steps)
 
     def save(self, path: Path) -> None:
         """Write the checkpoint so that an interruption leaves either the old one or the new one."""
@@ -157,7 +164,7 @@ class Training:
     def _step(self, speech: Tensor) -> float:
         starts = torch.randint(0, len(speech) - SNIPPET, (BATCH,))
         clean = torch.stack([speech[start : start + SNIPPET] for start in starts.tolist()])
-        cleaned, _ = self.model(with_noise(clean).unsqueeze(-1))
+        cleaned, _ = self.model(with_noise(clean, noise_under(speech)).unsqueeze(-1))
         loss = (cleaned.squeeze(-1) - clean).square().mean()
         self.optimizer.zero_grad()
         loss.backward()
@@ -314,7 +321,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    noisy = with_noise(clean)
+    noisy = with_noise(clean, noise_under(clean))
     with torch.inference_mode():
         offline = model(noisy.view(1, -1, 1))[0].view(-1)
     before, after = decibels(clean, noisy), decibels(clean, offline)
