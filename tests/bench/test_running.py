@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import time
 import pytest
 import torch
 
+from bench.__main__ import main as bench_main
 from bench.harness import cli
 from bench.harness import run as running
 from bench.harness.declare import DEFAULT, KEEPS
@@ -246,3 +248,14 @@ def test_the_header_tells_no_host_and_no_path():
     assert os.uname().nodename not in text
     assert str(ROOT) not in text
     assert {"machine", "versions", "commit", "time", "threads"} <= json.loads(text).keys()
+
+
+def test_what_is_not_installed_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "pytest_benchmark" else find(name)
+    )
+    assert bench_main() == 2
+    assert "lacks pytest_benchmark; pip install" in capsys.readouterr().err
