@@ -30,13 +30,15 @@ import cpp_compiler  # noqa: E402
 import cuda_compiler  # noqa: E402
 from cpp_compiler import instruction_sets  # noqa: E402
 from cuda_compiler import Cuda  # noqa: E402
-from fingerprint import fingerprint  # noqa: E402
+from fingerprint import build_number, fingerprint  # noqa: E402
 
 # Every csrc/<op>/cpu.cpp and cpu_backward.cpp is compiled once for each instruction set; the best one that the machine
 # has is chosen at run time. A cpu.cpp without a register.cpp is the op too, compiled once more without a set.
 FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -ffp-contract=fast -Wall -Wextra -Wno-psabi"
 NVCC_FLAGS = "-std=c++17 -O3 -fatbin"
 
+# Of the sources as a build begins: whoever changes one meanwhile gets a library that is older than its sources.
+BUILD = build_number(ROOT / "csrc")
 
 # libsequence_stream: the interpreter of step programs, and what needs neither torch nor libstdc++.
 STREAM = ("step_program/cpu", "runtime/cpu_isa", "stream/")
@@ -118,7 +120,10 @@ def ninja_file(compiler: str, cuda: Cuda | None, folder: Path) -> str:
             if source.parent.name != "stream":
                 library.append(made)
             lines.append(f"build {made}: compile {ninja_path(source)}")
-            lines.append(f"  flags = {extra} -DSEQUENCE_KERNELS_ISA={name}" if name else "")
+            if name:
+                lines.append(f"  flags = {extra} -DSEQUENCE_KERNELS_ISA={name}")
+            elif stem == "runtime/received":
+                lines.append(f"  flags = -DSEQUENCE_KERNELS_BUILD={BUILD}")
     header = ROOT / "csrc/stream/sequence_stream.h"
     if header.exists():  # not in the tree of a test that is about the other libraries
         to_library, to_header = (ninja_path(folder / "stream" / name) for name in STREAM_FILES)
@@ -158,7 +163,11 @@ def built_with(compiler: str, cuda: Cuda | None) -> dict[str, dict[str, object]]
     """What is kept beside each library, for `python -m sequence_kernels`."""
     version = subprocess.check_output([*shlex.split(compiler), "--version"], text=True).splitlines()[0]
     facts: dict[str, dict[str, object]] = {
-        "cpu": {"compiler": version, "instruction_sets": list(instruction_sets(compiler))}
+        "cpu": {
+            "compiler": version,
+            "instruction_sets": list(instruction_sets(compiler)),
+            "build": BUILD,
+        }
     }
     if cuda:
         facts["cuda"] = {

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from sequence_kernels import native
+from tools.fingerprint import build_number
 
 ROOT = Path(__file__).parent.parent
 SHIM = ROOT / "csrc/runtime/torch_shim.h"
@@ -180,6 +181,59 @@ def test_a_damaged_library_costs_speed_alone(tmp_path: Path) -> None:
         assert "_native_cpu.so is damaged" in warned
         assert "`pip install" in warned
         assert "the cpu library: the compiled library _native_cpu.so is damaged" in broken
+
+
+def test_a_library_of_other_sources_is_not_opened(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """What comes from it is otherwise wrong without a word: compiled callers rely on how its results lie."""
+    tree = tmp_path_factory.mktemp("tree")
+    (package := tree / "sequence_kernels").mkdir()
+    (tree / "setup.py").touch()
+    shutil.copytree(ROOT / "tools", tree / "tools")
+    source = tree / "csrc/runtime/one.cpp"
+    source.parent.mkdir(parents=True)
+    source.write_text("first")
+    monkeypatch.setattr(native, "_DIRECTORY", package)
+    opened: list[Path] = []
+    monkeypatch.setattr(torch.ops, "load_library", opened.append)
+    install(package, "cpu", b"a library", facts_of(b"a library") | {"build": build_number(tree / "csrc")})
+    assert native.unavailable("cpu") is None
+    native._reasons.clear()
+    source.write_text("second")
+    assert "was built from other sources than those in csrc; run `pip install" in str(
+        native.unavailable("cpu")
+    )
+    assert len(opened) == 1
+
+
+@needs_compiler
+def test_the_library_has_the_number_of_its_sources() -> None:
+    assert native.build() == build_number(ROOT / "csrc")
+
+
+@needs_compiler
+def test_what_a_package_is_given_is_looked_at() -> None:
+    assert native.unavailable("cpu") is None
+    received, build = torch.ops.sequence_kernels_native.received, native.build()
+    x, like = torch.randn(2, 7, 4), torch.empty(0, 0, 4)
+    for given in (x, torch.randn(2, 4, 7).mT, torch.randn(2, 1, 4).expand(2, 7, 4)):
+        copied = received(given, like, x, build)
+        assert copied.is_contiguous()
+        assert copied.data_ptr() != given.data_ptr()
+        assert torch.equal(copied, given)
+    assert received(x.bfloat16().mT, like.bfloat16().mT, x, build).equal(x.bfloat16().mT)
+    with pytest.raises(
+        RuntimeError, match=r"made with another build of _native_cpu\.so, 7, than this one, \d+: make"
+    ):
+        received(x, like, x, 7)
+    with pytest.raises(RuntimeError, match="must have the dtype"):
+        received(x.double(), like, x, build)
+    for wrong in (x[:1], x[..., :3], x[:, :0], x[0], x.sum()):
+        with pytest.raises(
+            RuntimeError, match=r"expected \(any, any, 4\), as many sequences as x has, got \("
+        ):
+            received(wrong, like, x, build)
 
 
 @pytest.mark.parametrize("name", native.LIBRARIES)

@@ -6,11 +6,30 @@ import os
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import internals
+from ..layers import GRU, LSTM
 from .flat import _Flat
-from .native import lowered
+from .native import lowered, received
+
+
+class _Checked(_Flat):
+    """Whose arguments the compiled library looks at: what torch compiles takes them to be as in the example.
+
+    It gives the next state in one piece, as it wants it.
+    """
+
+    def __init__(self, module: Any, step: bool) -> None:
+        super().__init__(module, step)
+        for name, given, free in zip(self.names[0], self.example, self.dynamic, strict=True):
+            sizes = [0 if i in free else size for i, size in enumerate(given.shape)]
+            self.register_buffer(f"like_{name}", given.new_empty(sizes))
+
+    def forward(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        given = zip(self.names[0], (x, *state), strict=True)
+        results = super().forward(*(received(t, getattr(self, f"like_{name}"), x) for name, t in given))
+        return tuple(t.contiguous() for t in results)
 
 
 def package(module: Any, path: str | os.PathLike[str], *, step: bool = False) -> None:
@@ -24,7 +43,7 @@ def package(module: Any, path: str | os.PathLike[str], *, step: bool = False) ->
     ``torch._inductor.aoti_load_package(path)``, or ``AOTIModelPackageLoader(path, "model")``.
 
     Args:
-        module: any but those with a GRU or an LSTM, which AOTInductor cannot compile for every length.
+        module: any but those that hold a GRU or an LSTM of torch's themselves, which torch unrolls for one length.
         path: of the file.
         step: it also holds ``step``, which takes an element ``(batch, d_model)``:
             ``torch._inductor.package.load_package(path, "step")``.
@@ -32,12 +51,14 @@ def package(module: Any, path: str | os.PathLike[str], *, step: bool = False) ->
     Raises RuntimeError without the compiled library, and ValueError for a module that cannot be frozen or compiled, or
     whose state grows.
     """
-    recurrent = [name for name, part in module.named_modules() if isinstance(part, nn.RNNBase)]
-    if recurrent:
-        raise ValueError(
-            f"{recurrent[0]} cannot be compiled for every length: torch unrolls a GRU and an LSTM"
-        )
-    forms = {"model": _Flat(module, False)} | ({"step": _Flat(module, True)} if step else {})
+    scanned = [part.rnn for part in module.modules() if isinstance(part, (GRU, LSTM))]
+    for name, part in module.named_modules():
+        if isinstance(part, nn.RNNBase) and not any(part is rnn for rnn in scanned):
+            raise ValueError(
+                f"{name}, a torch.nn.{type(part).__name__}, cannot be compiled for every length, as torch unrolls it: "
+                "use sequence_kernels.GRU or LSTM"
+            )
+    forms = {"model": _Checked(module, False)} | ({"step": _Checked(module, True)} if step else {})
     internals.package_aoti()(os.fspath(path), {name: _compiled(flat.eval()) for name, flat in forms.items()})
 
 

@@ -25,8 +25,8 @@ OPS = (
 )
 
 
-def lowered(program: Any) -> Any:
-    """``sequence_kernels::op`` by ``sequence_kernels_native::op``, which a program without our package can load.
+def received(given: Tensor, like: Tensor, x: Tensor) -> Tensor:
+    """A copy of an argument, once the library has found it to be like ``like``, of x's batch, and itself the same.
 
     Raises RuntimeError where the compiled library is missing.
     """
@@ -34,6 +34,11 @@ def lowered(program: Any) -> Any:
     if reason is not None:
         raise RuntimeError(f"an export needs the compiled library: {reason}")
     _register_fakes()
+    return torch.ops.sequence_kernels_native.received(given, like, x, native.build())
+
+
+def lowered(program: Any) -> Any:
+    """``sequence_kernels::op`` by ``sequence_kernels_native::op``, which a program without our package can load."""
     return program.run_decompositions(
         {getattr(torch.ops.sequence_kernels, name).default: _by_library(name) for name in OPS}
     )
@@ -57,6 +62,7 @@ def _register_fakes() -> None:
     for name in ("ssm_conv", "selective_scan", "ssd", "gated_rms_norm"):
         torch.library.register_fake(f"sequence_kernels_native::{name}", _as_op(name))
     torch.library.register_fake("sequence_kernels_native::causal_conv1d", _causal_conv1d)
+    torch.library.register_fake("sequence_kernels_native::received", _received)
 
 
 def _as_op(name: str) -> Callable[..., Any]:
@@ -67,3 +73,7 @@ def _as_op(name: str) -> Callable[..., Any]:
 def _causal_conv1d(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     channels, taps = weight.shape
     return x.new_empty(x.shape), weight.new_empty((x.shape[0], channels, taps - 1))
+
+
+def _received(given: Tensor, like: Tensor, x: Tensor, build: int) -> Tensor:
+    return given.new_empty(given.shape)

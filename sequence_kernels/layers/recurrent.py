@@ -63,7 +63,7 @@ class _Recurrent(SequenceModule):
             rows = u.reshape(batch, length, self.d_model)
             if lengths is not None:
                 rows, lengths = without_padding(rows, lengths, transposed=False)
-            y, after = self._scanned(rows, given) if internals.exports_to_onnx() else self.rnn(rows, given)
+            y, after = self._scanned(rows, given) if internals.exports() else self.rnn(rows, given)
             if lengths is not None and state is not None:
                 after = self._after(rows, given, lengths)
             y = y.reshape(*batch_shape, length, self.d_output)
@@ -72,10 +72,10 @@ class _Recurrent(SequenceModule):
         return (y.mT if self.transposed else y), None if state is None else next_state
 
     def _scanned(self, x: Tensor, given: Any) -> tuple[Tensor, Any]:
-        """What ``rnn`` does, for an ONNX file: a scan for each of its layers, as torch unrolls it."""
-        rnn = self.rnn
+        """What ``rnn`` does, for exporters: a scan for each of its layers, as torch unrolls it for one length."""
+        rnn, batch = self.rnn, x.shape[0]
         if given is None:
-            zeros = x.new_zeros(self.n_layers, x.shape[0], self.d_output)
+            zeros = x.new_zeros(self.n_layers, batch, self.d_output)
             given = zeros if self._tensors == 1 else (zeros, zeros)
         parts = (given,) if isinstance(given, Tensor) else given
         ends = []
@@ -88,7 +88,8 @@ class _Recurrent(SequenceModule):
                 carried: tuple[Tensor, ...], v: Tensor, w: Tensor = w, b: Tensor = b
             ) -> tuple[tuple[Tensor, ...], Tensor]:
                 carried = self._advance(v, nn.functional.linear(carried[0], w, b), carried)
-                return carried, carried[0].clone()
+                # The batch, for AOTInductor: it knows the sizes in the results of a scan from its arguments alone.
+                return carried, carried[0].clone().view(batch, -1)
 
             start = tuple(part[i].clone() for part in parts)
             inputs = nn.functional.linear(x, w_in, b_in).transpose(0, 1)

@@ -114,6 +114,7 @@ def recorded() -> list[tuple[Any, tuple[Any, ...]]]:
         a, b = torch.randn(2, 2, 2, dtype=torch.cfloat)
         c, state_indices = torch.randn(1, 2, 2, dtype=torch.cfloat), torch.tensor([2, -1])
         ops.ssm_step_(state, torch.randn(2, 2), a, b, c, state_indices=state_indices)
+        packets.received(torch.randn(2, 3, 4).mT, torch.empty(0, 4, 0), torch.randn(2, 5), native.build())
     return calls
 
 
