@@ -1,6 +1,6 @@
 """A whole Python for aarch64 under qemu, with torch and a wheel of ours, to run the package's own tests in.
 
-    python -m tests.aarch64.python build/aarch64 dist/aarch64/*.whl tests/ops/ssm_step/test_cpu.py
+    python -m tests.aarch64.python build/aarch64 dist/aarch64/*.whl tests/ops/vandermonde/test_cpu.py
 
 The folder is made by the first call and kept: Debian's python3 and what torch's wheel needs of the system, wheels from
 the index that pip uses, and stand-ins for NVIDIA's libraries, which that wheel wants too. It takes 1.5 GB. Needs
