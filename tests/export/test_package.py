@@ -26,7 +26,8 @@ ROOT = Path(__file__).parents[2]
 LIBRARY = Path(native.__file__).with_name("_native_cpu.so")
 WIDTH = 4
 
-#: 1e-5: AOTInductor has approximations of its own of what activations and norms need.
+#: 4e-6: stacks of four layers, in which what torch compiles and torch itself are equally far from float64
+#: (docs/decisions.md); 2.7e-6 was measured of DSS among them, 7.3e-7 of single blocks.
 RUN = """
 import sys, torch, torch._inductor.package
 library, package, calls = sys.argv[1:]
@@ -39,7 +40,7 @@ for name, given in torch.load(calls).items():
             assert said[f"state_{i}"] == ",".join(map(str, state.shape[1:])), said
         for found, want in zip(run(*inputs), wanted, strict=True):
             assert found.shape == want.shape, (name, found.shape, want.shape)
-            assert (found - want).abs().max() <= 1e-5 * want.abs().max(), (name, inputs[0].shape)
+            assert (found - want).abs().max() <= 4e-6 * want.abs().max(), (name, inputs[0].shape)
     for again, found in zip(run(*(t.mT.contiguous().mT for t in inputs)), run(*inputs), strict=True):
         assert torch.equal(again, found), "what does not lie in one piece is read as if it did"
     x, *state = inputs
