@@ -189,5 +189,5 @@ def test_every_cuda_kernel_is_launched_by_a_proof_and_they_are_small(found: dict
     kernels = {k for s in sources for k in re.findall(r"^KERNEL\((\w+),", s.read_text(), re.MULTILINE)}
     kinds = re.compile(r"_(f32|f64|tf32|tf32x3|bf16)$")
     assert {kinds.sub("", k) for k in kernels} <= {kinds.sub("", k) for k in ours}
-    assert sum(ours.values()) < 1000
+    assert sum(ours.values()) < 1200
     assert ran["elements"] < 3e6

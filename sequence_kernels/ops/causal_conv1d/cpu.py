@@ -20,7 +20,7 @@ def as_read(weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, s
     return weight.contiguous(), None if bias is None else bias.contiguous(), before, silu
 
 
-def _forward(channels_last: bool) -> Any:
+def forward(channels_last: bool) -> Any:
     def run(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         native = torch.ops.sequence_kernels_native.causal_conv1d.default
         y, final_state = native(rows_of(x), *as_read(*rest), channels_last)
@@ -29,7 +29,7 @@ def _forward(channels_last: bool) -> Any:
     return run
 
 
-def _backward(channels_last: bool) -> Any:
+def backward(channels_last: bool) -> Any:
     def run(
         g: Tensor, g_final: Tensor, x: Tensor, weight: Tensor, *rest: Any
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -43,5 +43,5 @@ def _backward(channels_last: bool) -> Any:
 
 
 for _op, _last in (("causal_conv1d", False), ("causal_conv1d_channels_last", True)):
-    implement(_op, "cpu")(_forward(_last))
-    implement(f"{_op}_backward", "cpu")(_backward(_last))
+    implement(_op, "cpu")(forward(_last))
+    implement(f"{_op}_backward", "cpu")(backward(_last))

@@ -10,7 +10,7 @@ import torch
 
 from ...proofs.case import Case, Draw, Workload
 
-PRECISIONS = ("float32", "float64", "bfloat16", "float16")
+PRECISIONS = ("float32", "float64", "bfloat16", "float16", "tf32")
 
 
 def cases(dtype: torch.dtype) -> Iterator[Case]:

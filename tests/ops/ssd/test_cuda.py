@@ -1,0 +1,104 @@
+"""State-space duality on the stand-in driver, host code and CUDA kernels, against plain torch in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from sequence_kernels.ops.ssd import reference
+from tests.cuda_driver import ORDERS, driver, skip_reason
+
+from .test_ssd import close, drawn
+
+pytestmark = [
+    pytest.mark.skipif(skip_reason() is not None, reason=str(skip_reason())),
+    pytest.mark.checks("oracle", "emulator", of="ssd/cuda"),
+]
+
+F32, F64 = torch.float32, torch.float64
+CUDA_CORES, KEEPS_FLOAT32, FAST = 0, 1, 2
+TOLERANCE = {F64: 1e-11, F32: 2e-5, torch.bfloat16: 2**-5, torch.float16: 2**-8}
+#: Batch, length, heads, channels, groups and states: tiles that are filled, ragged, several, and none; what computes.
+CASES = [
+    ((1, 35, 2, 3, 1, 4), F32, KEEPS_FLOAT32),
+    ((1, 66, 1, 33, 1, 40), F64, CUDA_CORES),
+    ((1, 70, 2, 65, 2, 3), F32, CUDA_CORES),
+    ((1, 70, 2, 3, 1, 66), F32, KEEPS_FLOAT32),
+    ((2, 20, 2, 5, 1, 6), torch.bfloat16, KEEPS_FLOAT32),
+    ((1, 20, 2, 5, 2, 6), torch.float16, KEEPS_FLOAT32),
+    ((2, 0, 2, 3, 1, 4), F64, CUDA_CORES),
+    ((1, 5, 2, 3, 1, 0), F64, CUDA_CORES),
+]
+
+
+def given(sizes: Any, dtype: torch.dtype, whole: bool) -> tuple[list[Any], list[Any]]:
+    """A call, and the gradients of its results."""
+    t = drawn(*sizes)
+    real = F64 if dtype == F64 else F32
+    x, b, c = (t[name].to(dtype) for name in "xbc")
+    call = [x, t["dt"].abs().to(real), t["a"].to(real), b, c]
+    call += [t["d"].to(real), t["initial_state"].to(real)] if whole else [None, None]
+    return call, [torch.cos(t["x"]).to(dtype), torch.sin(t["initial_state"]).to(real)]
+
+
+def calls() -> Iterator[tuple[str, list[Any]]]:
+    """Native ops and arguments, so that each launch occurs."""
+    for dtype, precision in ((F64, CUDA_CORES), (F32, KEEPS_FLOAT32)):
+        call, gradients = given((1, 3, 2, 3, 1, 4), dtype, True)
+        yield "ssd_cuda", [*call, precision]
+        yield "ssd_backward_cuda", [*gradients, *call, precision]
+
+
+def check(sizes: Any, dtype: torch.dtype, precision: int, whole: bool, **options: Any) -> None:
+    call, gradients = given(sizes, dtype, whole)
+    for name, arguments in (("ssd", call), ("ssd_backward", [*gradients, *call])):
+        want = getattr(reference, name)(*(None if t is None else t.double() for t in arguments))
+        got = driver().run(f"{name}_cuda", *arguments, precision, **options)
+        assert got[0].dtype == dtype
+        close(got, want, TOLERANCE[dtype] if precision < FAST else 2**-7)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["all", "bare"])
+@pytest.mark.parametrize(("sizes", "dtype", "precision"), CASES, ids=str)
+def test_results_and_gradients(sizes: Any, dtype: torch.dtype, precision: int, whole: bool) -> None:
+    check(sizes, dtype, precision, whole)
+
+
+def test_float32_in_fewer_digits_where_torch_may() -> None:
+    check((1, 35, 2, 3, 1, 4), F32, FAST, True)
+
+
+def test_fast_decays_lose_no_digits() -> None:
+    """Exponents are differences of sums of up to 1e3, whose rounding in float32 would show."""
+    call, gradients = given((1, 64, 1, 3, 1, 4), F32, False)
+    call[2] = 60 * call[2]
+    gradients[1] = torch.zeros_like(gradients[1])
+    for name, arguments, bound in (("ssd", call, 2e-6), ("ssd_backward", [*gradients, *call], 1e-5)):
+        want = getattr(reference, name)(*(None if t is None else t.double() for t in arguments))
+        close(driver().run(f"{name}_cuda", *arguments, CUDA_CORES), want, bound)
+
+
+def test_sequences_that_are_part_of_something_wider() -> None:
+    call, _ = given((2, 9, 2, 3, 1, 4), F64, True)
+    wide = torch.cat((call[0], call[0]), 3)[..., 2:5]
+    want = reference.ssd(wide, *call[1:])
+    close(driver().run("ssd_cuda", wide, *call[1:], CUDA_CORES), want)
+
+
+@pytest.mark.checks("sanitizers", of="ssd/cuda")
+@pytest.mark.parametrize("order", ["forward", "random"])
+def test_every_access_is_in_bounds_and_ordered(order: str) -> None:
+    check((1, 66, 1, 3, 1, 4), F64, CUDA_CORES, True, check=True, order=order, seed=1)
+    check((1, 3, 2, 3, 1, 4), F32, KEEPS_FLOAT32, False, check=True, order=order, seed=1)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("sizes", "dtype", "precision"), CASES, ids=str)
+def test_every_access_is_in_bounds_and_ordered_for_many_schedules(
+    sizes: Any, dtype: torch.dtype, precision: int, order: str
+) -> None:
+    check(sizes, dtype, precision, True, check=True, order=order, seed=2)
