@@ -45,69 +45,43 @@ __device__ __forceinline__ void inputs_of_block(const SsdInputsParams& p) {
   static_cast<Real*>(p.steps)[at] = earlier;
 }
 
-// The products over channels of a tile of states: of elements, weighted, to shared memory; of g with the states before,
-// weighted too; and of X with G'. What is left of the states' product with G' stays in by_warp[0].
+// The products over channels of g with X, weighted, to shared memory, and with a tile of the states before.
 template <class Math, class Block, class Real>
-__device__ __forceinline__ void by_channels(const Block& block, Real (&read)[Block::groups][4],
-                                            Real (&left)[Block::groups][4]) {
+__device__ __forceinline__ void pair(const Block& block, Real (&read)[Block::groups][4]) {
   constexpr int32_t terms = Block::terms, pitch = Block::of_columns;
   const auto& p = block.p;
   const int64_t first = block.tile * Block::columns;
   Real *const slopes = block.tiles, *const inputs = slopes + chunk * terms;
-  Real *const before = inputs + chunk * terms, *const after = before + Block::step * pitch;
-  Real paired[chunk / 8][4] = {}, through = 0;
+  Real* const before = inputs + chunk * terms;
+  Real paired[chunk / 8][4] = {};
 #pragma unroll 1
   for (int32_t from = 0; from < p.width; from += Block::step) {
     Block::template stage<chunk, Block::step>(
         slopes, terms, [&](int32_t t, int32_t k) { return block.of_head(p.g, t, from + k); });
     Block::template stage<chunk, Block::step>(
         inputs, terms, [&](int32_t t, int32_t k) { return block.dt[t] * block.of_head(p.x, t, from + k); });
-    const auto staged = [&](const void* states, Real* to) {
-      Block::template stage<Block::step, Block::columns>(
-          to, pitch, [&](int32_t k, int32_t i) { return block.state(states, from + k, first + i); });
-    };
-    staged(p.states, before), staged(p.after, after);
+    Block::template stage<Block::step, Block::columns>(
+        before, pitch, [&](int32_t k, int32_t i) { return block.state(p.states, from + k, first + i); });
     __syncthreads();
     const auto own = block.own(slopes, terms);
     Math::multiply_add(paired, own, DepthContiguous<Real>{inputs, terms}, Block::step);
     Math::multiply_add(read, own, DepthStrided<Real>{before, pitch}, Block::step);
-    Math::multiply_add(left, block.own(inputs, terms), DepthStrided<Real>{after, pitch}, Block::step);
-    for (int32_t e = threadIdx.x; e < Block::step * Block::columns; e += threads) {
-      const int32_t at = e / Block::columns * pitch + e % Block::columns;
-      through += before[at] * after[at];
-    }
     __syncthreads();
   }
-#pragma unroll
-  for (int32_t distance = 16; distance > 0; distance /= 2) through += __shfl_xor_sync(~0u, through, distance);
-  if (threadIdx.x % 32 == 0) block.by_warp[block.warp * chunk] = through;
   each(paired, [&](int32_t t, int32_t s, Real product, int32_t, int32_t) {
     block.tiles[t * Block::of_weights + s] = s <= t ? product * block.decay(t, s) : Real(0);
   });
   each(read, [&](int32_t t, int32_t, Real& number, int32_t, int32_t) { number *= block.since_start(t); });
-  each(left, [&](int32_t s, int32_t, Real& number, int32_t, int32_t) { number *= block.until_end(s); });
   __syncthreads();
 }
 
-template <class Math>
-__device__ __forceinline__ void matrices_of_block(const SsdMatricesParams& p) {
-  using Block = Chunk<Math, SsdMatricesParams>;
-  using Real = typename Math::Real;
-  constexpr int32_t pitch = Block::of_columns;
-  DYN_SHARED(Real, memory);
-  const Block block(p, memory);
+// What each element leaves of the gradient of dt a in a tile of states, to block.rows, less what is in block.column.
+template <class Math, class Block, class Real>
+__device__ __forceinline__ void cross(const Block& block, const Real* weights, Real* staged,
+                                      Real (&read)[Block::groups][4]) {
+  const auto& p = block.p;
   const int64_t first = block.tile * Block::columns;
-  Real read[Block::groups][4] = {}, left[Block::groups][4] = {};
-  by_channels<Math>(block, read, left);
-  const Real through = block.since_start(chunk - 1) * block.column(0);
-
-  // What is left of the gradient of dt a at t, of which those before have a part too.
-  Real of_rows[2] = {}, of_columns[chunk / 8][2] = {};
-  each(read, [&](int32_t t, int32_t column, Real number, int32_t, int32_t i) {
-    of_rows[i / 2] += number * block.of_group(p.c, t, first + column);
-  });
-  Real products[chunk / 8][4] = {};
-  Real *const weights = block.tiles, *const staged = weights + chunk * Block::of_weights;
+  Real products[chunk / 8][4] = {}, of_rows[2] = {}, of_columns[chunk / 8][2] = {};
 #pragma unroll 1
   for (int32_t from = 0; from < Block::columns; from += Block::step) {
     Real* const others = staged + chunk * Block::terms;
@@ -124,10 +98,55 @@ __device__ __forceinline__ void matrices_of_block(const SsdMatricesParams& p) {
     const Real crossed = s < t ? product * weights[t * Block::of_weights + s] : Real(0);
     of_rows[i / 2] += crossed, of_columns[j][i % 2] += crossed;
   });
+  each(read, [&](int32_t t, int32_t column, Real number, int32_t, int32_t i) {
+    of_rows[i / 2] += number * block.of_group(p.c, t, first + column);
+  });
   Block::over_lanes_of_row(of_rows);
   block.put_rows(of_rows, block.rows);
   block.put_columns(of_columns);
+}
 
+// The products over channels of X with G' in a tile of states; those of the states before with G' are added up to
+// block.exact, a number of each warp.
+template <class Math, class Block, class Real>
+__device__ __forceinline__ void leave(const Block& block, Real* staged, Real (&left)[Block::groups][4]) {
+  constexpr int32_t terms = Block::terms, pitch = Block::of_columns;
+  const auto& p = block.p;
+  const int64_t first = block.tile * Block::columns;
+  Real* const after = staged + chunk * terms;
+  Real through = 0;
+#pragma unroll 1
+  for (int32_t from = 0; from < p.width; from += Block::step) {
+    Block::template stage<chunk, Block::step>(
+        staged, terms, [&](int32_t t, int32_t k) { return block.dt[t] * block.of_head(p.x, t, from + k); });
+    Block::template stage<Block::step, Block::columns>(after, pitch, [&](int32_t k, int32_t i) {
+      const Real later = block.state(p.after, from + k, first + i);
+      through += later * block.state(p.states, from + k, first + i);
+      return later;
+    });
+    __syncthreads();
+    Math::multiply_add(left, block.own(staged, terms), DepthStrided<Real>{after, pitch}, Block::step);
+    __syncthreads();
+  }
+  each(left, [&](int32_t s, int32_t, Real& number, int32_t, int32_t) { number *= block.until_end(s); });
+#pragma unroll
+  for (int32_t distance = 16; distance > 0; distance /= 2) through += __shfl_xor_sync(~0u, through, distance);
+  if (threadIdx.x % 32 == 0) block.exact[block.warp] = through;
+}
+
+template <class Math>
+__device__ __forceinline__ void matrices_of_block(const SsdMatricesParams& p) {
+  using Block = Chunk<Math, SsdMatricesParams>;
+  using Real = typename Math::Real;
+  constexpr int32_t pitch = Block::of_columns;
+  DYN_SHARED(Real, memory);
+  const Block block(p, memory);
+  const int64_t first = block.tile * Block::columns;
+  Real *const weights = block.tiles, *const staged = weights + chunk * Block::of_weights;
+  Real read[Block::groups][4] = {}, left[Block::groups][4] = {};
+  pair<Math>(block, read);
+  cross<Math>(block, weights, staged, read);
+  leave<Math>(block, staged, left);
 #pragma unroll 1
   for (int32_t from = 0; from < chunk; from += Block::step) {
     Real* const others = staged + Block::step * pitch;
@@ -155,7 +174,10 @@ __device__ __forceinline__ void matrices_of_block(const SsdMatricesParams& p) {
 
   const int32_t t = threadIdx.x;
   if (t >= chunk || block.begin + t >= p.length) return;
-  Real sum = through;
+  Real sum = 0;
+#pragma unroll
+  for (int32_t w = 0; w < warps; ++w) sum += static_cast<Real>(block.exact[w]);
+  sum *= block.since_start(chunk - 1);
 #pragma unroll 1
   for (int32_t u = chunk - 1; u >= t; --u) sum += block.rows[u] - block.column(u);
   const int64_t which = p.ssd::Params::tiles(p.width) + block.tile;

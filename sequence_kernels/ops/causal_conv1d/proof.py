@@ -15,7 +15,7 @@ PRECISIONS = ("float32", "float64", "bfloat16", "float16")
 
 def cases(dtype: torch.dtype) -> Iterator[Case]:
     draw = Draw(torch.float64 if dtype == torch.float64 else torch.float32)
-    for channels, length, width, silu in ((3, 70, 4, True), (67, 2, 4, False), (130, 300, 2, True)):
+    for channels, length, width, silu in ((3, 70, 4, True), (67, 2, 4, False), (5, 260, 2, True)):
         for op in ("causal_conv1d", "causal_conv1d_channels_last"):
             last = op.endswith("last")
             sizes = (2, length, channels) if last else (2, channels, length)
