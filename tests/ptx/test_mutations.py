@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from random import Random
 
 import pytest
 
-from .mutants import share
+from .coverage import COMPILERS
+from .machine import skip_reason
+from .mutants import RECORD, share
 from .mutations import changed, chooses_division, statement
 
 TEXT = """.visible .entry k() {
@@ -62,3 +67,14 @@ def test_mutants_with_the_same_result_do_not_count() -> None:
     assert share([], 40, {}) == 1
     assert share(["one", "two"], 40, {}) == 0.95
     assert share(["one", "two", "three"], 40, {"three": "no lane comes here twice"}) == 37 / 39
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(skip_reason() is not None, reason=str(skip_reason()))
+@pytest.mark.parametrize("family", json.loads(RECORD.read_text())["same"])
+def test_the_tests_notice_mutants(family: str) -> None:
+    if json.loads(RECORD.read_text())["nvcc"] != COMPILERS["nvcc"].version():
+        pytest.skip("the record is of another nvcc")
+    command = [sys.executable, "-m", "tests.ptx.mutants", family]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

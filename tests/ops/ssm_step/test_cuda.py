@@ -91,6 +91,15 @@ def test_every_access_is_in_bounds_and_ordered(dtype: torch.dtype, order: str) -
     check(dtype, order=order, seed=1)
 
 
+@pytest.mark.checks("sanitizers", of="ssm_step/cuda")
+@pytest.mark.parametrize("dtype", exact.TOLERANCE, ids=str)
+def test_no_row_is_read_beyond_the_last(dtype: torch.dtype) -> None:
+    """However many there are of the eight that a block has together."""
+    for rows in range(2, 9):
+        some = {"state_indices": list(range(rows)), "slots": 9, "dtype": dtype}
+        run(exact.sample(rows, 1, 2, 1, 1, **some), in_place=True, check=True)
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("dtype", exact.TOLERANCE, ids=str)
 @pytest.mark.parametrize("order", ORDERS)
