@@ -100,6 +100,14 @@ def test_every_access_is_in_bounds_and_ordered(order: str) -> None:
     check(order=order, seed=1)
 
 
+@pytest.mark.checks("sanitizers", of="selective_step/cuda")
+@pytest.mark.parametrize("dtype", exact.TOLERANCE, ids=str)
+def test_no_entry_is_read_beyond_the_last(dtype: torch.dtype) -> None:
+    """However many there are of the four that a thread has together."""
+    for size in range(5, 9):
+        run(exact.sample(1, 1, 1, size, 1, False, dtype=dtype), exact.Numbers(), in_place=False, check=True)
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("seed", range(4))
