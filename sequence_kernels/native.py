@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import runpy
 import threading
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,8 @@ def _try_to_load(name: str) -> str | None:
             f"the compiled library {path.name} was not built when sequence_kernels was installed; "
             f"{how_to_build(name)}"
         )
-    if damage := _damage(name):
-        return f"the compiled library {path.name} {damage}; {installation.again(_DIRECTORY)}"
+    if fault := _damage(name) or _age(name):
+        return f"the compiled library {path.name} {fault}; {installation.again(_DIRECTORY)}"
     try:
         torch.ops.load_library(path)
     except OSError as error:
@@ -103,6 +104,16 @@ def _damage(name: str) -> str | None:
         return f"is damaged: it has {len(library)} bytes, and {facts['size']} were built"
     if hashlib.sha256(library).hexdigest() != facts["sha256"]:
         return "is damaged: its bytes are not those that were built"
+    return None
+
+
+def _age(name: str) -> str | None:
+    """Whether a source tree has other sources by now; what is installed has none, and came in one piece."""
+    tool = _DIRECTORY.parent / "tools/fingerprint.py"
+    if name != "cpu" or not installation.is_source_tree(_DIRECTORY) or not tool.exists():
+        return None
+    if runpy.run_path(str(tool))["build_number"](_DIRECTORY.parent / "csrc") != build():
+        return "was built from other sources than those in csrc"
     return None
 
 
