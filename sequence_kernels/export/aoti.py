@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from .. import internals
-from ..layers import GRU, LSTM
 from .flat import _Flat
 from .native import lowered, received
 
@@ -51,7 +50,7 @@ def package(module: Any, path: str | os.PathLike[str], *, step: bool = False) ->
     Raises RuntimeError without the compiled library, and ValueError for a module that cannot be frozen or compiled, or
     whose state grows.
     """
-    scanned = [part.rnn for part in module.modules() if isinstance(part, (GRU, LSTM))]
+    scanned = [part.rnn for part in module.modules() if getattr(part, "scans_in_exports", False)]
     for name, part in module.named_modules():
         if isinstance(part, nn.RNNBase) and not any(part is rnn for rnn in scanned):
             raise ValueError(

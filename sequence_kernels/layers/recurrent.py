@@ -29,6 +29,7 @@ class _Recurrent(SequenceModule):
 
     _tensors: int  # in a state
     _make: type[nn.GRU] | type[nn.LSTM]
+    scans_in_exports = True  # torch unrolls what is in ``rnn``, for one length
 
     @checked
     def __init__(
