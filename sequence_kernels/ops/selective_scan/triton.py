@@ -1,13 +1,15 @@
 """The selective scan and its adjoint by Triton kernels, for CUDA and HIP (interpreted in tests on the CPU).
 
-Real a; b and c of sequences, with groups. By chunks of 64 elements, all of whose states are found at once by a scan
-over pairs of a decay and what is added. Forwards a program takes some channels through all chunks. Backwards the
-gradients behind each chunk come first, chunk by chunk; then a program has a chunk and, some at a time, a part of the
-channels of a group, so that nothing is larger than 1 / 64 of all states. All else is left to plain torch.
+Real a; b and c with groups, constant ones as if they were of every element. By chunks of 64 elements, all of whose
+states are found at once by a scan over pairs of a decay and what is added. Forwards a program takes some channels
+through all chunks. Backwards the gradients behind each chunk come first, chunk by chunk; then a program has a chunk
+and, some at a time, a part of the channels of a group, so that nothing is larger than 1 / 64 of all states. All else
+is left to plain torch.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -267,9 +269,25 @@ def selective_scan_gradients_kernel(
 
 
 def fits(u: Tensor, a: Tensor, b: Tensor, c: Tensor) -> bool:
-    """Whether the kernels take such a call: real, with b and c of each element, of one number of groups."""
-    sizes = b.shape == c.shape and b.shape[1] == u.shape[1] and b.shape[2] > 0
-    return sizes and 0 < a.shape[1] <= MOST_ENTRIES.get(a.dtype, 0) and u.numel() > 0
+    """Whether the kernels take such a call: real, of few entries, with something to compute."""
+    groups = b.shape[2] > 0 and c.shape[2] > 0
+    return groups and 0 < a.shape[1] <= MOST_ENTRIES.get(a.dtype, 0) and u.numel() > 0
+
+
+def _of_elements(matrix: Tensor, length: int, groups: int) -> Tensor:
+    """b or c for each element and of so many groups; neither time nor a single group is copied."""
+    matrix = matrix if matrix.stride(-1) == 1 else plain(matrix)
+    matrix = matrix.expand(-1, length, -1, -1)
+    if matrix.shape[2] == groups:
+        return matrix
+    return matrix.unsqueeze(3).expand(-1, -1, -1, groups // matrix.shape[2], -1).flatten(2, 3)
+
+
+def _added_up(gradient: Tensor, matrix: Tensor) -> Tensor:
+    """What is given back of it."""
+    gradient = gradient.unflatten(2, (matrix.shape[2], -1)).sum(3)
+    gradient = gradient.sum(1, keepdim=True) if matrix.shape[1] == 1 else gradient
+    return gradient.to(matrix.dtype)
 
 
 class _Call:
@@ -281,9 +299,9 @@ class _Call:
         self.a, self.d, self.bias, self.initial = (
             None if t is None else plain(t) for t in (a, d, bias, initial)
         )
-        self.b, self.c = (m if m.stride(-1) == 1 else plain(m) for m in (b, c))
         self.batch, self.length, self.channels = u.shape
-        self.size, self.groups = a.shape[1], b.shape[2]
+        self.size, self.groups = a.shape[1], math.lcm(b.shape[2], c.shape[2])
+        self.b, self.c = (_of_elements(m, self.length, self.groups) for m in (b, c))
         self.chunks = triton.cdiv(self.length, CHUNK)
         entries = triton.next_power_of_2(self.size)
         together = 1 if a.dtype == torch.float64 else max(1, 16 // entries)
@@ -339,7 +357,7 @@ def selective_scan_backward(g: Tensor, g_final: Tensor, *arguments: Any) -> tupl
     parts = of.batch * of.chunks
     da = a.new_empty((parts, *a.shape))
     dd, d_bias = (a.new_empty((parts, of.channels)) for _ in "db")
-    db, dc = (a.new_empty((slices, *b.shape)) for _ in "bc")
+    db, dc = (a.new_empty((slices, *of.b.shape)) for _ in "bc")
     selective_scan_gradients_kernel[(slices * of.groups * parts,)](
         g, of.u, of.delta, of.a, of.b, of.c, of.d, of.z, of.bias, states, after,
         du, d_delta, dz, da, dd, d_bias, db, dc, *of.sizes, slices, span,
@@ -349,8 +367,8 @@ def selective_scan_backward(g: Tensor, g_final: Tensor, *arguments: Any) -> tupl
         du,
         d_delta,
         da.sum(0),
-        db.sum(0).to(b.dtype),
-        dc.sum(0).to(c.dtype),
+        _added_up(db.sum(0), b),
+        _added_up(dc.sum(0), c),
         absent(5, u, a) if d is None else dd.sum(0),
         dz,
         absent(7, u, a) if bias is None else d_bias.sum(0),

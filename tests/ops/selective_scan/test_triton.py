@@ -85,15 +85,19 @@ def test_slices_of_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
     compare(*call((1, 5, 2, 3, 1), True, F64, False), F64)
 
 
+@pytest.mark.parametrize(("b_size", "c_size"), [((1, 2), (5, 3)), ((5, 1), (1, 2))], ids=str)
+def test_b_and_c_of_other_times_and_groups(b_size: Any, c_size: Any) -> None:
+    """Constant ones, and groups of b across those of c."""
+    arguments, gradients = call((2, 6, 5, 3, 1), True, F64, False)
+    for i, size in ((3, b_size), (4, c_size)):
+        arguments[i] = real(2, *size, 3, seed=i)
+    compare(arguments, gradients, F64)
+
+
 @pytest.mark.launches_nothing
 def test_what_the_kernels_do_not_take_is_left_to_torch() -> None:
-    for sizes in ((1, 3, 5, 4, 0), (1, 3, 0, 4, 1), (1, 3, 5, 40, 1)):
-        given = draw(*sizes)
-        arguments, gradients = call(sizes, True, F64, False) if sizes[4] else ([], [])
-        if not arguments:
-            constant = given.b.expand(1, 1, *given.b.shape)
-            arguments, gradients = call((1, 3, 5, 4, 1), True, F64, False)
-            arguments[3] = constant
+    for sizes in ((1, 3, 0, 4, 1), (1, 3, 5, 40, 1)):
+        arguments, gradients = call(sizes, True, F64, False)
         assert not kernels.fits(arguments[0], *arguments[2:5])
         compare(arguments, gradients, F64)
 
