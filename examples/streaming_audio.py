@@ -260,7 +260,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint of an earlier run")
     parser.add_argument("--seed", type=int, default=0, help="of the initial values and the noise")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of the stream (default: 1)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1, the fastest)")
     parser.add_argument(
         "--save", type=Path, help="where to write a step of the model, for the C library (.skp)"
     )
@@ -313,13 +313,13 @@ def headline(before: float, after: float) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run the example; return the exit status: 1 when a stream differs from offline, or too little is gained."""
     options = parse_arguments(arguments)
+    torch.set_num_threads(options.threads)
     folder = options.runs / "streaming_audio"
     heard, (clean, rate) = get_speech(options.audio)
     model = trained(options, Sound(heard, rate), folder / "checkpoint.pt")
     if model is None:
         return 130
 
-    torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     noisy = with_noise(clean, noise_under(clean))
     with torch.inference_mode():
