@@ -149,7 +149,7 @@ def test_a_module_that_looks_both_ways_has_no_state(tmp_path: Path) -> None:
 @pytest.mark.thorough
 def test_torch_alone_exports_a_frozen_layer(tmp_path: Path) -> None:
     frozen, free = S4(WIDTH, 4).freeze(), torch.export.Dim.DYNAMIC
-    example = torch.randn(2, WIDTH, 40), frozen.default_state(2)
+    example = torch.randn(2, WIDTH, 75), frozen.default_state(2)  # of several chunks: one would stay one
     shapes = {0: free, 2: free}, {0: free}
     torch.onnx.export(frozen, example, tmp_path / "a.onnx", dynamo=True, dynamic_shapes=shapes)
     x, state = torch.randn(3, WIDTH, 70), frozen.default_state(3)

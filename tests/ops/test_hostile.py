@@ -30,16 +30,19 @@ MESSAGE = r"lengths must be in 0 .. 40, got .*"
 
 
 @pytest.mark.skipif(native.unavailable("cpu") is not None, reason=str(native.unavailable("cpu")))
-def test_native_ops_called_by_hand() -> None:
+def test_native_ops_called_by_hand(tmp_path: Path) -> None:
     """Every native op, one argument spoiled at a time, in a process that a wild read would end."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.ops.hostile"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[2],
-    )
-    last = done.stdout.rstrip().rpartition("\n")[2]
+    said = tmp_path / "said"  # a file, as a pipe would be read line by line while both wait
+    with said.open("w") as file:
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.ops.hostile"],
+            stdout=file,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            cwd=Path(__file__).parents[2],
+        )
+    last = said.read_text().rstrip().rpartition("\n")[2]
     assert last == "survived", f"{done.returncode}: {last}\n{done.stderr[-2000:]}"
 
 
