@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sequence_kernels import S4, S4D
+from sequence_kernels import S4, S4D, use_backend
 from sequence_kernels.awaited import Awaited, Elapsed, Transition
 from sequence_kernels.ssm import split
+
+from ..ops.devices import backends
 
 LAYERS: dict[str, Callable[[], S4 | S4D]] = {
     "s4d": lambda: S4D(6, 8, transposed=False),
@@ -44,15 +46,16 @@ def slopes(layer: S4 | S4D, x: Tensor, start: Tensor, awaited: bool, second: boo
     return [y, after, *found]
 
 
+@pytest.mark.parametrize("backend", backends("ssm_conv"))
 @pytest.mark.parametrize("length", [0, 5, 128, 200])
 @pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
-def test_an_awaited_state_that_is_known(make: Callable[[], S4 | S4D], length: int) -> None:
+def test_an_awaited_state_that_is_known(make: Callable[[], S4 | S4D], length: int, backend: str) -> None:
     torch.manual_seed(0)
     layer = make().double()
     x, start = torch.randn(2, length, 6, dtype=torch.float64), torch.randn(2, 6, 4, dtype=torch.complex128)
     if layer.default_state(2).dim() == 4:
         start = start.unsqueeze(1)
-    with mock.patch.object(split, "TURNED", 64):
+    with mock.patch.object(split, "TURNED", 64), use_backend(backend):
         for second in (False, True) if length == 5 else (False,):
             wanted, got = (slopes(layer, x, start, awaited, second) for awaited in (False, True))
             for one, other in zip(got, wanted, strict=True):
