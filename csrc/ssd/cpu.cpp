@@ -62,14 +62,14 @@ struct Forward : Worker<Real> {
     Real* to = in_place ? static_cast<Real*>(a.y) + place : out;
     const int64_t row = in_place ? a.H * P : Pp;
     for_tiles<Real>(Qm, Pp, [&](auto& tile, int64_t i, int64_t j) {
-      tile.add(N, c + i * Np, Np, 1, state + j, Pp);
+      tile.add(N, c + i * Np, Np, 1, state + j * Np, tile.columns);
       tile.scale_rows(since_start + i);
       tile.add(i + kTileRows, weights + i * Q, Q, 1, x + j, Pp);
       tile.add_scaled(x + i * Pp + j, Pp, skip + j);
       tile.put(to + i * row + j, row);
     });
     if (!in_place) this->write_rows(out, Pp, place, a.H * P, P, a.y);
-    this->scaled_rows(x, entering, inputs);
+    this->scaled_panels(x, entering, inputs);
     this->advance(state, b_columns, inputs, state);
   }
 

@@ -57,11 +57,10 @@ struct Backward : Worker<Real> {
     fill(paired, Q * Q), fill(db_columns, Np * Q), fill(dc_columns, Np * Q);
   }
 
-  // X: x in time steps, at `inputs`; times what of it the end of the chunk sees, at `to`.
-  void enter(int64_t batch, int64_t h, int64_t first, Real* to) const {
+  // X: x in time steps, at `inputs`.
+  void enter(int64_t batch, int64_t h, int64_t first) const {
     this->read_rows(a.x, batch, h, first, P, x, Pp);
     this->scaled_rows(x, dt, inputs);
-    this->scaled_rows(inputs, until_end, to);
   }
 
   // Row s of W, and what h adds to the sums over heads and to the gradients of the time steps.
@@ -96,7 +95,9 @@ struct Backward : Worker<Real> {
   void add_columns(const Real* of_state, const Real* rows, const Real* by, const Real* others, Real* dots,
                    Real* to) const {
     for_tiles<Real>(Np, Qm, [&](auto& tile, int64_t i, int64_t j) {
-      tile.add(P, of_state + i * Pp, Pp, 1, rows + j, Q);
+      for_panels<Real>(Pp, [&](int64_t p, int64_t width) {
+        tile.add(smaller(width, P - p), of_state + p * Np + i * width, width, 1, rows + p * Q + j, Q);
+      });
       tile.scale_columns(by + j);
       if (dots) tile.add_dots(others + i * Q + j, Q, dots + j);
       tile.add(to + i * Q + j, Q);
@@ -109,7 +110,7 @@ struct Backward : Worker<Real> {
     const Real* before = state(head, chunk);
     Real* after = slopes + head * Np * Pp;
     this->read_steps(batch, h, first);
-    enter(batch, h, first, dx);
+    enter(batch, h, first);
     this->read_rows(a.g, batch, h, first, P, g, Pp);
     transpose(inputs, Pp, Qm, Pp, x_columns, Q);
     transpose(g, Pp, Qm, Pp, g_columns, Q);
@@ -125,7 +126,7 @@ struct Backward : Worker<Real> {
     add_columns(after, x_columns, until_end, nullptr, nullptr, db_columns);
 
     for_tiles<Real>(Qm, Pp, [&](auto& tile, int64_t i, int64_t j) {
-      tile.add(N, b + i * Np, Np, 1, after + j, Pp);
+      tile.add(N, b + i * Np, Np, 1, after + j * Np, tile.columns);
       tile.scale_rows(until_end + i);
       tile.put(dx + i * Pp + j, Pp);
     });
@@ -138,7 +139,7 @@ struct Backward : Worker<Real> {
     for (int64_t t = 0; t < m; ++t) along[t] = dot(x + t * Pp, dx + t * Pp, Pp);
     steps(batch, h, head, first, since_start[m - 1] * dot(after, before, Np * Pp));
     results(batch, h, head, first);
-    this->scaled_rows(g, since_start, dx);
+    this->scaled_panels(g, since_start, dx);
     this->advance(after, c_columns, dx, after);
   }
 
@@ -218,7 +219,8 @@ struct Backward : Worker<Real> {
       read_group_b(batch, group, chunk * Q);
       for (int64_t head = 0; head < count; ++head) {
         this->read_steps(batch, h0 + head, chunk * Q);
-        enter(batch, h0 + head, chunk * Q, g);
+        enter(batch, h0 + head, chunk * Q);
+        this->scaled_panels(inputs, until_end, g);
         this->advance(state(head, chunk), b_columns, g, state(head, chunk + 1));
       }
     }

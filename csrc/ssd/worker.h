@@ -72,7 +72,18 @@ inline Indices<Real> indices(int64_t first) {
   return found;
 }
 
-// States are (N, P) here, padded as all matrices to whole vectors, with zeros.
+// The columns as for_tiles goes through them: function(j, width). A matrix "by panels" has the rows of one such panel
+// behind each other, its row k at j rows + k width: a panel that a tile multiplies by then lies in one piece, where
+// rows of 256 bytes would share a quarter of the first cache's sets.
+template <typename Real, typename Function>
+inline void for_panels(int64_t columns, const Function& function) {
+  constexpr int64_t panel = kTileVectors * kLanes<Real>;
+  int64_t j = 0;
+  for (; j + panel <= columns; j += panel) function(j, panel);
+  for (; j < columns; j += kLanes<Real>) function(j, int64_t(kLanes<Real>));
+}
+
+// States are (N, P) here, by panels (see for_panels), padded as all matrices to whole vectors, with zeros.
 template <typename Real>
 struct Worker {
   static constexpr int64_t lanes = kLanes<Real>, Q = SsdArguments<Real>::chunk;
@@ -176,14 +187,15 @@ struct Worker {
     }
   }
 
-  // state' = exp(l_e) state + sum_t of columns[.., t] rows[t, ..], (N, P); the two may be one.
-  void advance(const Real* state, const Real* columns, const Real* rows, Real* to) const {
+  // state' = exp(l_e) state + sum_t of columns[.., t] panels[t, ..], (N, P); the two may be one.
+  void advance(const Real* state, const Real* columns, const Real* panels, Real* to) const {
     const Real whole = since_start[m - 1];
     for_tiles<Real>(Np, Pp, [&](auto& tile, int64_t i, int64_t j) {
-      tile.get(state + i * Pp + j, Pp);
+      const int64_t width = tile.columns, place = j * Np + i * width;
+      tile.get(state + place, width);
       tile.scale(whole);
-      tile.add(m, columns + i * Q, Q, 1, rows + j, Pp);
-      tile.put(to + i * Pp + j, Pp);
+      tile.add(m, columns + i * Q, Q, 1, panels + j * Q, width);
+      tile.put(to + place, width);
     });
   }
 
@@ -192,19 +204,38 @@ struct Worker {
     fill(to, Np * Pp);
     if (!from) return;
     from += (b * a.H + h) * P * N;
-    for (int64_t n = 0; n < N; ++n)
-      for (int64_t p = 0; p < P; ++p) to[n * Pp + p] = from[p * N + n];
+    for_panels<Real>(Pp, [&](int64_t j, int64_t width) {
+      Real* panel = to + j * Np;
+      const int64_t whole = whole_entries(j, width);
+      transpose(from + j * N, N, width, whole, panel, width);
+      for (int64_t p = j; p < smaller(P, j + width); ++p)
+        for (int64_t n = whole; n < N; ++n) panel[n * width + p - j] = from[p * N + n];
+    });
   }
   void write_state(const Real* from, int64_t b, int64_t h, Real* to) const {
     to += (b * a.H + h) * P * N;
-    for (int64_t p = 0; p < P; ++p)
-      for (int64_t n = 0; n < N; ++n) to[p * N + n] = from[n * Pp + p];
+    for_panels<Real>(Pp, [&](int64_t j, int64_t width) {
+      const Real* panel = from + j * Np;
+      const int64_t whole = whole_entries(j, width);
+      transpose(panel, width, whole, width, to + j * N, N);
+      for (int64_t p = j; p < smaller(P, j + width); ++p)
+        for (int64_t n = whole; n < N; ++n) to[p * N + n] = panel[n * width + p - j];
+    });
   }
+  // How many entries of a panel of channels can be turned by vectors.
+  int64_t whole_entries(int64_t j, int64_t width) const { return j + width <= P ? N / lanes * lanes : 0; }
 
-  // to[t] = by[t] from[t] for all rows.
+  // to[t] = by[t] from[t] for all rows; and to panels.
   void scaled_rows(const Real* from, const Real* by, Real* to) const {
     for (int64_t t = 0; t < Qm; ++t)
       for (int64_t p = 0; p < Pp; p += lanes) store<Real>(to + t * Pp + p, load(from + t * Pp + p) * by[t]);
+  }
+  void scaled_panels(const Real* from, const Real* by, Real* to) const {
+    for_panels<Real>(Pp, [&](int64_t j, int64_t width) {
+      for (int64_t t = 0; t < Qm; ++t)
+        for (int64_t p = 0; p < width; p += lanes)
+          store<Real>(to + j * Q + t * width + p, load(from + t * Pp + j + p) * by[t]);
+    });
   }
 };
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from .. import ops
@@ -493,59 +493,3 @@ def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -
         last = x[max(begin, end - state_len) : end]
         found.append(F.pad(last.mT, (state_len - len(last), 0)))
     return torch.stack(found)
-
-
-def rmsnorm_fn(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    z: Tensor | None = None,
-    eps: float = 1e-6,
-    group_size: int | None = None,
-    norm_before_gate: bool = True,
-) -> Tensor:
-    """The gated norm of Mamba-2, ``layernorm_gated.rmsnorm_fn``."""
-    return layernorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm=True)
-
-
-def layernorm_fn(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    z: Tensor | None = None,
-    eps: float = 1e-6,
-    group_size: int | None = None,
-    norm_before_gate: bool = True,
-    is_rms_norm: bool = False,
-) -> Tensor:
-    """The same of either norm, with a bias."""
-    groups = 1 if group_size is None else x.shape[-1] // group_size
-    if is_rms_norm and bias is None:
-        return ops.gated_rms_norm(x, weight, z, groups=groups, gate_first=not norm_before_gate, eps=eps)
-    gate = 1 if z is None else F.silu(wide(z))
-    y = (wide(x) if norm_before_gate else wide(x) * gate).unflatten(-1, (groups, -1))
-    shape = y.shape[-1:]
-    y = F.rms_norm(y, shape, eps=eps) if is_rms_norm else F.layer_norm(y, shape, eps=eps)
-    y = y.flatten(-2) * wide(weight) + (0 if bias is None else wide(bias))
-    return (y * gate if norm_before_gate else y).to(x.dtype)
-
-
-class RMSNorm(nn.Module):
-    """``layernorm_gated.RMSNorm``."""
-
-    def __init__(
-        self,
-        hidden_size: int,
-        eps: float = 1e-5,
-        group_size: int | None = None,
-        norm_before_gate: bool = True,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.eps, self.group_size, self.norm_before_gate = eps, group_size, norm_before_gate
-        self.weight = nn.Parameter(torch.ones(hidden_size, device=device, dtype=dtype))
-        self.register_parameter("bias", None)
-
-    def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
-        return rmsnorm_fn(x, self.weight, None, z, self.eps, self.group_size, self.norm_before_gate)

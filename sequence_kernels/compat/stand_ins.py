@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import compiled, mixers, selective
+from . import compiled, mixers, norms, selective
 
 _SCAN = {
     "selective_scan_fn": selective.selective_scan_fn,
@@ -29,10 +29,17 @@ _UPDATE = {
     "selective_state_update": selective.selective_state_update,
     "selective_state_update_ref": selective.selective_state_update,
 }
+_GATED_NORMS = {
+    "RMSNorm": norms.GatedRMSNorm,
+    "LayerNorm": norms.GatedLayerNorm,
+    "rmsnorm_fn": norms.rmsnorm_fn,
+    "rms_norm_ref": norms.rms_norm_ref,
+    "layernorm_fn": norms.layernorm_fn,
+}
 _NORMS = {
-    "RMSNorm": selective.RMSNorm,
-    "rmsnorm_fn": selective.rmsnorm_fn,
-    "layernorm_fn": selective.layernorm_fn,
+    "RMSNorm": norms.RMSNorm,
+    "layer_norm_fn": norms.layer_norm_fn,
+    "rms_norm_fn": norms.rms_norm_fn,
 }
 _CONVOLUTION = {
     "causal_conv1d_fn": selective.causal_conv1d_fn,
@@ -57,7 +64,9 @@ MODULES: dict[str, dict[str, Any]] = {
     "mamba_ssm.ops.triton": {},
     "mamba_ssm.ops.triton.ssd_combined": _DUALITY,
     "mamba_ssm.ops.triton.selective_state_update": _UPDATE,
-    "mamba_ssm.ops.triton.layernorm_gated": _NORMS,
+    "mamba_ssm.ops.triton.layernorm_gated": _GATED_NORMS,
+    "mamba_ssm.ops.triton.layer_norm": _NORMS,
+    "mamba_ssm.ops.triton.layernorm": _NORMS,  # its name in 1.x
     "causal_conv1d": {"__version__": "1.6.1", **_CONVOLUTION},
     "causal_conv1d.causal_conv1d_interface": {
         **_CONVOLUTION,

@@ -29,6 +29,10 @@ ARITIES = {
     f"{SSD}.mamba_split_conv1d_scan_combined": 20,
     "mamba_ssm.ops.triton.selective_state_update.selective_state_update": 11,
     "mamba_ssm.ops.triton.layernorm_gated.rmsnorm_fn": 7,
+    "mamba_ssm.ops.triton.layernorm_gated.rms_norm_ref": 8,
+    "mamba_ssm.ops.triton.layernorm_gated.layernorm_fn": 8,
+    "mamba_ssm.ops.triton.layer_norm.layer_norm_fn": 14,
+    "mamba_ssm.ops.triton.layer_norm.rms_norm_fn": 13,
     "causal_conv1d.causal_conv1d_fn": 8,
     "causal_conv1d.causal_conv1d_update": 7,
     "causal_conv1d.cpp_functions.causal_conv1d_fwd_function": 7,
@@ -432,6 +436,36 @@ def test_the_gated_norm() -> None:
     norm = module.RMSNorm(8, group_size=4, norm_before_gate=False, dtype=torch.float64)
     close(norm(x, z), want)
     close(module.rmsnorm_fn(x, weight, bias, z, 1e-5, 4, False), want * weight + bias)
+    close(module.rms_norm_ref(x, weight, bias, z, 1e-5, 4, False, upcast=False), want * weight + bias)
+    norm = module.LayerNorm(8, dtype=torch.float64)
+    assert list(norm.state_dict()) == ["weight", "bias"]
+    close(norm(x, z), torch.nn.functional.layer_norm(x, (8,)) * gate)
+
+
+def test_the_norm_of_a_sum() -> None:
+    module = importlib.import_module("mamba_ssm.ops.triton.layer_norm")
+    x, residual, x1, *parameters = (random(3, 8).requires_grad_() for _ in range(7))
+    weight, bias, weight1, bias1 = (t[0] for t in parameters)
+    scale = random(3)
+    total = x * scale[:, None] + x1 + residual
+    got = module.layer_norm_fn(
+        x, weight, bias, residual, x1, weight1, bias1, 1e-3, rowscale=scale, prenorm=True
+    )
+    norm = torch.nn.functional.layer_norm
+    close(got, (norm(total, (8,), weight, bias, 1e-3), norm(total, (8,), weight1, bias1, 1e-3), total))
+    torch.autograd.grad(got[0].sum() + got[2].sum(), (x, residual, x1, *parameters[:2]))
+    layer = importlib.import_module("mamba_ssm.ops.triton.layernorm").RMSNorm(8, dropout_p=0.5).eval()
+    half = x.detach().bfloat16()
+    y, total = layer(half, half, prenorm=True, residual_in_fp32=True)
+    assert (y.dtype, total.dtype) == (torch.bfloat16, torch.bfloat16)  # a residual keeps its dtype
+    close(total, 2 * half)
+    y, total = layer(half, prenorm=True, residual_in_fp32=True)
+    assert total.dtype == torch.float32
+    close(y, torch.nn.functional.rms_norm(half.float(), (8,), eps=1e-5).bfloat16())
+    dropped = layer.train()(torch.ones(64, 8))
+    assert ((dropped == 0).double().mean() - 0.5).abs() < 0.15
+    with pytest.raises(NotImplementedError, match="return_dropout_mask must be False"):
+        module.rms_norm_fn(x, weight, None, return_dropout_mask=True)
 
 
 def test_what_would_be_ignored_is_refused() -> None:
