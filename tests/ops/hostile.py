@@ -47,9 +47,9 @@ class Guarded:
     def __init__(self) -> None:
         self._mapped: list[tuple[int, int]] = []
 
-    def copy(self, tensor: Tensor) -> Tensor:
-        """The same sizes, strides and values, in such memory."""
-        if tensor.device.type != "cpu" or tensor.numel() == 0:
+    def copy(self, tensor: Any) -> Any:
+        """The same sizes, strides and values, in such memory; what is no tensor on the CPU itself."""
+        if not isinstance(tensor, Tensor) or tensor.device.type != "cpu" or tensor.numel() == 0:
             return tensor
         span = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
         size, page = span * tensor.element_size(), mmap.PAGESIZE
@@ -182,11 +182,13 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     seen: collections.Counter[Any] = collections.Counter()
-    memory = Guarded()
+    memory, once = Guarded(), Guarded()
     for op, arguments in good:
         seen[op] += 1
         if seen[op] > MOST:
             continue
+        if not op._schema.is_mutable:  # what is only read need not be copied again
+            arguments = tuple(once.copy(a) for a in arguments)
         for i, value in enumerate(arguments):
             for wrong in spoiled(value):
                 call = [*arguments[:i], wrong, *arguments[i + 1 :]]
@@ -194,8 +196,9 @@ def main() -> None:
                 with contextlib.suppress(
                     RuntimeError, NotImplementedError, TypeError, ValueError, MemoryError
                 ):
-                    op(*(memory.copy(a) if isinstance(a, Tensor) else a for a in call))
+                    op(*(memory.copy(a) if op._schema.is_mutable or a is wrong else a for a in call))
                 memory.free()
+        once.free()
     print("survived", flush=True)
 
 
