@@ -137,6 +137,8 @@ PARTS: dict[type[nn.Module], tuple[Make, Run]] = {
         through,
     ),
     activations.SquaredReLU: (activations.SquaredReLU, through),
+    activations.GELU: (activations.GELU, through),
+    activations.GLU: (activations.GLU, through),
     components.StochasticDepth: (lambda: components.StochasticDepth(0.5), through),
     components.DropoutNd: (lambda: components.DropoutNd(0.5), through),
     series_norms.TSNormalization: (lambda: series_norms.TSNormalization("last", 4), through),

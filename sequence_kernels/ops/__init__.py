@@ -1,5 +1,6 @@
 """The ops: state-space kernels as functions of tensors, each with several implementations."""
 
+from .activation import activation
 from .cauchy import cauchy, cauchy_transpose
 from .causal_conv1d import causal_conv1d
 from .diagonal_discretize import diagonal_discretize
@@ -21,6 +22,7 @@ from .vandermonde import vandermonde, vandermonde_transpose
 __all__ = [
     "BACKENDS",
     "BackendUnavailableError",
+    "activation",
     "cauchy",
     "cauchy_transpose",
     "causal_conv1d",

@@ -74,7 +74,7 @@ def register_with_adjoint(
     places = [i for i, a in enumerate(forward.tensors) if not a.integers]
     like = [a.name for a in forward.takes].index(missing)
 
-    def backward_fake(*args: Any) -> tuple[Tensor, ...]:
+    def backward_fake(*args: Any) -> Any:
         sizes = reverse.sizes(args[: len(reverse.tensors)])
         inputs = args[len(forward.gives) :]
 
@@ -85,10 +85,12 @@ def register_with_adjoint(
                 return like_first(inputs[0], args[-1])
             return inputs[i].new_empty(inputs[i].shape)
 
-        return tuple(gradient(i, a.dims) for i, a in zip(places, reverse.gives, strict=True))
+        gradients = tuple(gradient(i, a.dims) for i, a in zip(places, reverse.gives, strict=True))
+        return gradients if len(gradients) > 1 else gradients[0]
 
     def backward(needed: Sequence[bool], inputs: tuple[Any, ...], *gradients: Any) -> tuple[Any, ...]:
-        found = dict(zip(places, reverse_op(*gradients, *inputs), strict=True))
+        results = reverse_op(*gradients, *inputs)
+        found = dict(zip(places, results if len(places) > 1 else (results,), strict=True))
         return tuple(
             found[i].to(inputs[i].dtype) if is_needed else None for i, is_needed in enumerate(needed)
         )

@@ -67,7 +67,10 @@ def test_wrong_names_are_answered_with_the_valid_ones(given, message):
 
 def test_the_command_line_says_so_too(capsys):
     assert cli.main(["run", "--op", "vandermond"]) == 2
-    assert "expected one of: backbone, backbone_step, cauchy, cauchy_transpose" in capsys.readouterr().out
+    assert (
+        "expected one of: activation, backbone, backbone_step, cauchy, cauchy_transpose"
+        in capsys.readouterr().out
+    )
     assert cli.main(["run", "--op", "ssm_step", "--shape", "B3"]) == 2
     assert "B16-H256-N32" in capsys.readouterr().out
     assert cli.main(["gpu", "--stage", "lunch"]) == 2
