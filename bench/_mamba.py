@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.harness.declare import Inputs, Peer, Shape
+from bench.harness.declare import Inputs, Peer, Shape, same
 from bench.harness.unavailable import unless_installed
 from sequence_kernels import MambaLM
 from sequence_kernels.compat import export_mamba
@@ -23,17 +24,18 @@ def inputs(layer: str, shape: Shape, device: torch.device) -> Inputs:
     return {"model": model, "tokens": tokens, "shape": shape}
 
 
-def weights(model: MambaLM) -> list[Tensor]:
-    """Of every matrix product that a token goes through, the last that of the scores."""
+def weights(model: Any) -> list[Tensor]:
+    """Of every matrix product that a token goes through, the last that of the scores; of ours, or Hugging Face's."""
     blocks: Any = model.backbone.layers
     maps = [part.weight for block in blocks for part in block.mixer.modules() if isinstance(part, nn.Linear)]
-    return [*maps, model.backbone.embedding.weight]
+    return [*maps, model.backbone.embedding.weight if model.lm_head is None else model.lm_head.weight]
 
 
-def products() -> Peer:
+def products(with_model: Callable[[Inputs], Inputs] = same) -> Peer:
     """The model's linear maps one after another, each of numbers of its own; the answer has the model's shape."""
 
     def setup(x: Inputs) -> Inputs:
+        x = with_model(x)
         given = weights(x["model"])
         rows = [torch.randn(*x["tokens"].shape, w.shape[1], device=w.device) for w in given]
         return {**x, "weights": nn.ParameterList(given), "rows": rows}

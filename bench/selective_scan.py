@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,7 +12,8 @@ from torch.nn import functional as F
 from bench.harness.declare import BOTH, FORWARD, Bench, Cost, Counted, Inputs, Peer, Shape, Target, grid
 from sequence_kernels import ops
 
-SHORT, LONG = "B1-L512-D1536-N16", "B1-L2048-D1536-N16"
+SHORT, LONG, LONGER = (f"B1-L{length}-D1536-N16" for length in (512, 2048, 8192))
+PIECE, CACHED = 512, 1 << 17
 
 
 def inputs(shape: Shape, device: torch.device) -> Inputs:
@@ -55,6 +59,67 @@ def by_logarithms(x: Inputs) -> tuple[Tensor, Tensor]:
         shift *= 2
     y = (state * x["c"].unsqueeze(2)).sum(-1) + x["d"] * x["u"]
     return y * F.silu(x["z"]), state[:, -1]
+
+
+def in_pieces(x: Inputs) -> tuple[Tensor, Tensor]:
+    """Ours, 512 elements after the other: what an element costs where the sequence is no longer."""
+    sequences, outputs, state = ("u", "delta", "b", "c", "z"), [], None
+    for start in range(0, x["u"].shape[1], PIECE):
+        piece = {k: v[:, start : start + PIECE] if k in sequences else v for k, v in x.items()}
+        y, state = ops.selective_scan(**piece, delta_softplus=True, channels_last=True, initial_state=state)
+        outputs.append(y)
+    return torch.cat(outputs, 1), state
+
+
+def is_longer(shape: Shape) -> str | None:
+    return None if shape["L"] > PIECE else f"it is one piece of {PIECE} elements"
+
+
+class _Alone(torch.autograd.Function):
+    """Our forward pass, whose derivative costs nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, bias: Tensor, x: Inputs) -> tuple[Tensor, Tensor]:
+        return ours(x)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[None, None]:
+        return None, None
+
+
+class _Room(torch.autograd.Function):
+    """Memory for the large results and gradients, and for so many numbers more for each of u's."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, delta: Tensor, z: Tensor, more: float) -> Tensor:
+        ctx.save_for_backward(u)
+        ctx.more = more
+        room = torch.ones(int(more * u.numel()))
+        return u + room[0]
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        (u,) = ctx.saved_tensors
+        room = torch.ones(int(ctx.more * u.numel()))
+        return u + room[0], u + room[0], u + room[0], None
+
+
+def room(more: float) -> Peer:
+    def run(x: Inputs) -> Tensor:
+        return _Room.apply(x["u"], x["delta"], x["z"], more)
+
+    return Peer(f"results and {more:g} of u", run, tolerance=math.inf, quick=False)
+
+
+def exponentials(x: Inputs) -> Tensor:
+    """torch's exp of as many numbers as there are entries, from a block that stays in cache."""
+    for _ in range(-(-x["u"].numel() * x["a"].shape[1] // CACHED)):
+        torch.exp(x["cached"], out=x["result"])
+    return x["u"]
+
+
+def with_block(x: Inputs) -> Inputs:
+    return {**x, "cached": -torch.rand(CACHED), "result": torch.empty(CACHED)}
 
 
 def cost(shape: Shape, mode: str) -> Cost:
@@ -105,11 +170,22 @@ BENCH = Bench(
     peers=(
         Peer("torch loop", element_by_element, quick=False),
         Peer("torch scan", by_logarithms),
+        Peer("pieces of 512", in_pieces, serves=is_longer, quick=False),
+        Peer("as many exponentials", exponentials, with_block, tolerance=math.inf, quick=False),
+        Peer("forward alone", lambda x: _Alone.apply(x["delta_bias"], x), tolerance=math.inf, quick=False),
+        room(0.5),
+        room(1.5),
     ),
     targets=(
         Target(17, "selective_scan forward L=512, against a loop", SHORT, "torch loop", 100),
         Target(17, "selective_scan forward L=2048, against a loop", LONG, "torch loop", 100),
+        Target(17, "selective_scan forward L=512, against a scan by logarithms", SHORT, "torch scan", 100),
         Target(17, "selective_scan forward L=2048, against a scan by logarithms", LONG, "torch scan", 100),
         Target(17, "the same with gradients", LONG, "torch scan", 100, BOTH),
+        Target(17, "selective_scan forward: 3 exponentials an entry", LONG, "as many exponentials", 0.33),
+        Target(17, "an element of 8192 costs what one of 512 does", LONGER, "pieces of 512", 0.9),
+        Target(17, "selective_scan, with gradients 3.5 forward passes", LONG, "forward alone", 0.29, BOTH),
+        Target(17, "selective_scan forward, memory", LONG, "results and 0.5 of u", 1, quantity="memory"),
+        Target(17, "the same with gradients", LONG, "results and 1.5 of u", 1, BOTH, quantity="memory"),
     ),
 )
