@@ -181,7 +181,7 @@ BENCH = Bench(
         Target(17, "selective_scan forward L=2048, against a loop", LONG, "torch loop", 100),
         Target(17, "selective_scan forward L=512, against a scan by logarithms", SHORT, "torch scan", 100),
         Target(17, "selective_scan forward L=2048, against a scan by logarithms", LONG, "torch scan", 100),
-        Target(17, "the same with gradients", LONG, "torch scan", 100, BOTH),
+        Target(17, "the same with gradients, L=512", SHORT, "torch scan", 100, BOTH),
         Target(17, "selective_scan forward: 3 exponentials an entry", LONG, "as many exponentials", 0.33),
         Target(17, "an element of 8192 costs what one of 512 does", LONGER, "pieces of 512", 0.9),
         Target(17, "selective_scan, with gradients 3.5 forward passes", LONG, "forward alone", 0.29, BOTH),
