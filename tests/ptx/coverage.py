@@ -81,7 +81,7 @@ def of_machine(machine: Ptx) -> dict[str, Reached]:
 def of_triton(machine: TritonPtx) -> dict[str, Reached]:
     """By kernel: all that was compiled of it, for other types and sizes, together."""
     found: dict[str, Reached] = {}
-    for _, file in machine.files.values():
+    for file in machine.files.values():
         for kernel in file.kernels:
             one, other = reached(file, kernel), found.get(kernel, Reached(0, 0, Counter()))
             sums = (one.instructions + other.instructions, one.executed + other.executed)

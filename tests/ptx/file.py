@@ -90,6 +90,7 @@ class File:
     """PTX, parsed; a kernel's instructions are looked up when it is first asked for."""
 
     def __init__(self, text: str) -> None:
+        self.text = text
         self._file = ctypes.c_void_p()
         _ask("ptx_open", text.encode(), ctypes.byref(self._file))
 

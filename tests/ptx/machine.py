@@ -37,7 +37,6 @@ class Ptx:
         self.architecture = architecture
         self.files: dict[Path, File] = {}
         self.executed = 0
-        self.limit = 0  # of instructions a launch; 0: none
         self.traffic: Traffic | None = None  # counted if there is one
 
     def file(self, source: Path) -> File:
@@ -68,7 +67,6 @@ class Ptx:
             order,
             seed,
             list(buffers),
-            self.limit,
             traffic=self.traffic,
         )
 

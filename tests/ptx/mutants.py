@@ -1,18 +1,19 @@
 """Kernels with one instruction changed: do their tests notice?
 
-    python -m tests.ptx.mutants FAMILY [count] [seed]
+    python -m tests.ptx.mutants nvcc | triton show | check | write [FAMILY ...]
 
-changes one instruction at a time of the sm_80 PTX that the family's tests reach (tests/ptx/coverage.py counts what they
-do not), runs those tests of tests/ops/FAMILY/test_cuda.py that launch the kernel, each mutant in a process of its own,
-and prints the mutants that no test noticed. It fails where fewer than LEAST were noticed of those that mutants.json
-does not list by hand as "same": their results are those of the kernel, for the reason that stands there.
+changes one instruction at a time of the sm_80 PTX that the tests of tests/ops/FAMILY/test_cuda.py, or test_triton.py,
+reach (tests/ptx/coverage.py counts what they do not), runs those tests that reach it, the quickest first, each mutant
+in a process of its own, and prints the mutants that no test noticed. "check" fails where fewer than LEAST were noticed
+of those that mutants.json does not list as "same": their results are those of the kernel, for the reason that stands
+there by hand. Families that stand there as "apart", with the reason, are not held to that. "write" writes that file and
+the table in docs/testing.md; reasons of new survivors are then missing.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
-import io
+import functools
 import json
 import os
 import pickle
@@ -21,179 +22,308 @@ import signal
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
+import torch
 
+from tests.cuda_driver import driver
+
+from .coverage import COMPILERS
 from .file import File
-from .machine import ROOT, Ptx, of_architecture, source_of, sources
+from .machine import ROOT, Ptx, of_architecture
 from .mutations import KINDS, changed
-from .nvcc import compiled
+from .triton import of_target
 
-ARCHITECTURE = "sm_80"
 RECORD = Path(__file__).with_name("mutants.json")
-#: What shall be noticed of a family's mutants.
-LEAST = 0.95
+PAGE, BEGIN, END = (
+    ROOT / "docs" / "testing.md",
+    "<!-- written by `python -m tests.ptx.mutants` -->\n",
+    "<!-- end of mutants -->\n",
+)
+#: Mutants of a family, and what share of them shall be noticed.
+COUNT, LEAST = 40, 0.95
+#: Of Triton's tests `make test` runs few, because compiling takes long.
+SELECTED = {"nvcc": "not thorough", "triton": "thorough or not thorough"}
 OPTIONS = [
-    "-q",
-    "-x",
     "-n",
     "0",
+    "-s",
     "-p",
     "no:cacheprovider",
     "-p",
     "no:warnings",
-    "--tb=no",
+    "-p",
+    "no:terminal",
+    "-p",
+    "no:faulthandler",
     "--torch-threads",
     "1",
 ]
-#: Instructions that a launch of a mutant may take, and seconds that its tests may take, which is noticed too.
-LIMIT, SECONDS = 20_000_000, 300
+#: A mutant is noticed, too, when a launch takes so many times the instructions of any without it, or when its tests
+#: take so many seconds.
+LONGER, SECONDS = 4, 300
+#: A kind of mutants of which so many draws find none is left out.
+DRAWS = 20_000
+
+
+class Place(NamedTuple):
+    """A line of PTX and its source; ``unit``: what the machine knows the file by."""
+
+    kernel: str
+    line: int
+    source: str
+    unit: Any
 
 
 class Mutant(NamedTuple):
-    kernel: str
+    place: Place
     kind: str
-    line: int
-    place: str
     before: str
     after: str
     text: str
 
     def __str__(self) -> str:
-        return f"{self.kernel}: {self.kind} at {self.place}: {self.before} -> {self.after}"
-
-
-class Launches:
-    """A pytest plugin: the tests that launch each kernel, in their order."""
-
-    def __init__(self, machine: Ptx) -> None:
-        self.of: dict[str, list[str]] = defaultdict(list)
-        self._machine, self._launch = machine, machine.launch
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
-        def launch(kernel: str, *arguments: Any, **options: Any) -> None:
-            if item.nodeid not in self.of[kernel]:
-                self.of[kernel].append(item.nodeid)
-            self._launch(kernel, *arguments, **options)
-
-        self._machine.launch = launch  # type: ignore[method-assign]
-        try:
-            return (yield)
-        finally:
-            self._machine.launch = self._launch  # type: ignore[method-assign]
-
-
-def run(arguments: list[str], plugins: list[Any]) -> bool:
-    """Have the tests passed?"""
-    with contextlib.redirect_stdout(io.StringIO()):
-        return pytest.main([*OPTIONS, *arguments], plugins=plugins) == 0
+        kernel, _, source, _ = self.place
+        return f"{kernel}: {self.kind} at {source}: {self.before} -> {self.after}"
 
 
 class Baseline(NamedTuple):
-    """What the tests do without a mutant: the instructions that they reach, and the tests that launch a kernel."""
+    """What the tests do without a mutant. ``tests``: by place, those that reach it, the quickest first; ``most``: the
+    instructions of the longest launch."""
 
-    places: list[tuple[str, int, str]]  # kernel, line of the PTX, source
-    tests: dict[str, list[str]]
-
-
-def baseline(machine: Ptx, family: str) -> Baseline:
-    """Found in a process of its own: one that has launched kernels cannot be forked."""
-    mine, its = os.pipe()
-    child = os.fork()
-    if child == 0:
-        launches = Launches(machine)
-        passed = run([str(ROOT / "tests" / "ops" / family / "test_cuda.py"), "-k", ARCHITECTURE], [launches])
-        files = [machine.file(source) for source in sources() if source.parent.name == family]
-        # A line of a function stands in several places.
-        places = sorted(
-            {
-                (kernel, i.line, i.source.rpartition(" (")[-1].rstrip(")"))
-                for file in files
-                for kernel in file.kernels
-                for i in file.instructions(kernel)
-                if i.executed
-            }
-        )
-        with os.fdopen(its, "wb") as answer:
-            pickle.dump((passed, places, dict(launches.of)), answer)
-        os._exit(0)
-    os.close(its)
-    with os.fdopen(mine, "rb") as answer:
-        passed, places, tests = pickle.load(answer)
-    os.waitpid(child, 0)
-    if not passed:
-        raise RuntimeError(f"the tests of {family} fail without a mutant")
-    return Baseline(places, tests)
+    tests: dict[Place, list[int]]
+    texts: dict[Any, str]
+    most: int
 
 
-def mutants(places: list[tuple[str, int, str]], count: int, seed: int) -> Iterator[Mutant]:
-    """As many of each kind, of any instruction that was reached."""
-    chosen = random.Random(seed)
-    texts: dict[Path, str] = {}
-    kinds = [kind for kind in KINDS for _ in range(-(-count // len(KINDS)))][:count]
-    for kind in kinds:
-        while True:
-            kernel, line, place = chosen.choice(places)
-            source = source_of(kernel)
-            text = texts.setdefault(source, compiled(source, ARCHITECTURE).read_text())
-            other = changed(text, line, kind, chosen)
-            if other is not None:
+def mutants(baseline: Baseline, count: int, seed: int) -> Iterator[Mutant]:
+    """As many of each kind, of any instruction that was reached, none twice."""
+    chosen, drawn = random.Random(seed), set[str]()
+    places = sorted(baseline.tests, key=lambda place: (*place[:3], str(place.unit)))
+    texts = {unit: text.splitlines() for unit, text in baseline.texts.items()}
+    for kind in [kind for kind in KINDS for _ in range(-(-count // len(KINDS)))][:count]:
+        for _ in range(DRAWS):
+            place = chosen.choice(places)
+            lines = texts[place.unit]
+            other = changed(lines, place.line, kind, chosen)
+            if other is None:
+                continue
+            before, after = (each[place.line - 1].strip() for each in (lines, other))
+            mutant = Mutant(place, kind, before, after, "\n".join(other) + "\n")
+            if str(mutant) not in drawn:
+                drawn.add(str(mutant))
+                yield mutant
                 break
-        before, after = (t.splitlines()[line - 1].strip() for t in (text, other))
-        yield Mutant(kernel, kind, line, place, before, after, other)
 
 
-def noticed(machine: Ptx, mutant: Mutant, tests: list[str]) -> bool:
-    """By one of the tests: it fails, or its process ends or does not end."""
-    child = os.fork()
-    if child == 0:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        try:
-            machine.limit = LIMIT
-            machine.files[source_of(mutant.kernel)] = File(mutant.text)
-            os._exit(0 if run(tests, []) else 1)
-        except BaseException:
-            os._exit(2)
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return status != 0
-        time.sleep(0.05)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+def run_tests(session: pytest.Session, chosen: list[int]) -> bool:
+    """Have they passed? The first that fails is the last that runs."""
+    items = [session.items[i] for i in chosen]
+    for item, following in zip(items, [*items[1:], None], strict=True):
+        item.ihook.pytest_runtest_protocol(item=item, nextitem=following)
+        if session.testsfailed:
+            return False
     return True
 
 
-def survivors(family: str, count: int = 40, seed: int = 0) -> list[Mutant]:
-    machine = of_architecture(ARCHITECTURE)
-    importlib.import_module(f"tests.ops.{family}.test_cuda")
-    places, tests = baseline(machine, family)
-    found = []
-    for mutant in mutants(places, count, seed):
-        if not noticed(machine, mutant, tests[mutant.kernel]):
-            print(mutant, flush=True)
-            found.append(mutant)
-    return found
+def in_a_child(do: Callable[[], Any], seconds: float) -> Any:
+    """What a process of its own makes of it, None if it ends otherwise: one that has launched kernels cannot be
+    forked."""
+    mine, its = os.pipe()
+    child = os.fork()
+    if child == 0:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 1)
+        os.dup2(nothing, 2)
+        with contextlib.suppress(BaseException), os.fdopen(its, "wb") as answer:
+            pickle.dump(do(), answer)
+        os._exit(0)
+    os.close(its)
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    with os.fdopen(mine, "rb") as answer:
+        found = answer.read()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    os.waitpid(child, 0)
+    return pickle.loads(found) if found else None
 
 
-def share(survivors: Iterable[str], count: int, same: Mapping[str, str]) -> float:
-    """Of the mutants that could be noticed, those that were."""
-    survivors = list(survivors)
-    listed = sum(mutant in same for mutant in survivors)
-    return (count - len(survivors)) / (count - listed)
+class Trial:
+    """A pytest plugin: the tests are not run once, but for each mutant those that reach it."""
+
+    def __init__(self, compiler: str, count: int, seed: int) -> None:
+        self.machine: Any = of_architecture("sm_80") if compiler == "nvcc" else of_target("cuda 80")
+        self.count, self.seed = count, seed
+        self.drawn = 0
+        self.survivors: list[Mutant] = []
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        torch.testing.assert_close(torch.zeros(1), torch.zeros(1))  # which loads much, once for all children
+        if isinstance(self.machine, Ptx):
+            driver()
+        baseline = in_a_child(lambda: self.baseline(session), 60 * SECONDS)
+        if baseline is None:
+            raise RuntimeError("the tests fail without a mutant")
+        for mutant in mutants(baseline, self.count, self.seed):
+            self.drawn += 1
+            if in_a_child(functools.partial(self.passes, session, baseline, mutant), SECONDS):
+                print(mutant, flush=True)
+                self.survivors.append(mutant)
+        return True
+
+    def baseline(self, session: pytest.Session) -> Baseline | None:
+        observed = Observed()
+        for number in range(len(session.items)):
+            with observed.during(number):
+                if not run_tests(session, [number]):
+                    return None
+        units = {file: unit for unit, file in self.machine.files.items()}
+        tests = {
+            Place(kernel, line, source, units[file]): [number for _, number in sorted(by)]
+            for (file, kernel, line, source), by in observed.reached.items()
+        }
+        return Baseline(tests, {unit: file.text for file, unit in units.items()}, observed.most)
+
+    def passes(self, session: pytest.Session, baseline: Baseline, mutant: Mutant) -> bool:
+        self.machine.files[mutant.place.unit] = File(mutant.text)
+        limited = functools.partialmethod(File.run, limit=LONGER * baseline.most)
+        with mock.patch.object(File, "run", limited):
+            return run_tests(session, baseline.tests[mutant.place])
 
 
-def main(family: str, count: str = "40", seed: str = "0") -> int:
-    same = json.loads(RECORD.read_text())["same"].get(family, {})
-    left = [str(mutant) for mutant in survivors(family, int(count), int(seed))]
-    noticed, listed = int(count) - len(left), sum(mutant in same for mutant in left)
-    print(f"{family}: {noticed} of {count} mutants were noticed, {listed} others cannot be")
-    return 0 if share(left, int(count), same) >= LEAST else 1
+class Observed:
+    """Which test reaches which lines of which kernels."""
+
+    def __init__(self) -> None:
+        self.most = 0
+        #: By file, kernel, line and source: seconds and numbers of tests.
+        self.reached: dict[tuple[File, str, int, str], list[tuple[float, int]]] = defaultdict(list)
+        self._counts: dict[tuple[File, str], list[int]] = {}
+
+    @contextlib.contextmanager
+    def during(self, test: int) -> Iterator[None]:
+        launched, run, began = set(), File.run, time.perf_counter()
+
+        def observed(file: File, kernel: str, *arguments: Any, **options: Any) -> int:
+            launched.add((file, kernel))
+            executed = run(file, kernel, *arguments, **options)
+            self.most = max(self.most, executed)
+            return executed
+
+        with mock.patch.object(File, "run", observed):
+            yield
+        seconds = time.perf_counter() - began
+        for file, kernel in launched:
+            for line, source in self._newly_executed(file, kernel):
+                self.reached[file, kernel, line, source].append((seconds, test))
+
+    def _newly_executed(self, file: File, kernel: str) -> set[tuple[int, str]]:
+        """A line of a function stands in several places."""
+        now = file.instructions(kernel)
+        before = self._counts.get((file, kernel), [0] * len(now))
+        self._counts[file, kernel] = [i.executed for i in now]
+        return {
+            (i.line, i.source.rpartition(" (")[-1].rstrip(")"))
+            for i, n in zip(now, before, strict=True)
+            if i.executed > n
+        }
+
+
+def families(compiler: str) -> list[str]:
+    """All that have tests of kernels."""
+    file, _ = COMPILERS[compiler].tests
+    return sorted(path.parent.name for path in ROOT.glob(f"tests/ops/*/{file}"))
+
+
+def tried(compiler: str, family: str, count: int = COUNT, seed: int = 0) -> Trial:
+    file, keyword = COMPILERS[compiler].tests
+    trial = Trial(compiler, count, seed)
+    test = str(ROOT / "tests" / "ops" / family / file)
+    if pytest.main([test, "-k", keyword, "-m", SELECTED[compiler], *OPTIONS], plugins=[trial]) != 0:
+        raise RuntimeError(f"the tests of {family} cannot be run")
+    return trial
+
+
+class Result(NamedTuple):
+    """Of a family. ``same`` and ``other``: mutants that no test noticed, by why, which are those whose results are the
+    kernel's, and others."""
+
+    drawn: int
+    same: dict[str, str]
+    other: dict[str, str]
+
+    @property
+    def noticed(self) -> int:
+        return self.drawn - len(self.same) - len(self.other)
+
+    @property
+    def share(self) -> float:
+        """Of those that could be."""
+        return self.noticed / (self.drawn - len(self.same))
+
+
+def result(trial: Trial, known: Result) -> Result:
+    """With the reasons that are known; a survivor without one is among the others."""
+    left = [str(mutant) for mutant in trial.survivors]
+    same = {mutant: known.same[mutant] for mutant in left if mutant in known.same}
+    return Result(trial.drawn, same, {m: known.other.get(m, "") for m in left if m not in same})
+
+
+def recorded(compiler: str, family: str) -> Result:
+    of = json.loads(RECORD.read_text())[compiler]["families"].get(family)
+    return Result(**of) if of else Result(0, {}, {})
+
+
+def table() -> str:
+    """For docs/testing.md."""
+    rows = [
+        "| family | nvcc: noticed | the same results | others | Triton: noticed | the same results | others |"
+    ]
+    rows += ["|---|--:|--:|--:|--:|--:|--:|"]
+    for family in sorted({*families("nvcc"), *families("triton")}):
+        cells = []
+        for compiler in COMPILERS:
+            of = recorded(compiler, family)
+            there = family in families(compiler)
+            cells += (
+                [f"{of.noticed} of {of.drawn}", str(len(of.same)), str(len(of.other))] if there else [""] * 3
+            )
+        rows.append(f"| {family} | {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def in_page(page: str) -> str:
+    before, _, rest = page.partition(BEGIN)
+    return before + BEGIN + table() + END + rest.partition(END)[2]
+
+
+def write(compiler: str, family: str, found: Result) -> None:
+    record = json.loads(RECORD.read_text())
+    record[compiler]["version"] = COMPILERS[compiler].version()
+    record[compiler]["families"] = dict(
+        sorted({**record[compiler]["families"], family: found._asdict()}.items())
+    )
+    RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    PAGE.write_text(in_page(PAGE.read_text()))
+
+
+def main(compiler: str, command: str, *chosen: str) -> int:
+    enough, apart = True, json.loads(RECORD.read_text())[compiler]["apart"]
+    for family in chosen or families(compiler):
+        found = result(tried(compiler, family), recorded(compiler, family))
+        print(
+            f"{compiler} {family}: {found.noticed} of {found.drawn} mutants were noticed, "
+            f"{len(found.same)} have the same results, {100 * found.share:.1f} % of the others",
+            flush=True,
+        )
+        enough = enough and (found.share >= LEAST or family in apart)
+        if command == "write":
+            write(compiler, family, found)
+    return 0 if enough or command != "check" else 1
 
 
 if __name__ == "__main__":

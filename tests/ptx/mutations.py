@@ -124,17 +124,16 @@ def chooses_division(lines: Sequence[str], line: int) -> bool:
     return bool(STATEMENT.match(lines[line - 1])) and DIVISION.search("\n".join(code)) is not None
 
 
-def changed(text: str, line: int, kind: str, random: Random) -> str | None:
-    """The text with a change of that kind in a line (from 1), if there is one that could make a difference."""
-    lines = text.splitlines()
-    if chooses_division(lines, line):
-        return None
+def changed(lines: Sequence[str], line: int, kind: str, random: Random) -> list[str] | None:
+    """The lines with a change of that kind in one (from 1), if there is one that could make a difference."""
     found = statement(lines[line - 1])
-    other = KINDS[kind](found, lines[max(0, line - 12) : line + 4], random) if found else None
+    if not found or chooses_division(lines, line):
+        return None
+    other = KINDS[kind](found, lines[max(0, line - 12) : line + 4], random)
     if other is None or other == found:
         return None
-    lines[line - 1] = str(other)
+    made = [*lines[: line - 1], str(other), *lines[line:]]
     if kind == "removal":
-        at = max(i for i, each in enumerate(lines[:line]) if each.lstrip().startswith(".reg"))
-        lines[at] += "  .reg .b32 %removed;"
-    return "\n".join(lines) + "\n"
+        at = max(i for i, each in enumerate(made[:line]) if each.lstrip().startswith(".reg"))
+        made[at] += "  .reg .b32 %removed;"
+    return made

@@ -296,7 +296,7 @@ def logic() -> dict[str, Case]:
         for kind in "busf":
             found[f"mov.{kind}{width}"] = case(f"{b} {b}", lambda a: a)
             found[f"selp.{kind}{width}"] = case(f"{b} {b} {b} pred", lambda a, b, p: a if p else b)
-    for name in ("s16", "u16", "s32", "u32", "s64", "u64", "b16", "b32", "b64", "f32", "f64"):
+    for name in ("s16", "u16", "s32", "u32", "s64", "u64", "b16", "b32", "b64", "f16", "f32", "f64"):
         three = f"pred {name} {name}"
         for is_, compare in COMPARISONS.items():
             if name[0] != "b" or is_ in ("eq", "ne"):

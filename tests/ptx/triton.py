@@ -58,14 +58,17 @@ class TritonPtx:
     def __init__(self, target: str = "cuda 80") -> None:
         self.target = target
         self.executed = 0
-        self.files: dict[str, tuple[Compiled, File]] = {}
+        self.files: dict[str, File] = {}
+        self._made: dict[str, Compiled] = {}
 
     def run(self, launch: Launch, grid: tuple[int, ...], values: dict[str, Any]) -> None:
         key = repr(launch)
+        if key not in self._made:
+            self._made[key] = compiled(launch)
+        made = self._made[key]
         if key not in self.files:
-            made = compiled(launch)
-            self.files[key] = made, File(made.ptx)
-        made, file = self.files[key]
+            self.files[key] = File(made.ptx)
+        file = self.files[key]
         (name,) = file.kernels
         params = bytearray(max((offset + size for offset, size in file.params(name)), default=0) or 8)
         for argument, (offset, size) in zip(made.passed, file.params(name), strict=False):
@@ -89,17 +92,26 @@ class TritonPtx:
         )
 
 
+def described_as(value: Any) -> Any:
+    """Of an argument that is no constant, what it is compiled for: its type, whatever the number."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype
+    return None if value is None else type(value)()
+
+
 class Kernel:
     """Stands in for a kernel of a module; ``kernel[grid](...)`` runs its PTX."""
 
     def __init__(self, machine: TritonPtx, module: ModuleType, name: str) -> None:
         self._machine, self._module, self._name = machine, module.__name__, name
-        self._parameters = list(inspect.signature(getattr(module, name).fn).parameters)
+        parameters = inspect.signature(getattr(module, name).fn).parameters
+        self._parameters = list(parameters)
+        self._sizes = {p.name for p in parameters.values() if "constexpr" not in str(p.annotation)}
 
     def __getitem__(self, grid: Any) -> Callable[..., None]:
         def launch(*arguments: Any, **options: Any) -> None:
             values = {**dict(zip(self._parameters, arguments, strict=False)), **options}
-            described = {k: v.dtype if isinstance(v, torch.Tensor) else v for k, v in values.items()}
+            described = {k: described_as(v) if k in self._sizes else v for k, v in values.items()}
             size = grid(values) if callable(grid) else grid
             self._machine.run(Launch(self._module, self._name, self._machine.target, described), size, values)
 

@@ -185,8 +185,8 @@ def test_results_do_not_depend_on_the_order_of_threads(plain: Device) -> None:
 
 
 def check(device: Device, kind: str, order: str, seed: int) -> None:
-    for shape in ((5, 2, 3, 140), (1, 1, 35, 60)):
-        v, z, w, g = data(*shape, kind)
+    for shape in ((5, 2, 3, 140), (1, 1, 35, 60), (6, 1, 1, 1), (7, 1, 1, 1)):
+        v, z, w, g = data(*shape, kind, imaginary=shape[-1] > 1)
         product = device.product(v, z, w, True, 2, order=order, seed=seed)
         assert exact.relative_error(product, exact.product(v, z, w, True, 2)) < TOLERANCE[kind]
         moments = device.transpose(g, z, w, 2, order=order, seed=seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -60,6 +61,30 @@ def test_transpose(shape: tuple[int, ...], dtype: torch.dtype) -> None:
         _, z, w, g = data(*shape, dtype, imaginary)
         actual = kernels.cauchy_transpose(g.to(DEVICE), z.to(DEVICE), w.to(DEVICE), False, order)
         assert exact.relative_error(actual, exact.transpose(g, z, w, order)) < TOLERANCE[dtype]
+
+
+@pytest.mark.on_ptx
+@pytest.mark.parametrize(("pairs", "size"), [(True, 2.0**70), (False, 2.0**-70)])
+def test_float32_whose_squares_are_no_numbers(pairs: bool, size: float) -> None:
+    """Such distances are computed in double. In full tiles."""
+    v, z, w, g = data(4, 1, 9, 130, torch.complex64, False)
+    actual = kernels.cauchy((v * size).to(DEVICE), (z * size).to(DEVICE), (w * size).to(DEVICE), pairs, 1)
+    assert exact.relative_error(actual, exact.product(v, z, w, pairs, 1)) < 2e-6
+    if pairs:
+        actual = kernels.cauchy_transpose(
+            (g * size).to(DEVICE), *(t.to(DEVICE) * size for t in (z, w)), False, 1
+        )
+        assert exact.relative_error(actual, exact.transpose(g, z, w, 1)) < 2e-6
+
+
+@pytest.mark.on_ptx
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_infinite_nodes_are_left_out(dtype: torch.dtype) -> None:
+    v, z, w, g = (t.to(DEVICE) for t in data(1, 1, 3, 200, dtype, False))
+    for infinite in (complex(math.inf, 1), complex(1, -math.inf)):
+        z = torch.full_like(z, infinite)
+        assert not kernels.cauchy(v, z, w, True, 1).any()
+        assert not kernels.cauchy_transpose(g, z, w, False, 1).any()
 
 
 def test_nodes_of_their_own_for_each_channel() -> None:

@@ -30,6 +30,7 @@ CASES = [
     ((1, 5, 254, 3), False, F32),
     ((1, 35, 63, 4), True, F32),
     ((2, 3, 67, 2), True, F64),
+    ((2, 8, 5, 2), False, F64),
     *(((2, 3, 2, 6), last, F64) for last in (False, True)),
     *(((1, 3, 4, 1), last, F32) for last in (False, True)),
     ((2, 2, 0, 4), True, F64),

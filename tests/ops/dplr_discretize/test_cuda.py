@@ -14,7 +14,7 @@ from sequence_kernels import ops
 from sequence_kernels.ops.dispatch import implementation
 from tests.cuda_driver import ORDERS, driver, skip_reason
 
-from .test_dplr_discretize import C64, C128, SIZES, assert_adjoint, parameters
+from .test_dplr_discretize import C64, C128, LARGE, PIVOTED, SIZES, assert_adjoint, parameters
 
 pytestmark = [
     pytest.mark.skipif(skip_reason() is not None, reason=str(skip_reason())),
@@ -42,10 +42,10 @@ def check(inputs: tuple[Tensor, ...], wide: bool, **options: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("size", [*SIZES, (1, 3, 5, 2), (1, 2, 7, 2)], ids=str)
+@pytest.mark.parametrize("size", [*SIZES, *PIVOTED], ids=str)
 def test_results_and_gradients(size: tuple[int, int, int, int]) -> None:
     for given, wide in KINDS:
-        check(parameters(*size, given), wide)
+        check(parameters(*size, given, LARGE if size in PIVOTED else 1.0), wide)
 
 
 @pytest.mark.checks("sanitizers", of="dplr_discretize/cuda")

@@ -19,6 +19,8 @@ C64, C128 = torch.complex64, torch.complex128
 BACKENDS = ["torch", "cpu"] if native.unavailable("cpu") is None else ["torch"]
 #: Copies, pairs, rank, heads.
 SIZES = [(1, 1, 1, 1), (3, 5, 2, 6), (2, 9, 0, 2), (4, 33, 3, 4), (1, 4, 1, 40), (2, 0, 1, 2), (1, 3, 1, 0)]
+#: Sizes at which low-rank terms so much larger have pivots of I + dt / 2 M off its diagonal, in some heads' columns.
+PIVOTED, LARGE = [(1, 3, 5, 2), (1, 2, 7, 2)], 3.0
 needs_native = pytest.mark.skipif("cpu" not in BACKENDS, reason="needs the native library")
 
 
@@ -34,12 +36,13 @@ SAMPLES = {
 
 
 def parameters(
-    copies: int, pairs: int, rank: int, heads: int, dtype: torch.dtype = C128
+    copies: int, pairs: int, rank: int, heads: int, dtype: torch.dtype = C128, low_rank: float = 1.0
 ) -> tuple[Tensor, ...]:
+    """``low_rank``: what p is multiplied by."""
     torch.manual_seed(copies + 10 * pairs + 100 * rank)
     w = torch.complex(-0.1 - torch.rand(copies, pairs), 5 * torch.randn(copies, pairs)).to(dtype)
     p, b = torch.randn(rank, copies, pairs, dtype=dtype), torch.randn(copies, pairs, dtype=dtype)
-    return w, p, b, 0.01 + torch.rand(heads, dtype=torch.float64)
+    return w, low_rank * p, b, 0.01 + torch.rand(heads, dtype=torch.float64)
 
 
 def whole(x: Tensor) -> Tensor:
@@ -74,8 +77,8 @@ def test_every_instruction_set_and_size(limit: int, given: torch.dtype, dtype: t
     if set_limit(limit) != limit:
         pytest.skip("this machine does not have it")
     try:
-        for size in SIZES:
-            arguments = parameters(*size, given)
+        large = [parameters(*size, given, LARGE) for size in PIVOTED]
+        for arguments in [*(parameters(*size, given) for size in SIZES), *large]:
             adjoint = implementation("dplr_discretize_backward", "cpu")
             assert_adjoint(adjoint, arguments, dtype == C128, 1e-13)
             with use_backend("torch"):

@@ -80,6 +80,21 @@ def test_fast_and_slow_decays() -> None:
         run(finite, exact.Numbers(False, 0.0, 2.0), in_place=False)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_every_element_has_its_last_digits(dtype: torch.dtype) -> None:
+    """Whatever the rests of the exponentials are: of what has no cancellation, each by itself."""
+    x = exact.sample(1, 64, 1, 1, 1, False, dtype=dtype)
+    spread = torch.linspace(-4, 4, 64, dtype=dtype)
+    x = x._replace(state=torch.ones_like(x.state), a=0.4 * x.a.clamp(min=-1), c=torch.ones_like(x.c))
+    x = x._replace(b=torch.zeros_like(x.b))
+    x = x._replace(u=x.u.abs(), delta=spread[None] / 2, bias=None, d=x.d.abs(), z=spread.view(1, 64, 1))
+    after = torch.empty_like(x.state)
+    y = driver().run("selective_step", *x, *exact.Numbers(), after)
+    bound = 8 * torch.finfo(dtype).eps
+    for got, want in zip((y, after), exact.step(x, exact.Numbers()), strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=bound, atol=0)
+
+
 @pytest.mark.parametrize("one_decay", [False, True])
 def test_what_moves_a_state_is_added_at_once(one_decay: bool) -> None:
     x = exact.nearly_still(one_decay)

@@ -23,11 +23,11 @@ CUDA_CORES, KEEPS_FLOAT32, FAST = 0, 1, 2
 TOLERANCE = {F64: 1e-11, F32: 2e-5, torch.bfloat16: 2**-5, torch.float16: 2**-8}
 #: Batch, length, heads, channels, groups and states: tiles that are filled, ragged, several, and none; what computes.
 CASES = [
-    ((1, 35, 2, 3, 1, 4), F32, KEEPS_FLOAT32),
+    ((1, 35, 2, 3, 2, 4), F32, KEEPS_FLOAT32),
     ((1, 66, 1, 33, 1, 40), F64, CUDA_CORES),
-    ((1, 70, 2, 65, 2, 3), F32, CUDA_CORES),
-    ((1, 70, 2, 3, 1, 66), F32, KEEPS_FLOAT32),
-    ((2, 20, 2, 5, 1, 6), torch.bfloat16, KEEPS_FLOAT32),
+    ((1, 70, 2, 65, 2, 66), F32, CUDA_CORES),
+    ((1, 70, 1, 65, 1, 66), F32, KEEPS_FLOAT32),
+    ((2, 40, 2, 34, 2, 36), torch.bfloat16, KEEPS_FLOAT32),
     ((1, 20, 2, 5, 2, 6), torch.float16, KEEPS_FLOAT32),
     ((2, 0, 2, 3, 1, 4), F64, CUDA_CORES),
     ((1, 5, 2, 3, 1, 0), F64, CUDA_CORES),
@@ -58,7 +58,10 @@ def check(sizes: Any, dtype: torch.dtype, precision: int, whole: bool, **options
         want = getattr(reference, name)(*(None if t is None else t.double() for t in arguments))
         got = driver().run(f"{name}_cuda", *arguments, precision, **options)
         assert got[0].dtype == dtype
-        close(got, want, TOLERANCE[dtype] if precision < FAST else 2**-7)
+        if precision < FAST:
+            close(got, want, TOLERANCE[dtype])
+        else:  # numbers of 11 digits: an element near 0 is the difference of larger ones
+            assert all((a.double() - b).norm() <= 2**-10 * b.norm() for a, b in zip(got, want, strict=True))
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["all", "bare"])
@@ -68,15 +71,17 @@ def test_results_and_gradients(sizes: Any, dtype: torch.dtype, precision: int, w
 
 
 def test_float32_in_fewer_digits_where_torch_may() -> None:
-    check((1, 35, 2, 3, 1, 4), F32, FAST, True)
+    check((1, 66, 2, 64, 2, 66), F32, FAST, True)
 
 
-def test_fast_decays_lose_no_digits() -> None:
+@pytest.mark.parametrize(("dtype", "bounds"), [(F32, (2e-6, 1e-5)), (F64, (1e-12, 1e-12))])
+def test_fast_decays_lose_no_digits(dtype: torch.dtype, bounds: tuple[float, float]) -> None:
     """Exponents are differences of sums of up to 1e3, whose rounding in float32 would show."""
-    call, gradients = given((1, 64, 1, 3, 1, 4), F32, False)
+    call, gradients = given((1, 64, 1, 3, 1, 4), dtype, False)
     call[2] = 60 * call[2]
     gradients[1] = torch.zeros_like(gradients[1])
-    for name, arguments, bound in (("ssd", call, 2e-6), ("ssd_backward", [*gradients, *call], 1e-5)):
+    calls = ("ssd", call), ("ssd_backward", [*gradients, *call])
+    for (name, arguments), bound in zip(calls, bounds, strict=True):
         want = getattr(reference, name)(*(None if t is None else t.double() for t in arguments))
         close(driver().run(f"{name}_cuda", *arguments, CUDA_CORES), want, bound)
 

@@ -161,6 +161,19 @@ def test_every_access_is_in_bounds_and_ordered(checked: Device, kind: str, order
     check(checked, kind, order, seed=1)
 
 
+@pytest.mark.checks("sanitizers", of="vandermonde/cuda")
+@pytest.mark.parametrize("kind", REAL)
+def test_no_position_is_written_beyond_the_last(checked: Device, kind: str) -> None:
+    """Wherever that is among the four rows and four columns of a thread."""
+    for sets in range(1, 5):
+        for L in range(1, 5):
+            v, x, _ = data(sets, 1, 1, L, kind)
+            for conjugate, power in ((True, 0), (True, 1), (False, 0), (False, 1)):
+                actual = checked.product(v, x, L, conjugate, power)
+                want = exact.product(v, x, L, conjugate, power)
+                assert exact.relative_error(actual, want) < TOLERANCE[kind]
+
+
 @pytest.mark.checks("oracle", "emulator", "sanitizers", of="common/cuda")
 def test_sums_of_segments_are_in_bounds(checked: Device) -> None:
     _, x, g = data(1, 1, 2, SEGMENT + 100, "f32")

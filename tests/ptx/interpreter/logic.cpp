@@ -184,6 +184,8 @@ bool opposite(bool a) {
   add_bits<uint16_t, int16_t>(table, "16");
   add_bits<uint32_t, int32_t>(table, "32");
   add_bits<uint64_t, int64_t>(table, "64");
+  add_comparisons<_Float16, false>(table, "f16");
+  add_comparisons<_Float16, true>(table, "f16");
   add_comparisons<float, false>(table, "f32");
   add_comparisons<float, true>(table, "f32");
   add_comparisons<double, false>(table, "f64");
