@@ -1,4 +1,4 @@
-"""The command line: list, run, compare, report, targets, ptx, ranks, stream, gpu."""
+"""The command line: list, run, compare, report, targets, ptx, predict, ranks, stream, gpu."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from bench.harness import compare, gpu, ptx, ranks, readme, stream, tables, targets
+from bench.harness import compare, gpu, predictions, ptx, ranks, readme, stream, tables, targets
 from bench.harness.declare import DEFAULT, KEEPS, label
 from bench.harness.machine import ROOT, header
 from bench.harness.plan import ALLOCATORS, UsageError, benches, plan
@@ -196,6 +196,13 @@ def _parser() -> argparse.ArgumentParser:
     six = command("ptx", ptx.command, "What the CUDA kernels' PTX executes and moves, counted on a CPU.")
     six.add_argument("--op", action="append", default=[], help="only this operation (repeatable)")
     six.add_argument("--record", action="store_true", help="write the counts as those to compare with")
+    predicted = command(
+        "predict",
+        predictions.command,
+        "What the CUDA kernels would take on an H200 and an RTX 4090: calculated.",
+    )
+    predicted.add_argument("--op", action="append", default=[], help="only this operation (repeatable)")
+    predicted.add_argument("--record", action="store_true", help="write the shares as those to compare with")
     seven = command(
         "ranks", ranks.command, "A sequence split over processes against one process with all of it."
     )

@@ -6,12 +6,13 @@
 //                 sequences are multiplied by matrices of as many digits.
 //   shared_bytes  shared memory that a block can have
 
-#include "ssm_conv/cuda.h"
-
 #include "runtime/cuda_driver.h"
 #include "ssm_conv/checks.h"
+#include "ssm_conv/cuda_pipelined.h"
 
 EMBEDDED_KERNELS(ssm_conv_forward);
+EMBEDDED_KERNELS(ssm_conv_pipelined);
+EMBEDDED_KERNELS(ssm_conv_pipelined_backward);
 EMBEDDED_KERNELS(ssm_conv_backward);
 EMBEDDED_KERNELS(ssm_conv_carry);
 EMBEDDED_KERNELS(ssm_conv_tail);
@@ -44,6 +45,11 @@ const Products backward_products = {{{ssm_conv_backward_fatbin, "ssm_conv_backwa
                                      {ssm_conv_backward_fatbin, "ssm_conv_backward_pack_f64"}},
                                     {{ssm_conv_backward_fatbin, "ssm_conv_backward_large_f32"},
                                      {ssm_conv_backward_fatbin, "ssm_conv_backward_large_f64"}}};
+
+const CudaKernel pipelined = {ssm_conv_pipelined_fatbin, "ssm_conv_pipelined_bf16"};
+const CudaKernel pipelined_states = {ssm_conv_pipelined_fatbin, "ssm_conv_pipelined_states_bf16"};
+const CudaKernel pipelined_backward = {ssm_conv_pipelined_backward_fatbin,
+                                       "ssm_conv_pipelined_backward_bf16"};
 
 // The others, by [precision].
 const CudaKernel carry_diagonal[] = {{ssm_conv_carry_fatbin, "ssm_conv_carry_diagonal_f32"},
@@ -146,6 +152,13 @@ struct Call {
     launch(products.large[is_double_precision()], u.device(), params);
   }
 
+  void launch_outputs(SsmConvForwardParams params) const {
+    params.operand_bytes = math() == bf16 ? 2 : real_bytes();
+    if (ssm_conv::is_pipelined(params) && ssm_conv::PipelinedLayout::bytes <= shared_bytes)
+      return launch(pipelined, u.device(), SsmConvPipelinedParams{params});
+    launch_products<ssm_conv::ForwardLayout>(forward_products, params);
+  }
+
   // Each row's states from `inputs` = u (B, H, L) and e_in, to the params' other fields.
   SsmConvForwardParams forward_params(int64_t chunks, int64_t segments) const {
     SsmConvForwardParams params{};
@@ -191,6 +204,45 @@ struct Call {
     return states;
   }
 
+  // Blocks' sums of the gradients of the matrices, for which the sequences are cut in segments.
+  Tensor sums_in_segments(SsmConvBackwardParams& params, const Tensor& g) const {
+    params.chunks = ssm_conv::backward_chunks(params, shared_bytes);
+    params.segments = ssm_conv::segments_of(M, params.chunks);
+    params.splits = ssm_conv::backward_splits(B, H, params.segments);
+    const Tensor before = starts(params.chunks, params.segments);
+    Tensor afters = empty({B, H, params.segments, S});
+    if (params.segments > 1) {
+      SsmConvForwardParams adjoint = adjoint_params(g, params.chunks, params.segments);
+      adjoint.joins = params.joins, adjoint.ends = afters.mutable_data<void>();
+      launch_products<ssm_conv::ForwardLayout>(forward_products, adjoint);
+    }
+    carry(afters, params.joins, params.chunks, params.segments, true);
+    params.starts = before.data<void>(), params.afters = afters.data<void>();
+    Tensor partial = empty({params.splits, H, ssm_conv::Fragments(C, T, S, sizes.dense).count, 128});
+    params.partial = partial.mutable_data<void>();
+    launch_products<ssm_conv::BackwardLayout>(backward_products, params);
+    return partial;
+  }
+  // The same where whole sequences keep the GPU busy.
+  bool is_pipelined(const SsmConvBackwardParams& params) const {
+    return ssm_conv::is_pipelined(params) && ssm_conv::segment_chunks(B, H, M) == M &&
+           ssm_conv::PipelinedBackwardLayout::bytes <= shared_bytes;
+  }
+  Tensor pipelined_sums(SsmConvBackwardParams& params) const {
+    params.chunks = ssm_conv::pipelined_kept, params.segments = ssm_conv::over(M, params.chunks);
+    params.splits = ssm_conv::over(B, ssm_conv::rows);
+    Tensor before = empty({B, H, params.segments, S});
+    SsmConvStatesParams states{forward_params(M, 1)};
+    states.starts = data_of<void>(given.initial_state), states.last = params.last;
+    states.states = before.mutable_data<void>(), states.kept = params.segments;
+    launch(pipelined_states, u.device(), states);
+    params.starts = before.data<void>();
+    Tensor partial = empty({params.splits, H, ssm_conv::Fragments(C, T, S, false).count, 128});
+    params.partial = partial.mutable_data<void>();
+    launch(pipelined_backward, u.device(), SsmConvPipelinedBackwardParams{params});
+    return partial;
+  }
+
   SsmConvTailParams tail_params(const Tensor* last, const Tensor* g_final) const {
     SsmConvTailParams params{};
     fill(params), fill_u(params);
@@ -217,7 +269,7 @@ std::vector<Tensor> forward_op(const SsmConvTensors& given, int64_t precision, i
   call.fill_outputs(params);
   params.starts = data_of<void>(segments > 1 ? starts : given.initial_state);
   params.y = results[0].mutable_data<void>(), params.last = last.mutable_data<void>();
-  call.launch_products<ssm_conv::ForwardLayout>(forward_products, params);
+  call.launch_outputs(params);
 
   SsmConvTailParams tail_params = call.tail_params(&last, nullptr);
   tail_params.final_state = results[1].mutable_data<void>();
@@ -246,30 +298,15 @@ std::vector<Tensor> backward_op(const Tensor& g, const Tensor& g_final, const Ss
   SsmConvBackwardParams params{};
   call.fill(params), call.fill_chunk_power(params), call.fill_u(params), call.fill_outputs(params);
   params.real_bytes = call.real_bytes(), params.operand_bytes = call.math() == bf16 ? 2 : params.real_bytes;
-  const int64_t chunks = ssm_conv::backward_chunks(params, call.shared_bytes);
-  const int64_t segments = ssm_conv::segments_of(call.M, chunks);
-  const Tensor starts = call.starts(chunks, segments);
-  Tensor afters = call.empty({B, H, segments, S});
-  if (segments > 1) {
-    SsmConvForwardParams adjoint = call.adjoint_params(g, chunks, segments);
-    adjoint.joins = joins.data<void>(), adjoint.ends = afters.mutable_data<void>();
-    call.launch_products<ssm_conv::ForwardLayout>(forward_products, adjoint);
-  }
-  call.carry(afters, joins.data<void>(), chunks, segments, true);
-
   const Sizes strides = g.strides();
   params.g = g.data<void>(), params.e_in = given.e_in.data<void>();
   params.g_batch = strides[0], params.g_channel = strides[1];
   params.g_head = strides[2], params.g_step = strides[3];
-  params.starts = starts.data<void>(), params.afters = afters.data<void>();
   params.joins = joins.data<void>(), params.tail_du = tail_du.data<void>();
   params.du = results[0].mutable_data<void>(), params.d_initial = results[6].mutable_data<void>();
   params.last = last.mutable_data<void>();
-  params.chunks = chunks, params.segments = segments;
-  params.splits = ssm_conv::backward_splits(B, H, segments);
-  Tensor partial = call.empty({params.splits, H, ssm_conv::Fragments(C, T, S, call.sizes.dense).count, 128});
-  params.partial = partial.mutable_data<void>();
-  call.launch_products<ssm_conv::BackwardLayout>(backward_products, params);
+  const Tensor partial =
+      call.is_pipelined(params) ? call.pipelined_sums(params) : call.sums_in_segments(params, g);
 
   tail_params.d_powers = results[4].mutable_data<void>(), tail_params.by_head = true;
   launch(tail_powers[doubles], device, tail_params);

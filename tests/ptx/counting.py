@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
-from .file import Traffic
-from .machine import Ptx, source_of
+from .file import Latencies, Timing, Traffic
+from .machine import CSRC, Ptx, source_of
 
 _FLOAT = re.compile(r"(add|sub|mul|fma|div|rcp|sqrt|ex2|neg|abs|min|max)\..*f(32|64)$")
 _MEMORY = ("ld.global", "ld.shared", "st.", "cp.async.c", "ldmatrix", "stmatrix")
@@ -59,10 +59,15 @@ class Counting(Ptx):
             found[i.opcode] += i.executed
         return found
 
-    def counts(self) -> dict[str, int]:
-        opcodes: Counter[str] = Counter()
+    def _opcodes(self) -> Counter[str]:
+        """Executed since the last time, together."""
+        found: Counter[str] = Counter()
         for kernel, before in self._before.items():
-            opcodes += self._executed(kernel) - before
+            found += self._executed(kernel) - before
+        return found
+
+    def counts(self) -> dict[str, int]:
+        opcodes = self._opcodes()
         found = {name: int(getattr(self.traffic, name)) for name, _ in Traffic._fields_}
         found["launches"] = self._launches.total()
         found["instructions"] = opcodes.total()
@@ -72,3 +77,48 @@ class Counting(Ptx):
         self.traffic, self._before = Traffic(), {}
         self._launches.clear()
         return found
+
+
+def for_prediction(opcodes: Counter[str]) -> dict[str, int]:
+    """What ptxas leaves: moves and parameters cost no instruction. Of these integers, float64, and flops of tensor
+    cores, those of tf32 twice, as they run at half the rate."""
+    kept = {o: n for o, n in opcodes.items() if not o.startswith(("mov.", "ld.param", "cvta", "cvt.u64.u32"))}
+    return {
+        "instructions": sum(kept.values()),
+        "integer": sum(n for o, n in kept.items() if kind(o) == "integer"),
+        "doubles": sum(n for o, n in kept.items() if kind(o) == "float" and o.endswith("f64")),
+        "tensor_flops": sum(
+            (1 + (".tf32." in o)) * flops(o) * n for o, n in kept.items() if kind(o) == "tensor"
+        ),
+    }
+
+
+class Launch(NamedTuple):
+    """``counts``: of the whole grid, by those blocks that have run; ``cycles``: of a block, by the clock."""
+
+    kernel: str
+    source: str  # below csrc/
+    blocks: int
+    threads: int
+    shared_bytes: int
+    cycles: int
+    counts: dict[str, float]
+
+
+class Sampling(Counting):
+    """Runs some blocks of each launch, whose counts stand for the others': ``launches`` one by one. What the others
+    would have written is not written."""
+
+    def __init__(self, architecture: str, latencies: Latencies, sample: int) -> None:
+        super().__init__(architecture)
+        self.timing: Timing = Timing(latencies, sample)
+        self.launches: list[Launch] = []
+
+    def launch(self, kernel: str, params: int, blocks: int, *arguments: Any, **options: Any) -> None:
+        self.counts()
+        super().launch(kernel, params, blocks, *arguments, **options)
+        scale = blocks / self.timing.blocks
+        opcodes = self._opcodes()
+        found = {name: scale * n for name, n in {**self.counts(), **for_prediction(opcodes)}.items()}
+        source = str(source_of(kernel).relative_to(CSRC))
+        self.launches.append(Launch(kernel, source, blocks, *arguments, self.timing.cycles, found))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tests.cuda_driver.driver import ORDERS
@@ -34,8 +35,30 @@ class Traffic(ctypes.Structure):
             "shared_bytes",
             "shared_passes",
             "bank_conflicts",
+            "block_sectors",
+            "barriers",
         )
     ]
+
+
+class Latencies(ctypes.Structure):
+    """Cycles until the result of an instruction can be used; interpreter/clock.h."""
+
+    _fields_ = [
+        (name, ctypes.c_uint64)
+        for name in ("arithmetic", "special", "tensor", "shared", "global_", "barrier")
+    ]
+
+
+@dataclass
+class Timing:
+    """``sample``: run so many blocks of a launch only, evenly spaced. Answers: ``cycles`` of the longest block, and how
+    many ``blocks`` have run."""
+
+    latencies: Latencies
+    sample: int
+    cycles: int = 0
+    blocks: int = 0
 
 
 class _Request(ctypes.Structure):
@@ -53,6 +76,10 @@ class _Request(ctypes.Structure):
         ("limit", ctypes.c_uint64),
         ("executed", ctypes.c_uint64),
         ("traffic", ctypes.POINTER(Traffic)),
+        ("sample", ctypes.c_uint64),
+        ("latencies", ctypes.POINTER(Latencies)),
+        ("cycles", ctypes.c_uint64),
+        ("blocks", ctypes.c_uint64),
     ]
 
 
@@ -127,6 +154,7 @@ class File:
         limit: int = 0,
         of_triton: bool = False,
         traffic: Traffic | None = None,
+        timing: Timing | None = None,
     ) -> int:
         """A launch; the instructions that warps executed.
 
@@ -137,6 +165,9 @@ class File:
         request = _Request(
             kernel.encode(), params, tuple(grid), tuple(block), shared, ORDERS.index(order), seed, of_triton,
             given, len(buffers), limit, 0, ctypes.pointer(traffic) if traffic is not None else None,
+            timing.sample if timing else 0, ctypes.pointer(timing.latencies) if timing else None, 0, 0,
         )  # fmt: skip
         _ask("ptx_run", self._file, ctypes.byref(request))
+        if timing:
+            timing.cycles, timing.blocks = int(request.cycles), int(request.blocks)
         return int(request.executed)

@@ -9,7 +9,7 @@ from tests.cuda_driver import Buffer
 from tests.cuda_emulator import build as emulator
 
 from . import nvcc
-from .file import File, Traffic
+from .file import File, Timing, Traffic
 
 ROOT, CSRC = emulator.ROOT, nvcc.CSRC
 
@@ -38,6 +38,7 @@ class Ptx:
         self.files: dict[Path, File] = {}
         self.executed = 0
         self.traffic: Traffic | None = None  # counted if there is one
+        self.timing: Timing | None = None
 
     def file(self, source: Path) -> File:
         if source not in self.files:
@@ -68,6 +69,7 @@ class Ptx:
             seed,
             list(buffers),
             traffic=self.traffic,
+            timing=self.timing,
         )
 
 

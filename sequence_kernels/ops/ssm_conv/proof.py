@@ -38,7 +38,7 @@ SIZES = (
     Sizes(1, 1, 2, 40, 2, 4, False, False),
     Sizes(1, 1, 1, 33, 1, 3, True, True),
     Sizes(20, 1, 1, 33, 8, 4, False, True),
-    Sizes(2, 1, 1, 330, 32, 64, False, False),
+    Sizes(2, 1, 1, 328, 32, 64, False, False),
     Sizes(2, 1, 1, 330, 32, 64, True, True),
     Sizes(1, 1, 1, 130, 128, 128, True, False),
 )

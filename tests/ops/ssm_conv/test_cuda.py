@@ -156,6 +156,60 @@ def test_sizes_beyond_unrolled_loops(
     check(Device(precision), case, dtype, rounded, others)
 
 
+#: More chunks than a backward pass keeps the states of and more rows than a block has; whole chunks; less than a
+#: chunk; at last segments of an odd number of chunks, which the forward pass alone goes through like this.
+PIPELINED = [
+    (17, 1, 1, 600, 32, 64, False, True),
+    (16, 1, 2, 192, 32, 36, False, False),
+    (2, 1, 1, 8, 32, 2, False, False),
+    (1, 1, 1, 1064, 32, 6, False, True),
+]
+
+
+@pytest.mark.tensor_cores
+@pytest.mark.checks("sanitizers", of="ssm_conv/cuda")
+@pytest.mark.parametrize("wide", [True, False], ids=["", "powers in float32"])
+@pytest.mark.parametrize("case", PIPELINED, ids=str)
+def test_pipelined_for_memorys_rate(case: tuple[Any, ...], wide: bool) -> None:
+    a = arguments(case, torch.bfloat16)
+    if not wide:
+        a = a._replace(a_powers=a.a_powers.to(torch.cfloat), d=None, initial_state=None)
+    device = Device(1, check=True, order="random", seed=1)
+    compare(device.forward(a), reference.ssm_conv(*exact(*a)), 5e-3, 5e-3)
+    assert "pipelined" in device.kernels()
+    g, g_final = proof.gradients(proof.Sizes(*case), a.u.dtype)
+    compare(device.backward(g, g_final, a), reference.ssm_conv_backward(*exact(g, g_final, *a)), 5e-3, 5e-3)
+    assert ({"pipelined_states", "pipelined_backward"} <= {*device.kernels()}) == (case != PIPELINED[-1])
+
+
+@pytest.mark.tensor_cores
+@pytest.mark.thorough
+def test_pipelined_over_many_chunks() -> None:
+    """Three times as many as a backward pass keeps the states of: that takes as many sequences as fill a GPU."""
+    case = (70, 1, 17, 1096, 32, 4, False, True)
+    check(Device(1), case, torch.bfloat16, 5e-3, 5e-3)
+    assert any("pipelined_backward_bf16 grid 85 " in line for line in driver().launches())
+
+
+@pytest.mark.tensor_cores
+@pytest.mark.parametrize("way", ["length", "begin", "step", "row", "shared memory"])
+def test_what_cannot_be_moved_by_16_bytes_takes_the_other_kernel(way: str) -> None:
+    a = arguments((2, 1, 1, 63 if way == "length" else 64, 32, 4, False, False), torch.bfloat16)
+    u = torch.zeros(2, 1, 160, dtype=torch.bfloat16)
+    if way == "begin":
+        a = a._replace(u=u[..., 1:65].copy_(a.u))
+    if way == "step":
+        a = a._replace(u=u[..., :128:2].copy_(a.u))
+    if way == "row":
+        a = a._replace(u=u.flatten()[:280].as_strided((2, 1, 64), (65, 65, 1)).copy_(a.u))
+    device = Device(1, shared_bytes=17 << 10 if way == "shared memory" else SHARED_BYTES)
+    compare(device.forward(a), reference.ssm_conv(*exact(*a)), 5e-3, 5e-3)
+    g, g_final = proof.gradients(proof.Sizes(2, 1, 1, a.u.shape[-1], 32, 4, False, False), a.u.dtype)
+    want = reference.ssm_conv_backward(*exact(g, g_final, *a))
+    compare(device.backward(g, g_final, a)[:1], want[:1], 5e-3, 5e-3)
+    assert not any("pipelined" in kernel for kernel in device.kernels())
+
+
 @pytest.mark.parametrize("dense", [True, False], ids=["dense", "diagonal"])
 def test_powers_in_float32(dense: bool) -> None:
     """Where long sequences are cut in segments and end inside of chunks."""

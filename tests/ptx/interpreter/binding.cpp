@@ -3,6 +3,7 @@
 #include <cstring>
 #include <sstream>
 
+#include "clock.h"
 #include "table.h"
 #include "traffic.h"
 
@@ -33,8 +34,11 @@ struct Request {
   uint32_t dynamic_bytes, order, seed, of_triton;
   const Buffer* buffers;  // none: accesses are not checked
   uint64_t buffer_count, limit;
-  uint64_t executed;      // the answer: instructions that warps executed
-  ptx::Traffic* traffic;  // and if it is wanted, what they moved
+  uint64_t executed;                // the answer: instructions that warps executed
+  ptx::Traffic* traffic;            // and if it is wanted, what they moved
+  uint64_t sample;                  // run so many blocks only; 0: all
+  const ptx::Latencies* latencies;  // and if they are given, by these:
+  uint64_t cycles, blocks;          // of the longest block; how many have run
 };
 
 namespace {
@@ -100,6 +104,7 @@ EXPORTED int ptx_run(File* file, Request* request) {
     launch.limit = request->limit;
     launch.of_triton = request->of_triton;
     launch.traffic = request->traffic;
+    launch.sample = request->sample, launch.latencies = request->latencies;
     launch.memory.checked = request->buffer_count > 0;
     for (uint64_t k = 0; k < request->buffer_count; ++k) {
       const Buffer& b = request->buffers[k];
@@ -107,6 +112,7 @@ EXPORTED int ptx_run(File* file, Request* request) {
     }
     ptx::run(launch);
     request->executed = launch.executed;
+    request->cycles = launch.cycles, request->blocks = launch.blocks;
   });
 }
 // All instructions that the interpreter knows.

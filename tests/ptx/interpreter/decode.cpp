@@ -2,6 +2,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "clock.h"
 #include "table.h"
 
 namespace ptx {
@@ -183,6 +184,7 @@ class Decoder {
     if (found == table().end()) refuse("the interpreter does not know the instruction " + key());
     const Handler& handler = found->second;
     made.run = handler.run;
+    made.unit = unit_of(statement_->opcode);
     if (statement_->guard >= 0) {
       made.guarded = true;
       made.guard = places_[statement_->guard];
@@ -194,7 +196,18 @@ class Decoder {
     if (flat.size() != handler.operands.size())
       refuse(statement_->opcode + " has " + std::to_string(flat.size()) +
              " operands, the interpreter expects " + std::to_string(handler.operands.size()));
+    made.count = static_cast<uint8_t>(flat.size());
+    made.results = results(flat.size());
     for (size_t k = 0; k < flat.size(); ++k) one_operand(made, handler, flat[k], handler.operands[k], k);
+  }
+  // The elements of the first operand, where it is not an address that is written to, a mask or a number.
+  uint8_t results(size_t operands) const {
+    const std::string& name = statement_->opcode;
+    if (operands == 0 || name.compare(0, 3, "st.") == 0 || name.compare(0, 8, "stmatrix") == 0) return 0;
+    const Value& first = statement_->operands[0];
+    if (first.kind == Value::address || name.compare(0, 4, "bar.") == 0) return 0;
+    if (first.kind == Value::number) return static_cast<uint8_t>(operands);
+    return static_cast<uint8_t>(first.kind == Value::list ? first.elements.size() : 1);
   }
   // What may be left out: the predicate of a shuffle, the thread count of a barrier.
   void fill_in(std::vector<Value>& flat, const std::string& letters) const {

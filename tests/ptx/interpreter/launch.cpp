@@ -2,7 +2,9 @@
 #include <algorithm>
 #include <random>
 
+#include "clock.h"
 #include "machine.h"
+#include "traffic.h"
 
 namespace ptx {
 namespace {
@@ -25,6 +27,7 @@ void run_for(Warp& w, uint64_t turns) {
     w.exec = i.guarded ? w.active & (w.predicate(i.guard) ^ i.unless) : w.active;
     if (w.exec) {
       ++i.executed;
+      if (w.launch->latencies) tick(w, i);
       i.run(w, i);
     }
     while (w.pc == w.meet && w.state == State::ready) w.resume();
@@ -53,6 +56,10 @@ class Block {
   std::vector<uint64_t> blocks() {
     std::vector<uint64_t> all(uint64_t{launch_.grid.x} * launch_.grid.y * launch_.grid.z);
     for (uint64_t b = 0; b < all.size(); ++b) all[b] = b;
+    if (const uint64_t sample = launch_.sample; sample && sample < all.size()) {
+      for (uint64_t k = 0; k < sample; ++k) all[k] = (2 * k + 1) * all.size() / (2 * sample);
+      all.resize(sample);
+    }
     if (launch_.order == Order::reverse) std::reverse(all.begin(), all.end());
     if (launch_.order >= Order::random) std::shuffle(all.begin(), all.end(), random_);
     return all;
@@ -63,6 +70,7 @@ class Block {
     launch_.memory.barriers = 0;
     std::fill(launch_.memory.shared_bytes.begin(), launch_.memory.shared_bytes.end(), 0xFF);
     for (Warp& w : warps_) start(w);
+    ++launch_.blocks;
     for (;;) {
       while (pass()) {
         if (launch_.limit && launch_.executed > launch_.limit)
@@ -71,7 +79,7 @@ class Block {
       }
       groups_agree();
       if (std::all_of(warps_.begin(), warps_.end(), [](const Warp& w) { return w.state == State::exited; }))
-        return;
+        return end();
       release();
     }
   }
@@ -87,6 +95,7 @@ class Block {
     w.products.assign(1, {});
     w.products_begun = 0;
     w.fenced = false;
+    if (launch_.latencies) start_clock(w);
     for (const Special& s : launch_.program->specials)
       for (unsigned lane = 0; lane < lanes; ++lane)
         w.values<uint32_t>(s.at)[lane] = value_of(s.name, launch_, w.index, lane);
@@ -138,6 +147,18 @@ class Block {
                   " that other threads reached");
     for (Warp& w : warps_) w.state = State::ready;
     ++launch_.memory.barriers;
+    if (!launch_.latencies) return;
+    const uint64_t together = latest() + launch_.latencies->barrier;
+    for (Warp& w : warps_) w.pace.begun = w.pace.latest = together;
+  }
+  uint64_t latest() const {
+    uint64_t last = 0;
+    for (const Warp& w : warps_) last = std::max(last, time(w));
+    return last;
+  }
+  void end() {
+    if (launch_.latencies) launch_.cycles = std::max(launch_.cycles, latest());
+    if (launch_.traffic) end_of_block(*launch_.traffic, launch_.memory.barriers);
   }
   std::string source(const Warp& w) const { return launch_.program->source(*w.barrier); }
 

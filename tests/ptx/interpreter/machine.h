@@ -25,6 +25,7 @@ inline Size at(uint64_t index, Size in) {
 enum class Order { forward, reverse, random, skewed };  // of warps and of blocks
 
 struct Traffic;
+struct Latencies;
 
 struct Launch {
   Program* program = nullptr;
@@ -39,7 +40,11 @@ struct Launch {
   // Triton counts on the lockstep of a warp, whose lanes then race with no lane of their own warp, and on tensor cores
   // that leave out the last bits of tf32 operands.
   bool of_triton = false;
-  Traffic* traffic = nullptr;  // counted if there is one
+  Traffic* traffic = nullptr;            // counted if there is one
+  const Latencies* latencies = nullptr;  // of the clock, if there is to be one
+  uint64_t cycles = 0;                   // by that clock, of the block that takes the longest
+  uint64_t sample = 0;                   // run so many blocks only, evenly spaced; 0: all
+  uint64_t blocks = 0;                   // that have run
   Memory memory;
 
   unsigned threads() const { return block.x * block.y * block.z; }
@@ -64,6 +69,14 @@ struct Product {  // a wgmma that has not landed
   void (*land)(Warp&, const Product&);
 };
 
+struct Pace {                      // of a warp, in cycles of the clock
+  uint64_t begun = 0, latest = 0;  // what comes now starts then at the earliest; the last start until now
+  uint64_t issued = 0;             // since `begun`
+  uint64_t copies_land = 0;        // those begun until now
+  std::vector<uint64_t> groups;    // when each group of copies has landed
+  std::vector<uint64_t> ready;     // by place of a register
+};
+
 enum class State { ready, at_barrier, exited };
 
 struct Warp {
@@ -83,6 +96,7 @@ struct Warp {
   uint32_t products_begun = 0;
   bool fenced = false;  // by a wgmma.fence since products were last waited for
   Launch* launch = nullptr;
+  Pace pace;
   std::vector<unsigned char> registers;
 
   template <class T>

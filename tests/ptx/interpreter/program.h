@@ -23,6 +23,9 @@ using Run = void (*)(Warp&, const Instruction&);
 using Operand = uint32_t;
 constexpr Operand in_constants = 1u << 31;
 
+// What the clock takes an instruction for; copy, commit and wait are of cp.async, order: branches, barriers.
+enum class Unit : uint8_t { arithmetic, special, tensor, shared, global, copy, commit, wait, order };
+
 struct Instruction {
   Run run = nullptr;
   const Operand* operands = nullptr;
@@ -33,6 +36,8 @@ struct Instruction {
   uint32_t target = 0;    // of a branch
   uint32_t meet = 0;      // where its two ways meet again
   uint64_t executed = 0;  // by a warp
+  Unit unit = Unit::arithmetic;
+  uint8_t results = 0, count = 0;  // of the operands, of which the results come first
 };
 
 // What the table has for an instruction. A letter for each operand, lists taken apart: p predicate, h, w, d registers

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <unordered_set>
 
 namespace ptx {
 namespace {
@@ -15,7 +16,18 @@ uint64_t passes(std::vector<uint64_t>& words) {
   return *std::max_element(of_bank.begin(), of_bank.end());
 }
 
+// Those that the running block has touched; it runs by itself.
+thread_local std::unordered_set<uint64_t> touched[2];
+
 }  // namespace
+
+void end_of_block(Traffic& traffic, uint64_t barriers) {
+  for (std::unordered_set<uint64_t>& sectors : touched) {
+    traffic.block_sectors += sectors.size();
+    sectors.clear();
+  }
+  traffic.barriers += barriers;
+}
 
 void count(Traffic& traffic, Space space, Touch touch, const uint64_t (&addresses)[lanes], Mask mask,
            uint32_t bytes) {
@@ -29,7 +41,9 @@ void count(Traffic& traffic, Space space, Touch touch, const uint64_t (&addresse
       for (uint64_t s = address / 32; s <= (address + bytes - 1) / 32; ++s) sectors.push_back(s);
     }
     std::sort(sectors.begin(), sectors.end());
-    traffic.sectors += std::unique(sectors.begin(), sectors.end()) - sectors.begin();
+    sectors.erase(std::unique(sectors.begin(), sectors.end()), sectors.end());
+    traffic.sectors += sectors.size();
+    touched[touch != Touch::read].insert(sectors.begin(), sectors.end());
     return;
   }
   traffic.shared_bytes += all;

@@ -1,0 +1,250 @@
+"""What each operation would take on GPUs that are not at hand, at the sizes of a model: counts of some blocks of every
+launch, run as PTX on a CPU, and the calculation of ``predict``.
+
+An operation runs on the stand-in GPU of the tests, in a process of its own, which writes its launches as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.harness.calls import prepare
+from bench.harness.declare import BOTH, FORWARD, Bench, Shape, label
+from bench.harness.machine import ROOT
+from bench.harness.plan import benches
+from bench.harness.predict import GPUS, H200, LATENCIES, Gpu, Prediction, Work, predict
+from bench.harness.ptx import ARCHITECTURE
+
+RECORD = ROOT / "bench" / "predictions.json"
+BACKWARD = "backward"
+#: Blocks of a launch that run.
+SAMPLE = 2
+#: Of each operation, the shapes of a model on a GPU.
+SHAPES: Mapping[str, tuple[Shape, ...]] = {
+    "ssm_conv": tuple(
+        {"B": 16, "H": 512, "N": 32, "L": 16384, "dtype": dtype} for dtype in ("bfloat16", "float32")
+    ),
+    "ssm_step": ({"B": 512, "H": 1024, "N": 32}, {"B": 512, "H": 1024, "N": 32, "R": 1}),
+    "vandermonde": ({"H": 1024, "N": 32, "L": 16384},),
+    "vandermonde_transpose": ({"H": 1024, "N": 32, "L": 16384},),
+    "cauchy": ({"V": 4, "H": 1024, "N": 32, "L": 8193, "z": "imaginary"},),
+    "cauchy_transpose": ({"V": 4, "H": 1024, "N": 32, "L": 2049},),
+    "dplr_generating": ({"H": 1024, "N": 32, "L": 8193, "dtype": "complex64"},),
+    "dplr_discretize": ({"H": 1024, "N": 32, "R": 1},),
+}
+#: A share of the floor may be so much less than the recorded one, a count by so much of itself more.
+SLACK = 0.01
+GATED = ("instructions", "block_sectors", "sectors", "shared_passes", "barriers")
+
+Launches = dict[str, list[dict[str, Any]]]
+
+
+def command(options: argparse.Namespace) -> int:
+    """Counts, prints the tables, and compares with the record or writes it."""
+    from tests.aot.nvcc import version
+    from tests.ptx import skip_reason as no_ptx
+    from tests.stand_in_gpu import skip_reason as no_gpu
+
+    if reason := no_ptx() or no_gpu():
+        print(f"error: {reason}")
+        return 2
+    found: Launches = {}
+    for operation in options.op or SHAPES:
+        found |= counted(operation)
+    for gpu in GPUS:
+        print(f"{gpu.name}\n{table(gpu, found)}\n")
+    now = {gpu.name: {name: share(gpu, launches) for name, launches in found.items()} for gpu in GPUS}
+    counts = {name: totals(launches) for name, launches in found.items()}
+    if options.record:
+        RECORD.write_text(json.dumps({"nvcc": version(), "shares": now, "counts": counts}, indent=1) + "\n")
+        return 0
+    recorded = json.loads(RECORD.read_text())
+    if recorded["nvcc"] != version():
+        print(f"not held against the record, which is of nvcc {recorded['nvcc']}")
+        return 0
+    worse = [*regressions(now, recorded["shares"]), *grown(counts, recorded["counts"])]
+    print("\n".join(worse) or "none is slower")
+    return 1 if worse else 0
+
+
+def counted(operation: str) -> Launches:
+    """By operation, shape and mode: its launches."""
+    from tests.stand_in_gpu import environment
+
+    with tempfile.TemporaryDirectory() as cache:
+        done = subprocess.run(
+            [sys.executable, "-m", __name__, operation],
+            cwd=ROOT,
+            env=environment(Path(cache), triton=False),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode:
+        raise ValueError(f"cannot count: {done.stderr}")
+    launches: Launches = json.loads(done.stdout)
+    return launches
+
+
+def regressions(now: Mapping[str, Any], recorded: Mapping[str, Any]) -> list[str]:
+    """Shares that are less than was recorded, or are not recorded."""
+    return [
+        f"{name} on {gpu}: {100 * part:.1f} % of the floor's rate, recorded {recorded[gpu].get(name, 'nothing')}"
+        for gpu, shares in now.items()
+        for name, part in shares.items()
+        if part < recorded[gpu].get(name, 2) - SLACK
+    ]
+
+
+def totals(launches: list[dict[str, Any]]) -> dict[str, float]:
+    """What may not grow, of all launches together."""
+    return {what: round(sum(each["counts"][what] for each in launches)) for what in GATED}
+
+
+def grown(now: Mapping[str, Any], recorded: Mapping[str, Any]) -> list[str]:
+    """Counts that are more than was recorded; what is not recorded, ``regressions`` says."""
+    return [
+        f"{name}: {what} {counts[what]}, recorded {recorded[name][what]}"
+        for name, counts in now.items()
+        for what in GATED
+        if name in recorded and counts[what] > (1 + SLACK) * recorded[name][what]
+    ]
+
+
+def work_of(launch: Mapping[str, Any], gpu: Gpu) -> Work:
+    """With the registers that ptxas gives the kernel for this GPU."""
+    from tests.aot import budget
+
+    unit = budget.read()["nvcc"][f"{gpu.architecture} {launch['source']}"]
+    used = unit[launch["kernel"]]
+    return Work(
+        blocks=launch["blocks"],
+        threads=launch["threads"],
+        registers=used["registers"],
+        shared_bytes=launch["shared_bytes"] + used["shared_bytes"],
+        cycles=launch["cycles"][gpu.name],
+        counts=launch["counts"],
+    )
+
+
+def seconds(gpu: Gpu, launches: list[dict[str, Any]]) -> float:
+    """Of the launches one after another."""
+    return sum(predict(gpu, work_of(launch, gpu)).seconds for launch in launches)
+
+
+def floor(gpu: Gpu, launches: list[dict[str, Any]]) -> float:
+    """Of the bytes that the operation must move."""
+    return float(launches[0]["least_bytes"]) / gpu.memory
+
+
+def share(gpu: Gpu, launches: list[dict[str, Any]]) -> float:
+    return round(floor(gpu, launches) / seconds(gpu, launches), 4)
+
+
+COLUMNS = (
+    "time",
+    "of floor",
+    "bound by",
+    "blocks",
+    "a mp.",
+    "in flight",
+    "bytes",
+    "instr.",
+    "tensor",
+    "shared",
+)
+COLUMNS += ("barriers",)
+
+
+def table(gpu: Gpu, found: Launches) -> str:
+    """An operation, and below it its launches: time in us, the floor's share of it; blocks, and those that a
+    multiprocessor holds; KB that are on their way to it; MB of memory; millions of warps' instructions, Gflop of tensor
+    cores, millions of passes of shared memory, barriers of a block."""
+    rows = [("", *COLUMNS)]
+    for name, launches in found.items():
+        total, least = seconds(gpu, launches), floor(gpu, launches)
+        rows.append((name, f"{1e6 * total:.1f}", f"{100 * least / total:.0f} %", *[""] * (len(COLUMNS) - 2)))
+        for launch in launches:
+            predicted, c = predict(gpu, work_of(launch, gpu)), launch["counts"]
+            rows.append(
+                ("  " + launch["kernel"], f"{1e6 * predicted.seconds:.1f}", "", *cells(launch, predicted, c))
+            )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(x.rjust(w) for x, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    )
+
+
+def cells(launch: Mapping[str, Any], predicted: Prediction, c: Mapping[str, float]) -> tuple[str, ...]:
+    return (
+        predicted.bound,
+        str(launch["blocks"]),
+        str(predicted.resident),
+        f"{predicted.in_flight / 1e3:.1f}",
+        f"{32e-6 * c['block_sectors']:.1f}",
+        f"{1e-6 * c['instructions']:.1f}",
+        f"{1e-9 * c['tensor_flops']:.1f}",
+        f"{1e-6 * c['shared_passes']:.1f}",
+        f"{c['barriers'] / launch['blocks']:.0f}",
+    )
+
+
+def launches_of(operation: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """On the stand-in GPU, where this process has one: of a forward pass, and of the backward pass by itself."""
+    bench = benches()[operation]
+    for shape in SHAPES[operation]:
+        for mode, launches in sampled(bench, shape).items():
+            cost = bench.cost(shape, FORWARD).bytes
+            if mode == BACKWARD:
+                cost = bench.cost(shape, BOTH).bytes - cost
+            yield (
+                f"{operation} {label(shape)} {mode}",
+                [{**launch, "least_bytes": cost} for launch in launches],
+            )
+
+
+def sampled(bench: Bench, shape: Shape) -> dict[str, list[dict[str, Any]]]:
+    """By mode. Once for each GPU, whose latencies differ, and with them the cycles of a block."""
+    from sequence_kernels import use_backend
+    from tests.ptx.counting import Sampling
+    from tests.stand_in_gpu.gpu import GPU
+
+    machine, runs = Sampling(ARCHITECTURE, latencies(H200), SAMPLE), {}
+    with use_backend("cuda"), GPU.driver.on(machine):
+        inputs = bench.inputs(shape, torch.device("cuda"))
+        machine.launches.clear()
+        call = prepare(
+            bench, bench.wrt, inputs, BOTH if BOTH in bench.modes else FORWARD
+        ).call  # runs it forwards
+        forward = len(machine.launches)
+        for gpu in GPUS:
+            machine.launches.clear()
+            machine.timing.latencies = latencies(gpu)
+            call()
+            runs[gpu.name] = list(machine.launches)
+    launches = [
+        {**first._asdict(), "cycles": {name: run[k].cycles for name, run in runs.items()}}
+        for k, first in enumerate(runs[H200.name])
+    ]
+    modes = {FORWARD: launches[:forward], BACKWARD: launches[forward:]}
+    return {mode: some for mode, some in modes.items() if some}
+
+
+def latencies(gpu: Gpu) -> Any:
+    from tests.ptx.file import Latencies
+
+    return Latencies(**LATENCIES, global_=round(gpu.latency * gpu.hertz))
+
+
+if __name__ == "__main__":
+    print(json.dumps({name: found for each in sys.argv[1:] for name, found in launches_of(each)}))
