@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import inspect
 import pickle
@@ -185,8 +186,10 @@ VARIANTS: dict[type[SequenceModule], dict[str, dict[str, Any]]] = {
 }
 
 
-def cases(want: Callable[[SequenceModule], bool] = lambda module: True) -> list[Any]:
-    found = []
+@functools.cache
+def examples() -> list[tuple[str, Callable[..., SequenceModule], SequenceModule]]:
+    """Of each variant a name, what makes it, and one to look at: all that cases() asks about."""
+    found: list[tuple[str, Callable[..., SequenceModule], SequenceModule]] = []
     for cls in exported_modules():
         for name, arguments in VARIANTS.get(cls, {"default": {}}).items():
 
@@ -194,9 +197,12 @@ def cases(want: Callable[[SequenceModule], bool] = lambda module: True) -> list[
                 torch.manual_seed(0)
                 return cls(WIDTH, **arguments, **extra).eval()
 
-            if want(make()):
-                found.append(pytest.param(make, id=f"{cls.__name__}-{name}"))
+            found.append((f"{cls.__name__}-{name}", make, make()))
     return found
+
+
+def cases(want: Callable[[SequenceModule], bool] = lambda module: True) -> list[Any]:
+    return [pytest.param(make, id=name) for name, make, example in examples() if want(example)]
 
 
 def keeps_length(module: SequenceModule) -> bool:
