@@ -49,7 +49,7 @@ def test_stored(matrices: int) -> None:
     assert (rows[8 * matrices :] == 0xFFFFFFFF).all()
 
 
-@pytest.mark.parametrize(("matrices", "turned"), [(1, False), (2, False), (4, False), (4, True)])
+@pytest.mark.parametrize(("matrices", "turned"), [(1, False), (2, False), (2, True), (4, False), (4, True)])
 def test_loaded(matrices: int, turned: bool) -> None:
     name = f"ldmatrix.sync.aligned.m8n8.x{matrices}{'.trans' if turned else ''}.shared.b16"
     got = run(f"st.shared.v4.b32 [%row], {registers(4)}; {name} {registers(matrices)}, [%row];")

@@ -147,6 +147,7 @@ void store_matrices(Warp& w, const Instruction& i) {
   const std::string load = "ldmatrix.sync.aligned.m8n8.", store = "stmatrix.sync.aligned.m8n8.";
   table[load + "x1.shared.b16"] = {load_matrices<1, false>, "wa"};
   table[load + "x2.shared.b16"] = {load_matrices<2, false>, "wwa"};
+  table[load + "x2.trans.shared.b16"] = {load_matrices<2, true>, "wwa"};
   table[load + "x4.shared.b16"] = {load_matrices<4, false>, "wwwwa"};
   table[load + "x4.trans.shared.b16"] = {load_matrices<4, true>, "wwwwa"};
   table[store + "x1.shared.b16"] = {store_matrices<1>, "aw"};
