@@ -15,7 +15,7 @@ WARP = 32
 
 @dataclass(frozen=True)
 class Gpu:
-    """Rates a second; where "a cycle", of one multiprocessor. docs/benchmarks.md says where they are from."""
+    """Rates a second; where "a cycle", of one multiprocessor. docs/gpu-predictions.md says where they are from."""
 
     name: str
     architecture: str

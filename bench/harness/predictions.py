@@ -161,8 +161,8 @@ COLUMNS = (
     "instr.",
     "tensor",
     "shared",
+    "barriers",
 )
-COLUMNS += ("barriers",)
 
 
 def table(gpu: Gpu, found: Launches) -> str:
