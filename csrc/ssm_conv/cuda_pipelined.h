@@ -26,7 +26,7 @@ constexpr int32_t pipelined_kept = 16;  // chunks whose states are in shared mem
 
 HOST_DEVICE bool by_16_bytes(const void* data, int64_t batch, int64_t head, int64_t step, int64_t L) {
   const bool whole = batch % 8 == 0 && head % 8 == 0 && L % 8 == 0;
-  return whole && step == 1 && reinterpret_cast<uintptr_t>(data) % 16 == 0;
+  return whole && step == 1 && reinterpret_cast<size_t>(data) % 16 == 0;
 }
 template <class Params>
 HOST_DEVICE bool has_pipeline(const Params& p) {
