@@ -48,7 +48,7 @@ def promise(kind: str) -> Target:
     return Target(
         23,
         f"{kind} of 16384 x 512, forward+backward",
-        f"C512-R16384-{kind}",
+        f"R16384-C512-{kind}",
         "torch",
         1.2,
         BOTH,
