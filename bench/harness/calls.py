@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def prepare(
 
 
 def difference(ours: Prepared, theirs: Prepared) -> float:
-    """The largest norm-wise relative difference between what both return under the same name."""
+    """The largest norm-wise relative difference between what both return under the same name; NaN if any is."""
     ours.restart()
     theirs.restart()
     with ours.around():
@@ -64,7 +65,8 @@ def difference(ours: Prepared, theirs: Prepared) -> float:
     with theirs.around():
         b = dict(zip(theirs.names, theirs.call(), strict=True))
     shared = [name for name in a if a[name] is not None and b.get(name) is not None]
-    return max(_relative(name, a[name], b[name]) for name in shared)
+    gaps = [_relative(name, a[name], b[name]) for name in shared]
+    return max(gaps, key=lambda gap: (math.isnan(gap), gap))
 
 
 def _relative(name: str, a: Tensor, b: Tensor) -> float:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 
 import pytest
 import torch
 
 from bench.harness import memory, worker
-from bench.harness.calls import difference, prepare
+from bench.harness.calls import Prepared, difference, prepare
 from bench.harness.clock import CpuClock, Sampler, interleave
 from bench.harness.declare import BOTH, DEFAULT, FORWARD, Peer, grid, label
 from bench.harness.plan import Job
@@ -115,6 +116,14 @@ def test_the_answers_of_both_sides_are_compared():
     assert difference(prepared(scaled), prepared(wrong_gradient)) > 0.1
     nan = prepared(lambda x: scaled(x) * float("nan"))
     assert not difference(prepared(scaled), nan) <= 1
+
+
+def test_no_number_among_gradients_is_a_difference():
+    def answers(*numbers):
+        return Prepared(lambda: tuple(map(torch.tensor, numbers)), ("y", "x"), lambda: None)
+
+    assert math.isnan(difference(answers(1.0, math.nan), answers(1.0, 2.0)))
+    assert difference(answers(1.0, 2.0), answers(1.0, 2.0)) == 0
 
 
 def emitted(mode, effort="quick", shape="L8", **options):

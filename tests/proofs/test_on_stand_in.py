@@ -68,7 +68,8 @@ def test_cuda_serves_by_default_once_it_is_proven_and_later_processes_know(
     for run in (first, second):
         assert run["device"] == "cuda:0"
         assert {"ssm_conv_forward", "ssm_conv_backward"} <= set(run["kernels"])
-        assert max(run["error"], run["gradient"]) < 2e-6
+        assert run["error"] < 2e-6
+        assert run["gradient"] < 2e-6
 
 
 @pytest.mark.parametrize(("layer", "most"), [("S4D", 4), ("S4", 6)])
