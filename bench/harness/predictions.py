@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +19,7 @@ from bench.harness.declare import BOTH, FORWARD, Bench, Shape, label
 from bench.harness.machine import ROOT
 from bench.harness.plan import benches
 from bench.harness.predict import GPUS, H200, LATENCIES, Gpu, Prediction, Work, predict
-from bench.harness.ptx import ARCHITECTURE
+from bench.harness.ptx import ARCHITECTURE, on_stand_in
 
 RECORD = ROOT / "bench" / "predictions.json"
 BACKWARD = "backward"
@@ -64,10 +61,13 @@ def command(options: argparse.Namespace) -> int:
         print(f"{gpu.name}\n{table(gpu, found)}\n")
     now = {gpu.name: {name: share(gpu, launches) for name, launches in found.items()} for gpu in GPUS}
     counts = {name: totals(launches) for name, launches in found.items()}
+    recorded = json.loads(RECORD.read_text())
     if options.record:
+        if options.op and recorded["nvcc"] == version():  # the others stay
+            now = {gpu: recorded["shares"][gpu] | shares for gpu, shares in now.items()}
+            counts = recorded["counts"] | counts
         RECORD.write_text(json.dumps({"nvcc": version(), "shares": now, "counts": counts}, indent=1) + "\n")
         return 0
-    recorded = json.loads(RECORD.read_text())
     if recorded["nvcc"] != version():
         print(f"not held against the record, which is of nvcc {recorded['nvcc']}")
         return 0
@@ -78,20 +78,7 @@ def command(options: argparse.Namespace) -> int:
 
 def counted(operation: str) -> Launches:
     """By operation, shape and mode: its launches."""
-    from tests.stand_in_gpu import environment
-
-    with tempfile.TemporaryDirectory() as cache:
-        done = subprocess.run(
-            [sys.executable, "-m", __name__, operation],
-            cwd=ROOT,
-            env=environment(Path(cache), triton=False),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    if done.returncode:
-        raise ValueError(f"cannot count: {done.stderr}")
-    launches: Launches = json.loads(done.stdout)
+    launches: Launches = on_stand_in(__name__, operation)
     return launches
 
 

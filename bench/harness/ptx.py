@@ -68,11 +68,17 @@ def command(options: argparse.Namespace) -> int:
 
 def measured(operations: list[str]) -> Counts:
     """By operation, shape and mode: the first quick shape."""
+    found: Counts = on_stand_in(__name__, *operations)
+    return found
+
+
+def on_stand_in(module: str, *operations: str) -> Any:
+    """What that module prints as JSON when it is run on the stand-in GPU, in a process of its own."""
     from tests.stand_in_gpu import environment
 
     with tempfile.TemporaryDirectory() as cache:
         done = subprocess.run(
-            [sys.executable, "-m", __name__, *operations],
+            [sys.executable, "-m", module, *operations],
             cwd=ROOT,
             env=environment(Path(cache), triton=False),
             capture_output=True,
@@ -81,8 +87,7 @@ def measured(operations: list[str]) -> Counts:
         )
     if done.returncode:
         raise ValueError(f"cannot count: {done.stderr}")
-    found: Counts = json.loads(done.stdout)
-    return found
+    return json.loads(done.stdout)
 
 
 def regressions(found: Mapping[str, Mapping[str, float]], recorded: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -32,6 +32,25 @@ def gpu_backends(op: str) -> list[Any]:
                 marks.append(pytest.mark.skipif(reason is not None, reason=str(reason)))
             parameters.append(pytest.param(backend, marks=marks))
     return parameters
+
+
+def on_every_instruction_set(run: Callable[[], tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
+    """What ``run`` gives with each set that this CPU has, while it holds; the same with one thread and with three."""
+    limit, threads = torch.ops.sequence_kernels_native.limit_instruction_set, torch.get_num_threads()
+    try:
+        for level in (0, 1, 2):
+            if limit(level) != level:
+                continue
+            runs = []
+            for count in (1, 3):
+                torch.set_num_threads(count)
+                runs.append(run())
+            for one, many in zip(*runs, strict=True):
+                assert torch.equal(one, many), "the number of threads changes a result"
+            yield runs[0]
+    finally:
+        limit(2)
+        torch.set_num_threads(threads)
 
 
 def device_of(backend: str) -> str:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from sequence_kernels import ops
 from sequence_kernels.layers import activations
 
-from ..devices import backends
+from ..devices import backends, on_every_instruction_set
 from ..sample import F64, Sample, real
 
 every_backend = pytest.mark.parametrize("backend", backends("activation"))
@@ -88,25 +88,13 @@ def test_nan_and_infinity_are_as_in_torch(backend: str, kind: str, dtype: torch.
 @every_kind
 def test_every_instruction_set_and_number_of_threads(kind: str) -> None:
     x = real(300, 130).float().requires_grad_()
-    limit = torch.ops.sequence_kernels_native.limit_instruction_set
-    threads = torch.get_num_threads()
 
-    def gradient(backend: str) -> Tensor:
-        return torch.autograd.grad(ops.activation(x, kind, backend=backend).square().sum(), x)[0]
+    def gradient(backend: str) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(ops.activation(x, kind, backend=backend).square().sum(), x)
 
     want = gradient("torch")
-    try:
-        for level in (0, 1, 2):
-            limit(level)
-            runs = []
-            for count in (1, 3):
-                torch.set_num_threads(count)
-                runs.append(gradient("cpu"))
-            assert torch.equal(*runs)
-            torch.testing.assert_close(runs[0], want, rtol=1e-5, atol=1e-6)
-    finally:
-        limit(2)
-        torch.set_num_threads(threads)
+    for found in on_every_instruction_set(lambda: gradient("cpu")):
+        torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

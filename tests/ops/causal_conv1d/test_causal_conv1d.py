@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sequence_kernels import ops, use_backend
 
-from ..devices import backends, device_of, gpu_backends
+from ..devices import backends, device_of, gpu_backends, on_every_instruction_set
 from ..sample import Sample, real
 
 every_backend = pytest.mark.parametrize("backend", backends("causal_conv1d") + gpu_backends("causal_conv1d"))
@@ -172,17 +172,6 @@ def test_every_instruction_set_and_number_of_threads(last: bool) -> None:
         return (*results, *torch.autograd.grad(results, given, [torch.cos(r) for r in results]))
 
     want = run("torch")
-    limit, threads = torch.ops.sequence_kernels_native.limit_instruction_set, torch.get_num_threads()
-    try:
-        for highest in (0, 1, 2):
-            limit(highest)
-            found = []
-            for count in (1, 3):
-                torch.set_num_threads(count)
-                found.append(run("cpu"))
-            for one, many, expected in zip(*found, want, strict=True):
-                assert torch.equal(one, many)
-                assert float(((one - expected).norm() / expected.norm()).detach()) < 2e-6
-    finally:
-        limit(2)
-        torch.set_num_threads(threads)
+    for found in on_every_instruction_set(lambda: run("cpu")):
+        for one, expected in zip(found, want, strict=True):
+            assert float(((one - expected).norm() / expected.norm()).detach()) < 2e-6

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sequence_kernels import ops
 
-from ..devices import backends
+from ..devices import backends, on_every_instruction_set
 from ..sample import F64, Sample, real
 
 every_backend = pytest.mark.parametrize("backend", backends("gated_rms_norm"))
@@ -104,23 +104,13 @@ def test_nan_and_great_gates(backend: str) -> None:
 @pytest.mark.skipif("cpu" not in backends("gated_rms_norm"), reason="needs the native library")
 def test_every_instruction_set_and_number_of_threads() -> None:
     given = [t.float().requires_grad_() for t in draw(300, 130, True)]  # enough for threads
-    want = torch.autograd.grad(ops.gated_rms_norm(*given, backend="torch").square().sum(), given)
-    limit = torch.ops.sequence_kernels_native.limit_instruction_set
-    threads = torch.get_num_threads()
-    try:
-        for level in (0, 1, 2):
-            limit(level)
-            runs = []
-            for count in (1, 3):
-                torch.set_num_threads(count)
-                runs.append(
-                    torch.autograd.grad(ops.gated_rms_norm(*given, backend="cpu").square().sum(), given)
-                )
-            assert all(map(torch.equal, *runs))
-            assert all(e < 1e-5 for e in map(error, runs[0], want))
-    finally:
-        limit(2)
-        torch.set_num_threads(threads)
+
+    def gradients(backend: str) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(ops.gated_rms_norm(*given, backend=backend).square().sum(), given)
+
+    want = gradients("torch")
+    for found in on_every_instruction_set(lambda: gradients("cpu")):
+        assert all(e < 1e-5 for e in map(error, found, want))
 
 
 @pytest.mark.parametrize(

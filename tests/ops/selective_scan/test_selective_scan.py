@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sequence_kernels import ops
 
-from ..devices import backends
+from ..devices import backends, on_every_instruction_set
 from ..sample import C128, F64, Sample, complexes, real
 
 every_backend = pytest.mark.parametrize("backend", backends("selective_scan"))
@@ -254,20 +254,10 @@ def test_every_instruction_set_and_number_of_threads(dtype: torch.dtype) -> None
     given = draw(2, 140, 130, 4, 2, dtype=dtype)  # enough for threads
     leaves = [t.requires_grad_() for t in given.leaves()]
     want = with_gradients(by_op(given, True, None, "torch", True), leaves)
-    limit = torch.ops.sequence_kernels_native.limit_instruction_set
-    threads = torch.get_num_threads()
-    try:
-        for level in (0, 1, 2):
-            limit(level)
-            runs = []
-            for count in (1, 3):
-                torch.set_num_threads(count)
-                runs.append(with_gradients(by_op(given, True, None, "cpu", True), leaves))
-            assert all(map(torch.equal, *runs))
-            assert all(e < 1e-12 for e in map(error, runs[0], want))
-    finally:
-        limit(2)
-        torch.set_num_threads(threads)
+    for found in on_every_instruction_set(
+        lambda: with_gradients(by_op(given, True, None, "cpu", True), leaves)
+    ):
+        assert all(e < 1e-12 for e in map(error, found, want))
 
 
 @pytest.mark.parametrize(

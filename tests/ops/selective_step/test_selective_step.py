@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from sequence_kernels import ops
 
-from ..devices import backends, device_of, gpu_backends
+from ..devices import backends, device_of, gpu_backends, on_every_instruction_set
 from ..sample import F64, Sample, real
 
 every_backend = pytest.mark.parametrize(
@@ -318,27 +319,16 @@ def test_types_and_slots_are_named() -> None:
 @pytest.mark.skipif("cpu" not in backends("selective_step"), reason="needs the native library")
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_every_instruction_set_and_number_of_threads(dtype: torch.dtype) -> None:
-    limit = torch.ops.sequence_kernels_native.limit_instruction_set
-    threads = torch.get_num_threads()
+    bound = 2e-6 if dtype == torch.float32 else 1e-13
+
+    def run(given: Given) -> tuple[Tensor, ...]:
+        return ops.selective_step(*given, delta_softplus=True, delta_limit=LIMIT, backend="cpu")
+
     for sizes in ((40, 256, None, 33), (9, 8, 64, 65, 2)):  # enough to be shared out
         given = draw(*sizes).to(dtype)
         want = by_sequence(given.to(F64), True, LIMIT)
-        try:
-            for level in (0, 1, 2):
-                if limit(level) != level:
-                    continue
-                runs = []
-                for count in (1, 3):
-                    torch.set_num_threads(count)
-                    runs.append(
-                        ops.selective_step(*given, delta_softplus=True, delta_limit=LIMIT, backend="cpu")
-                    )
-                assert all(map(torch.equal, *runs))
-                bound = 2e-6 if dtype == torch.float32 else 1e-13
-                assert all(error(g.double(), w) < bound for g, w in zip(runs[0], want, strict=True))
-        finally:
-            limit(2)
-            torch.set_num_threads(threads)
+        for found in on_every_instruction_set(functools.partial(run, given)):
+            assert all(error(g.double(), w) < bound for g, w in zip(found, want, strict=True))
 
 
 def _sample(given: Given, **options: Any) -> Sample:

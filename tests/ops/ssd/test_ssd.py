@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from sequence_kernels import ops
 
-from ..devices import backends, device_of, gpu_backends
+from ..devices import backends, device_of, gpu_backends, on_every_instruction_set
 from ..sample import Sample, real
 
 every_backend = pytest.mark.parametrize("backend", backends("ssd") + gpu_backends("ssd"))
@@ -213,18 +213,7 @@ def test_every_instruction_set_and_number_of_threads(dtype: torch.dtype) -> None
         )
 
     want = run("torch", torch.float64)
-    limit, threads = torch.ops.sequence_kernels_native.limit_instruction_set, torch.get_num_threads()
-    try:
-        for highest in (0, 1, 2):
-            limit(highest)
-            found = []
-            for count in (1, 3):
-                torch.set_num_threads(count)
-                found.append(run("cpu", dtype))
-            for one, many, expected in zip(*found, want, strict=True):
-                assert torch.equal(one, many)
-                error = ((one - expected).norm() / expected.norm()).detach()
-                assert float(error) < (5e-6 if dtype == torch.float32 else 1e-13)
-    finally:
-        limit(2)
-        torch.set_num_threads(threads)
+    for found in on_every_instruction_set(lambda: run("cpu", dtype)):
+        for one, expected in zip(found, want, strict=True):
+            error = ((one - expected).norm() / expected.norm()).detach()
+            assert float(error) < (5e-6 if dtype == torch.float32 else 1e-13)

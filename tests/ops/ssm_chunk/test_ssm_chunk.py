@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sequence_kernels import ops
 
-from ..devices import backends
+from ..devices import backends, on_every_instruction_set
 from ..sample import Sample, complexes
 from .exact import C128, assert_matrices, system
 
@@ -78,21 +78,10 @@ def test_every_instruction_set_and_number_of_threads() -> None:
         return (*outputs, *torch.autograd.grad(outputs, inputs, [o.detach() for o in outputs]))
 
     want = run("torch")
-    limit, threads = torch.ops.sequence_kernels_native.limit_instruction_set, torch.get_num_threads()
-    try:
-        for highest in (0, 1, 2):
-            limit(highest)
-            results = []
-            for count in (1, 3):
-                torch.set_num_threads(count)
-                results.append(run("cpu"))
-            for one, many, expected in zip(*results, want, strict=True):
-                assert torch.equal(one, many)
-                assert one.dtype == expected.dtype
-                assert float(((one - expected).norm() / expected.norm()).detach()) < 1e-6
-    finally:
-        limit(2)
-        torch.set_num_threads(threads)
+    for found in on_every_instruction_set(lambda: run("cpu")):
+        for one, expected in zip(found, want, strict=True):
+            assert one.dtype == expected.dtype
+            assert float(((one - expected).norm() / expected.norm()).detach()) < 1e-6
 
 
 @every_backend

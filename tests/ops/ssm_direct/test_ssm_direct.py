@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sequence_kernels import ops
 
-from ..devices import backends
+from ..devices import backends, on_every_instruction_set
 from ..sample import Sample, complexes, real
 
 C128 = torch.complex128
@@ -116,20 +116,10 @@ def test_every_instruction_set_number_of_threads_and_layout() -> None:
         return (y, *torch.autograd.grad(y, given, weight))
 
     want = run(inputs, "torch")
-    limit, threads = torch.ops.sequence_kernels_native.limit_instruction_set, torch.get_num_threads()
-    try:
-        for highest in (0, 1, 2):
-            limit(highest)
-            torch.set_num_threads(1)
-            one, strided = run(inputs, "cpu"), run(apart, "cpu")
-            torch.set_num_threads(3)
-            for a, b, c, expected in zip(one, strided, run(inputs, "cpu"), want, strict=True):
-                assert torch.equal(a, b)
-                assert torch.equal(a, c)
-                close(a, expected, 2e-6)
-    finally:
-        limit(2)
-        torch.set_num_threads(threads)
+    for found in on_every_instruction_set(lambda: run(inputs, "cpu")):
+        for a, b, expected in zip(found, run(apart, "cpu"), want, strict=True):
+            assert torch.equal(a, b)
+            close(a, expected, 2e-6)
 
 
 @every_backend
