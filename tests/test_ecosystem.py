@@ -34,6 +34,13 @@ from sequence_kernels import (
     use_backend,
 )
 from sequence_kernels.compat.hugging_face import Mixer
+from sequence_kernels.compat.language_model import (
+    Block,
+    MambaConfig,
+    MambaLMHeadModel,
+    MixerModel,
+    create_block,
+)
 from sequence_kernels.compat.scans import AttenuateLayer
 from sequence_kernels.layers import activations, components, norms, residuals, series_norms
 from sequence_kernels.models import merge_states, select_state, split_states
@@ -95,6 +102,11 @@ class _WithStateDecoder(nn.Module):
         return self.decoder(self.model(x, self.model.default_state(len(x)))[1])
 
 
+def _ones(module: nn.Module) -> Tensor:
+    parameter = next(module.parameters())
+    return torch.ones(2, LENGTH, WIDTH, dtype=parameter.dtype, device=parameter.device)
+
+
 def _tokens(module: Any) -> Tensor:
     tokens = torch.arange(12).view(2, 6) % 5
     return module(torch.ones(2, 4, WIDTH), None, tokens, torch.tensor([6, 6]))[0]
@@ -116,6 +128,15 @@ PARTS: dict[type[nn.Module], tuple[Make, Run]] = {
         lambda m: m((torch.arange(12).view(2, 6) % 5).to(m.backbone.embedding.weight.device))[0],
     ),
     Mixer: (_hugging_face_mixer, through),
+    Block: (lambda: create_block(WIDTH, ssm_cfg={"d_state": 2}, rms_norm=True), lambda m: sum(m(_ones(m)))),
+    MixerModel: (
+        lambda: MixerModel(WIDTH, 1, 0, 5, {"d_state": 2}),
+        lambda m: m((torch.arange(12).view(2, 6) % 5).to(m.embedding.weight.device)),
+    ),
+    MambaLMHeadModel: (
+        lambda: MambaLMHeadModel(MambaConfig(WIDTH, 0, 1, 8, {"d_state": 2}, tie_embeddings=False)),
+        lambda m: m((torch.arange(12).view(2, 6) % 5).to(m.lm_head.weight.device)).logits,
+    ),
     AttenuateLayer: (lambda: AttenuateLayer(SSMLayer(3, LENGTH, WIDTH)), through),  # channels come first
     SSKernel: (lambda: SSKernel(WIDTH, 4, lr={"B": 0.0}), kernel_of),
     DPLRSSM: (lambda: SSKernel(WIDTH, 4).kernel, kernel_of),

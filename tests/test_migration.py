@@ -37,7 +37,7 @@ EXAMPLES = {f"{page}, example {i}": found for page in PAGES for i, found in enum
 
 
 def test_there_is_an_example_for_each_library() -> None:
-    assert len(EXAMPLES) == 26 + len(STORIES)
+    assert len(EXAMPLES) == 27 + len(STORIES)
 
 
 def test_no_page_is_left_out() -> None:

@@ -43,7 +43,7 @@ def load_espnet(
             as in ``layers``, that nothing in the checkpoint takes.
         RuntimeError: the parameters do not fit (as ``load_state_dict``).
     """
-    return _built(names.part(_read(source), prefix), prefix, layers or {}, options)
+    return _built(names.part(read(source), prefix), prefix, layers or {}, options)
 
 
 def load_s4(
@@ -64,7 +64,7 @@ def load_s4(
     same where parameters are others: ``activation="glu"`` becomes a sigmoid as ``hyper_act``, real modes complex ones
     that do not turn, a step for each mode (``dt_tie=False``) part of that mode.
     """
-    state = names.part(_read(source), prefix)
+    state = names.part(read(source), prefix)
     espnet = names.from_s4(state, dt_transform, real_transform, imag_transform, dt_fast)
     defaults: dict[str, Any] = {}
     if espnet.keys() != state.keys():  # v4 or S4D
@@ -109,7 +109,8 @@ def export_s4(module: nn.Module, length: int = 0) -> StateDict:
     return names.to_v4(export_espnet(module, length))
 
 
-def _read(source: Source) -> Mapping[str, Tensor]:
+def read(source: Source) -> Mapping[str, Tensor]:
+    """The state dict that a source is, or that a file holds; one inside "state_dict" or "model" too."""
     if isinstance(source, (str, os.PathLike)):
         path = Path(os.fspath(source))
         source = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +13,8 @@ from torch import Tensor
 from ..layers import Mamba, Mamba2
 from ..models import MambaLM
 from . import names
-from .checkpoints import Source, _read
-
-#: What a directory may hold, in the order in which they are looked for.
-_FILES = ("model.safetensors", "pytorch_model.bin", "model.pt")
+from .checkpoints import Source, read
+from .pretrained import load_config_hf, weights_file
 
 
 def load_mamba(source: Source, prefix: str = "", **options: Any) -> MambaLM | Mamba | Mamba2:
@@ -82,16 +79,13 @@ def export_mamba(model: MambaLM, *, hugging_face: bool = False) -> dict[str, Ten
 
 def _weights(source: Source) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     if isinstance(source, Mapping):
-        return _read(source), {}
+        return read(source), {}
     path, config = Path(os.fspath(source)), {}
     if path.is_dir():
-        there = [path / name for name in _FILES if (path / name).exists()]
-        if not there:
-            raise ValueError(f"source {path} has none of {', '.join(_FILES)}")
         if (path / "config.json").exists():
-            config = json.loads((path / "config.json").read_text())
-        path = there[0]
-    return _read(path), config
+            config = load_config_hf(path)
+        path = weights_file(path)
+    return read(path), config
 
 
 def _configured(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
 from .. import layers
-from .selective import runs
+from ..optim import CarriesOptions
 
 Cache = tuple[Tensor, Tensor]
 
 
-class _Mixer(nn.Module):
+class _Mixer(CarriesOptions):
     """A layer of ours behind mamba_ssm's calls. It has the layer's parts under their names: one dictionary holds both.
 
     A cache is the last ``d_conv`` inputs of the convolution, of which the first is never read, and the recurrence's
@@ -34,6 +35,7 @@ class _Mixer(nn.Module):
                 parameter.data = parameter.data.to(dtype)
         self.__dict__["layer"] = layer  # no part of this one
         self._modules, self._parameters, self._buffers = layer._modules, layer._parameters, layer._buffers
+        self.__dict__["_options"] = layer.__dict__["_options"]
         self.d_model, self.d_inner, self.d_conv = layer.d_model, layer.d_inner, layer.conv1d.kernel_size
         self.layer_idx = layer_idx
         parameters: dict[str, Any] = dict(layer.named_parameters())
@@ -181,20 +183,52 @@ class Mamba2(_Mixer):
     ) -> Tensor:
         """``(B, L, d_model)``, or with ``seqlen`` ``(B L, d_model)``, to the same.
 
-        With ``seq_idx`` (B, L) every run of a number is a sequence of its own; ``cu_seqlens`` needs it, as it separates
-        nothing by itself.
+        With ``seq_idx`` (B, L) every run of a number is a sequence of its own. ``cu_seqlens``, where those of one row
+        begin and the last ends, is for the cache of a first call, which then has the state after each.
+
+        Raises:
+            ValueError: ``cu_seqlens`` without ``seq_idx``, which is what separates sequences, or not of its runs; or
+                ``seq_idx`` with a cache that is in use, or without ``cu_seqlens``.
         """
         if cu_seqlens is not None and seq_idx is None:
             raise ValueError("cu_seqlens needs seq_idx, which is what separates sequences; got None")
         x = u if seqlen is None else u.unflatten(0, (-1, seqlen))
         if seq_idx is None:
             y = self._cached(x, inference_params)
+        elif inference_params is None:
+            packed = x.flatten(0, 1).unsqueeze(0)
+            y = self.__dict__["layer"](packed, cu_seqlens=_bounds(seq_idx))[0].view(x.shape)
         else:
-            if inference_params is not None:
-                raise NotImplementedError("seq_idx and inference_params cannot both be given")
-            rows = []
-            for row, numbers in zip(x.split(1), seq_idx, strict=True):
-                parts = [self._go_on(row[:, begin:end], None) for begin, end in runs(numbers)]
-                rows.append(torch.cat(parts, 1))
-            y = torch.cat(rows)
+            y = self._first_of_packed(x, seq_idx, cu_seqlens, inference_params)
         return y if seqlen is None else y.flatten(0, 1)
+
+    def _first_of_packed(
+        self, x: Tensor, seq_idx: Tensor, cu_seqlens: Tensor | None, inference_params: Any
+    ) -> Tensor:
+        """One row of all prompts; the cache gets the state after each."""
+        if inference_params.seqlen_offset > 0:
+            raise ValueError("seq_idx must be None where inference_params.seqlen_offset is above 0")
+        if cu_seqlens is None:
+            raise ValueError("seq_idx with inference_params needs cu_seqlens, got None")
+        layer: Any = self.__dict__["layer"]
+        bounds = F.pad(cu_seqlens, (0, 1), value=x.shape[1])  # what is behind the last is padding
+        count, runs = len(cu_seqlens) - 1, _bounds(seq_idx)
+        if not torch.equal(bounds.unique(), runs.to(bounds.dtype)):
+            raise ValueError(
+                f"cu_seqlens must be where the runs of seq_idx begin and end, {runs.tolist()}, "
+                f"got {cu_seqlens.tolist()}"
+            )
+        y, after = layer(x, layer.default_state(count + 1), cu_seqlens=bounds)
+        window, state = inference_params.key_value_memory_dict.setdefault(
+            self.layer_idx, self.allocate_inference_cache(count, 0)
+        )
+        window[..., 0] = 0
+        window[..., 1:] = after[0][:count].detach()
+        state.copy_(after[1][:count].detach())
+        return y
+
+
+def _bounds(seq_idx: Tensor) -> Tensor:
+    """Where the runs of numbers begin, all rows behind each other, and where the last ends."""
+    starts = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0), value=True)
+    return F.pad(starts.flatten().nonzero().squeeze(1), (0, 1), value=seq_idx.numel())

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import compiled, mixers, norms, selective
+from . import compiled, generation, language_model, mixers, norms, pretrained, selective
 
 _SCAN = {
     "selective_scan_fn": selective.selective_scan_fn,
@@ -47,18 +47,70 @@ _CONVOLUTION = {
 }
 _CORE = {"fwd": compiled.core_fwd, "bwd": compiled.core_bwd}
 
+_BLOCK = {"Block": language_model.Block}
+_MODEL = {
+    "MambaConfig": language_model.MambaConfig,
+    "MambaLMHeadModel": language_model.MambaLMHeadModel,
+    "MixerModel": language_model.MixerModel,
+    "create_block": language_model.create_block,
+    "_init_weights": language_model._init_weights,
+}
+_GENERATION = {
+    "InferenceParams": generation.InferenceParams,
+    "GenerationMixin": generation.GenerationMixin,
+    "decode": generation.decode,
+    "sample": generation.sample,
+}
+_PRETRAINED = {
+    "load_config_hf": pretrained.load_config_hf,
+    "load_state_dict_hf": pretrained.load_state_dict_hf,
+}
+
 #: What each module has; those below another come after it.
 MODULES: dict[str, dict[str, Any]] = {
     "mamba_ssm": {
         "__version__": "2.3.2",
         "Mamba": mixers.Mamba,
         "Mamba2": mixers.Mamba2,
+        "MambaLMHeadModel": language_model.MambaLMHeadModel,
         "selective_scan_fn": selective.selective_scan_fn,
         "mamba_inner_fn": selective.mamba_inner_fn,
     },
     "mamba_ssm.modules": {},
-    "mamba_ssm.modules.mamba_simple": {"Mamba": mixers.Mamba},
-    "mamba_ssm.modules.mamba2": {"Mamba2": mixers.Mamba2},
+    "mamba_ssm.modules.mamba_simple": {
+        "Mamba": mixers.Mamba,
+        "selective_scan_fn": selective.selective_scan_fn,
+        "mamba_inner_fn": selective.mamba_inner_fn,
+        "selective_state_update": selective.selective_state_update,
+        **_BLOCK,  # in 1.x
+        **_NORMS,
+        **_CONVOLUTION,
+    },
+    "mamba_ssm.modules.mamba2": {
+        "Mamba2": mixers.Mamba2,
+        "RMSNormGated": norms.GatedRMSNorm,
+        "causal_conv1d_varlen_states": selective.causal_conv1d_varlen_states,
+        "selective_state_update": selective.selective_state_update,
+        **_DUALITY,
+        **_CONVOLUTION,
+    },
+    "mamba_ssm.modules.block": {**_BLOCK, **_NORMS},
+    "mamba_ssm.modules.mlp": {"GatedMLP": language_model.GatedMLP},
+    "mamba_ssm.models": {},
+    "mamba_ssm.models.config_mamba": {"MambaConfig": language_model.MambaConfig},
+    "mamba_ssm.models.mixer_seq_simple": {
+        **_MODEL,
+        **_BLOCK,
+        **_NORMS,
+        **_PRETRAINED,
+        "GatedMLP": language_model.GatedMLP,
+        "GenerationMixin": generation.GenerationMixin,
+        "Mamba": mixers.Mamba,
+        "Mamba2": mixers.Mamba2,
+    },
+    "mamba_ssm.utils": {},
+    "mamba_ssm.utils.generation": _GENERATION,
+    "mamba_ssm.utils.hf": _PRETRAINED,
     "mamba_ssm.ops": {},
     "mamba_ssm.ops.selective_scan_interface": _SCAN,
     "mamba_ssm.ops.triton": {},

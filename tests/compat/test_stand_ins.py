@@ -421,6 +421,25 @@ def test_sequences_packed_for_mamba2() -> None:
     x, numbers = random(2, 6, 8), torch.tensor([[0, 0, 1, 1, 1, 0], [3, 3, 3, 3, 3, 3]])
     rows = [torch.cat([mixer(x[:1, b:e]) for b, e in ((0, 2), (2, 5), (5, 6))], 1), mixer(x[1:])]
     close(mixer(x.flatten(0, 1), seqlen=6, seq_idx=numbers).unflatten(0, (2, 6)), torch.cat(rows))
+    close(mixer(x, seq_idx=numbers), torch.cat(rows))
+    prompts, ends = torch.tensor([[1, 1, 0, 0, 0, -1]]), torch.tensor([0, 2, 5], dtype=torch.int32)
+    params = SimpleNamespace(key_value_memory_dict={}, seqlen_offset=0)
+    mixer.layer_idx = 0
+    y = mixer(x[:1], seq_idx=prompts, cu_seqlens=ends, inference_params=params)
+    params.seqlen_offset = 3
+    follows = mixer(x[:, 5:], inference_params=params)
+    for row, (begin, end) in enumerate(((0, 2), (2, 5))):
+        whole = mixer(torch.cat((x[:1, begin:end], x[row : row + 1, 5:]), 1))
+        close(torch.cat((y[:, begin:end], follows[row : row + 1]), 1), whole)
+    with pytest.raises(ValueError, match=r"seq_idx must be None where inference_params.seqlen_offset"):
+        mixer(x[:1], seq_idx=prompts, cu_seqlens=ends, inference_params=params)
+    params.seqlen_offset = 0
+    with pytest.raises(ValueError, match="seq_idx with inference_params needs cu_seqlens"):
+        mixer(x[:1], seq_idx=prompts, inference_params=params)
+    with pytest.raises(
+        ValueError, match=r"the runs of seq_idx begin and end, \[0, 2, 5, 6\], got \[0, 3, 5\]"
+    ):
+        mixer(x[:1], seq_idx=prompts, cu_seqlens=torch.tensor([0, 3, 5]), inference_params=params)
     with pytest.raises(NotImplementedError, match="process_group must be None"):
         named("mamba_ssm.Mamba2")(8, process_group=object())
 
