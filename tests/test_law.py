@@ -140,7 +140,10 @@ VARIANTS: dict[type[SequenceModule], dict[str, dict[str, Any]]] = {
     },
     LRU: {"default": {"d_state": 5, "r_min": 0.5}},
     S6: {"default": {"d_state": 3}},
-    Mamba: {"default": {"d_state": 3}, "bias-dropout": {"d_conv": 2, "expand": 1.5, "bias": True}},
+    Mamba: {
+        "default": {"d_state": 3},
+        "every-option": {"d_conv": 2, "expand": 1.5, "bias": True, "inner_norm": "learned"},
+    },
     Mamba2: {
         "default": {"d_state": 3, "headdim": 4},
         "every-option": {
@@ -154,7 +157,7 @@ VARIANTS: dict[type[SequenceModule], dict[str, dict[str, Any]]] = {
             "bias": True,
         },
         "no-norm": {"d_state": 3, "headdim": 4, "rmsnorm": False},
-        "groups": {"d_state": 2, "headdim": 3, "ngroups": 2, "norm_before_gate": True, "D_has_hdim": True},
+        "groups": {"d_state": 2, "headdim": 3, "ngroups": 2, "norm_groups": 1, "D_has_hdim": True},
     },
     GRU: {"default": {}},
     LSTM: {"deep": {"n_layers": 2, "d_hidden": 4}},

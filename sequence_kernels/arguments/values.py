@@ -22,7 +22,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 LEAST = {"delay": 0, "dim": -2, "horizon": 0, "l_output": 0}
 
 #: Arguments annotated as ``float`` that must be above 0, and those that must be in 0 .. 1. All must be finite.
-POSITIVE = ("bandlimit", "dt_max", "dt_min", "eps", "expand", "max_phase", "real_tolerance")
+POSITIVE = ("bandlimit", "dt_max", "dt_min", "eps", "expand", "inner_norm_eps", "max_phase", "real_tolerance")
 FRACTIONS = ("drop_path", "dropinp", "dropout", "p", "r_max", "r_min")
 
 #: The groups of parameters that have a learning rate of their own.

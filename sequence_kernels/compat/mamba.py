@@ -5,23 +5,30 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..layers import Mamba, Mamba2
+from ..layers.mamba2 import GatedRMSNorm
 from ..models import MambaLM
 from . import names
 from .checkpoints import Source, read
 from .pretrained import load_config_hf, weights_file
+
+Module = TypeVar("Module", bound=nn.Module)
+
+#: Options that layers of the first Mamba have too; a configuration may name others.
+_OF_MAMBA = ("dropout", "transposed", "inner_norm", "inner_norm_eps")
 
 
 def load_mamba(source: Source, prefix: str = "", **options: Any) -> MambaLM | Mamba | Mamba2:
     """A Mamba layer, a Mamba-2 layer or a ``MambaLM`` from a checkpoint of mamba_ssm or of Hugging Face.
 
     The shapes tell the sizes. Only a ``config.json`` beside the file, or ``options``, can tell the groups of Mamba-2
-    (``ngroups``, else 1), ``dt_limit``, ``norm_before_gate`` and the norms' ``eps``.
+    (``ngroups``, else 1; ``norm_groups``), ``dt_limit``, ``norm_before_gate``, the norms' ``eps``, and Falcon Mamba's
+    ``inner_norm="plain"``. Of Falcon Mamba the whole model is loaded, of Jamba, Bamba and Granite's hybrids a mixer.
 
     Args:
         source: a state dict, a file that holds one, or a directory with one and a ``config.json``, as both libraries
@@ -36,14 +43,11 @@ def load_mamba(source: Source, prefix: str = "", **options: Any) -> MambaLM | Ma
     stored, config = _weights(source)
     weights = names.part(stored, prefix)
     options = {**_configured(config), **options}
+    eps = options.pop("eps", 1e-5)
     if "in_proj.weight" in weights:
-        eps = options.pop("eps", 1e-5)
         kind, sizes = _sizes(weights, options)
-        layer = (Mamba if kind == "mamba" else Mamba2)(**sizes)
-        if isinstance(layer, Mamba2) and layer.norm is not None:
-            layer.norm.eps = eps
-        layer.load_state_dict(weights)
-        return layer
+        layer: Mamba | Mamba2 = (Mamba if kind == "mamba" else Mamba2)(**sizes)
+        return _filled(layer, weights, eps)
     weights = {name.replace("backbone.embeddings.", "backbone.embedding."): t for name, t in weights.items()}
     embedding, first = weights.get("backbone.embedding.weight"), "backbone.layers.0.mixer."
     mixer = {name.removeprefix(first): t for name, t in weights.items() if name.startswith(first)}
@@ -62,10 +66,19 @@ def load_mamba(source: Source, prefix: str = "", **options: Any) -> MambaLM | Ma
         layer=kind,
         tie_embeddings=tied,
         pad_vocab_size_multiple=1,
+        eps=eps,
         **sizes,
     )
-    model.load_state_dict(weights)
-    return model
+    return _filled(model, weights, eps)
+
+
+def _filled(module: Module, weights: Mapping[str, Tensor], eps: float) -> Module:
+    """The module with these parameters, and with the norms' eps inside its layers too."""
+    for part in module.modules():
+        if isinstance(part, GatedRMSNorm):
+            part.eps = eps
+    module.load_state_dict(weights)
+    return module
 
 
 def export_mamba(model: MambaLM, *, hugging_face: bool = False) -> dict[str, Tensor]:
@@ -90,12 +103,16 @@ def _weights(source: Source) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
 
 def _configured(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of layers that a configuration of either library names and shapes do not tell."""
-    layer = config.get("ssm_cfg") or {}
+    layer, family = config.get("ssm_cfg") or {}, config.get("model_type")
+    whole = family in ("bamba", "granitemoehybrid")  # whose norm is of all channels together
     found = {
-        "ngroups": layer.get("ngroups", config.get("n_groups")),
+        "ngroups": layer.get("ngroups", config.get("mamba_n_groups" if whole else "n_groups")),
+        "norm_groups": 1 if whole else None,
+        "inner_norm": "plain" if family == "falcon_mamba" else None,
+        "inner_norm_eps": config.get("rms_norm_eps" if family == "jamba" else "mixer_rms_eps"),
         "dt_limit": layer.get("dt_limit", config.get("time_step_limit")),
         "norm_before_gate": layer.get("norm_before_gate"),
-        "eps": config.get("layer_norm_epsilon"),
+        "eps": config.get("rms_norm_eps" if whole else "layer_norm_epsilon"),
     }
     return {name: value for name, value in found.items() if value is not None}
 
@@ -111,8 +128,10 @@ def _sizes(weights: Mapping[str, Tensor], options: Mapping[str, Any]) -> tuple[s
         "conv_bias": "conv1d.bias" in weights,
     }
     if "x_proj.weight" in weights:
-        ours = {name: value for name, value in options.items() if name in ("eps", "dropout", "transposed")}
+        ours = {name: value for name, value in options.items() if name in _OF_MAMBA}
         sizes |= {"d_state": weights["A_log"].shape[1], "dt_rank": weights["dt_proj.weight"].shape[1]}
+        if "dt_layernorm.weight" in weights:
+            sizes["inner_norm"] = "learned"
         return "mamba", {**sizes, **ours}
     heads = len(weights["dt_bias"])
     # in_proj gives two of what lies beside the recurrence, z, the convolution's channels and dt.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from torch import Tensor, nn
 
 from ..arguments import values
@@ -25,9 +27,13 @@ class Mamba(_SelectiveModel):
         expand: inner channels, d_inner, in units of d_model.
         dt_rank, dt_min, dt_max, dt_init, dt_scale, dt_init_floor: as in ``S6``.
         conv_bias, bias: whether the convolution, and both linear maps, have one.
+        inner_norm: root-mean-square norms of what dt is made from, of B and of C: "learned" as Jamba has them, "plain",
+            without weights, as Falcon Mamba; None as Mamba.
+        inner_norm_eps: of these.
         dropout, tie_dropout, transposed: as in ``S4``.
 
-    ``in_proj``, ``conv1d``, ``x_proj``, ``dt_proj``, ``A_log``, ``D``, ``out_proj``. The state is a tuple of the last
+    ``in_proj``, ``conv1d``, ``x_proj``, ``dt_proj``, ``A_log``, ``D``, ``out_proj``; ``dt_layernorm``, ``b_layernorm``,
+    ``c_layernorm`` with ``inner_norm``. The state is a tuple of the last
     inputs of the convolution, ``(*batch_shape, d_inner, d_conv - 1)``, and h, ``(*batch_shape, d_inner, N)``.
     """
 
@@ -46,6 +52,8 @@ class Mamba(_SelectiveModel):
         dt_init_floor: float = 1e-4,
         conv_bias: bool = True,
         bias: bool = False,
+        inner_norm: str | None = None,
+        inner_norm_eps: float = 1e-6,
         dropout: float = 0.0,
         tie_dropout: bool = False,
         transposed: bool = False,
@@ -61,6 +69,18 @@ class Mamba(_SelectiveModel):
         rank = rank_of_steps(dt_rank, d_model)
         self._make(self.d_inner, d_state, rank, dt_min, dt_max, dt_init, dt_scale, dt_init_floor)
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
+        if inner_norm not in (None, "learned", "plain"):
+            raise ValueError(f"inner_norm must be None, 'learned' or 'plain', got {inner_norm!r}")
+        self.inner_norm = inner_norm
+        if inner_norm is not None:
+            norm = functools.partial(
+                nn.RMSNorm, eps=inner_norm_eps, elementwise_affine=inner_norm == "learned"
+            )
+            self.dt_layernorm, self.b_layernorm, self.c_layernorm = norm(rank), norm(d_state), norm(d_state)
+
+    @property
+    def _norms(self) -> tuple[nn.RMSNorm, ...] | None:
+        return None if self.inner_norm is None else (self.dt_layernorm, self.b_layernorm, self.c_layernorm)
 
     @property
     def _state_shapes(self) -> tuple[tuple[int, ...], ...]:

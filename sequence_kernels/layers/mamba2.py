@@ -70,6 +70,7 @@ class Mamba2(_SelectiveLayer):
         A_init_range: -A is uniform in it at the start.
         D_has_hdim: one D a channel instead of one a head.
         rmsnorm, norm_before_gate: whether there is a norm, and whether it comes before the gate.
+        norm_groups: groups of channels that the norm is of; None is ``ngroups``, 1 as Bamba has it.
         dt_min, dt_max, dt_init_floor: as in ``S6``.
         dt_limit: least and largest time step.
         bias, conv_bias: whether both linear maps, and the convolution, have one.
@@ -101,6 +102,7 @@ class Mamba2(_SelectiveLayer):
         dt_limit: Sequence[float] = (0.0, math.inf),
         bias: bool = False,
         conv_bias: bool = True,
+        norm_groups: int | None = None,
         dropout: float = 0.0,
         tie_dropout: bool = False,
         transposed: bool = False,
@@ -117,6 +119,11 @@ class Mamba2(_SelectiveLayer):
         self.heads = self.d_ssm // headdim
         if self.heads % ngroups:
             raise ValueError(f"ngroups must divide the {self.heads} heads, got ngroups={ngroups}")
+        norm_groups = ngroups if norm_groups is None else norm_groups
+        if self.d_ssm % norm_groups:
+            raise ValueError(
+                f"norm_groups must divide the {self.d_ssm} channels of the recurrence, got {norm_groups}"
+            )
         least, most = A_init_range
         if not 0 < least <= most:
             raise ValueError(
@@ -135,7 +142,7 @@ class Mamba2(_SelectiveLayer):
         self.dt_bias = bias_of_steps(self.heads, dt_min, dt_max, dt_init_floor)
         self.A_log = nn.Parameter(torch.empty(self.heads).uniform_(least, most).log())
         self.D = nn.Parameter(torch.ones(self.d_ssm if D_has_hdim else self.heads))
-        self.norm = GatedRMSNorm(self.d_ssm, ngroups, norm_before_gate) if rmsnorm else None
+        self.norm = GatedRMSNorm(self.d_ssm, norm_groups, norm_before_gate) if rmsnorm else None
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
         for name in ("dt_bias", "A_log", "D"):
             self.set_options(name, {"weight_decay": 0.0})

@@ -16,7 +16,7 @@ from ..arguments.values import checked
 from ..awaited import Awaited
 from ..ops.padding import inside
 from ..stepping.recurrences import Selection, Selective
-from ..stepping.stages import Kept, Linear, Stage, is_plain
+from ..stepping.stages import Kept, Linear, RootMeanSquare, Stage, is_plain
 from .pointwise import is_tensor, pointwise
 from .selective import State, _SelectiveLayer, bias_of_steps, is_step, wide
 
@@ -52,6 +52,11 @@ class _SelectiveModel(_SelectiveLayer):
         for name in ("A_log", "D"):
             self.set_options(name, {"weight_decay": 0.0})
 
+    @property
+    def _norms(self) -> tuple[nn.RMSNorm, ...] | None:
+        """Those of what dt is made from, of B and of C; None if there are none."""
+        return None
+
     def _recurrence(
         self,
         u: Tensor,
@@ -62,7 +67,7 @@ class _SelectiveModel(_SelectiveLayer):
     ) -> tuple[Tensor, Tensor]:
         """``(B, L, d_inner)`` to the same, gated by z, and the state after each row's length or packed sequence."""
         real = None if lengths is None else inside(lengths, u.shape[1])
-        return recurrence(self, u, z, state, real, bounds=bounds)
+        return recurrence(self, u, z, state, real, self._norms, bounds)
 
     def _recurrence_stages(self, z: int | None, channels: int) -> list[Stage] | None:
         """What ``_recurrence`` does to the first ``d_inner`` of ``channels``, z from there on; None if it calls others.
@@ -73,8 +78,15 @@ class _SelectiveModel(_SelectiveLayer):
         if not (type(self.x_proj) is nn.Linear and is_plain(self.x_proj) and all(map(is_tensor, weights))):
             return None
         rank, size, low = self.dt_rank, self.size, channels
+        norms: list[Stage] = []
+        for norm, begin in zip(self._norms or (), (low, low + rank, low + rank + size), strict=False):
+            if type(norm) is not nn.RMSNorm or norm.eps is None or not is_plain(norm):
+                return None
+            gamma = weights[0].new_ones(norm.normalized_shape) if norm.weight is None else norm.weight
+            norms.append(RootMeanSquare(gamma, norm.eps, begin=begin))
         return [
             Linear(self.x_proj.weight, self.x_proj.bias, 0, behind=True),
+            *norms,
             Linear(self.dt_proj.weight, None, low, behind=True),
             Selective(
                 Selection(

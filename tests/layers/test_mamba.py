@@ -35,9 +35,16 @@ def convolved(conv: Any, u: Tensor) -> Tensor:
 
 def recurrence(layer: Any, u: Tensor) -> Tensor:
     rank, size = layer.dt_rank, layer.A_log.shape[1]
-    projected = u @ layer.x_proj.weight.T
-    dt = F.softplus(projected[..., :rank] @ layer.dt_proj.weight.T + layer.dt_proj.bias)
-    b, c = projected[..., rank : rank + size], projected[..., rank + size :]
+    low, b, c = (u @ layer.x_proj.weight.T).split([rank, size, size], -1)
+    if getattr(layer, "inner_norm", None) is not None:
+        norms = layer.dt_layernorm, layer.b_layernorm, layer.c_layernorm
+        low, b, c = (
+            t
+            / (t.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+            * (1 if norm.weight is None else norm.weight)
+            for t, norm in zip((low, b, c), norms, strict=True)
+        )
+    dt = F.softplus(low @ layer.dt_proj.weight.T + layer.dt_proj.bias)
     h, outputs = torch.zeros(len(u), u.shape[2], size, dtype=F64), []
     for t in range(u.shape[1]):
         h = torch.exp(-dt[:, t, :, None] * torch.exp(layer.A_log)) * h
@@ -56,7 +63,13 @@ def test_s6_is_the_recurrence() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"bias": True, "conv_bias": False, "d_conv": 3, "expand": 1.5, "dt_rank": 4}]
+    "options",
+    [
+        {},
+        {"bias": True, "conv_bias": False, "d_conv": 3, "expand": 1.5, "dt_rank": 4},
+        {"inner_norm": "learned", "inner_norm_eps": 0.1, "dt_rank": 4},
+        {"inner_norm": "plain", "inner_norm_eps": 0.2, "dt_rank": 4},
+    ],
 )
 def test_mamba_is_its_formula(options: dict[str, Any]) -> None:
     layer, x = drawn(Mamba, 12, d_state=3, **options), torch.randn(2, 9, 12, dtype=F64)
@@ -77,11 +90,13 @@ def normed(y: Tensor, groups: int) -> Tensor:
         {"ngroups": 2, "norm_before_gate": True, "dt_limit": (0.3, 0.9)},
         {"d_ssm": 16, "D_has_hdim": True, "bias": True},
         {"rmsnorm": False, "ngroups": 6},
+        {"ngroups": 2, "norm_groups": 1},
     ],
 )
 def test_mamba2_is_its_formula(options: dict[str, Any]) -> None:
     layer, x = drawn(Mamba2, 12, d_state=3, headdim=4, **options), torch.randn(2, 9, 12, dtype=F64)
     inner, groups, size = layer.d_ssm, layer.ngroups, 3
+    of_norm = options.get("norm_groups", groups)
     aside, heads = 24 - inner, inner // 4
     parts = [aside, aside, inner, inner + 2 * groups * size, heads]
     z0, x0, z, mixed, dt = F.linear(x, layer.in_proj.weight, layer.in_proj.bias).split(parts, -1)
@@ -99,9 +114,9 @@ def test_mamba2_is_its_formula(options: dict[str, Any]) -> None:
     if layer.norm is None:
         y = y * F.silu(z)
     elif layer.norm.norm_before_gate:
-        y = normed(y, groups) * layer.norm.weight * F.silu(z)
+        y = normed(y, of_norm) * layer.norm.weight * F.silu(z)
     else:
-        y = normed(y * F.silu(z), groups) * layer.norm.weight
+        y = normed(y * F.silu(z), of_norm) * layer.norm.weight
     close(
         layer(x)[0], F.linear(torch.cat((F.silu(z0) * x0, y), -1), layer.out_proj.weight, layer.out_proj.bias)
     )
@@ -206,6 +221,12 @@ def test_padding_cannot_reach_the_state_whatever_it_holds() -> None:
     [
         (lambda: Mamba(16, dt_rank=0), "dt_rank must be 'auto' or an int of at least 1, got 0"),
         (lambda: Mamba(16, dt_init="ones"), "dt_init must be 'random' or 'constant', got 'ones'"),
+        (lambda: Mamba(16, inner_norm="rms"), "inner_norm must be None, 'learned' or 'plain', got 'rms'"),
+        (
+            lambda: Mamba(16, inner_norm="plain", inner_norm_eps=0.0),
+            "inner_norm_eps must be above 0, got 0.0",
+        ),
+        (lambda: Mamba2(16, headdim=8, norm_groups=3), "norm_groups must divide the 32 channels"),
         (lambda: Mamba(1, expand=0.5), "expand must give at least one inner channel"),
         (lambda: Mamba(16, dt_min=0.2), r"0 < dt_min <= dt_max, got 0.2 and 0.1"),
         (lambda: Mamba2(16), "headdim must divide the 32 channels of the recurrence, got headdim=64"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -48,9 +50,15 @@ def test_any_split_and_steps_are_the_whole(kind: str) -> None:
             close(part, other)
 
 
-@every_kind
 @pytest.mark.parametrize(
-    "options", [{}, {"tie_embeddings": False}, {"bias": True, "conv_bias": False}], ids=str
+    ("kind", "options"),
+    [
+        *itertools.product(KINDS, ({}, {"tie_embeddings": False}, {"bias": True, "conv_bias": False})),
+        ("mamba", {"inner_norm": "plain", "inner_norm_eps": 0.1}),
+        ("mamba", {"inner_norm": "learned"}),
+        ("mamba2", {"norm_groups": 1}),
+    ],
+    ids=str,
 )
 def test_the_stepper_is_the_model(kind: str, options: dict[str, Any]) -> None:
     lm, tokens = model(kind, **options), some_tokens(3, 12)
@@ -109,6 +117,21 @@ def test_prompts_of_unequal_length_go_on_as_each_alone(kind: str) -> None:
     more, _ = lm.generate(found[:, -1:], 4, state=state, temperature=0)  # resumed
     longer, _ = lm.generate(tokens, 9, lengths=lengths, temperature=0)
     assert torch.equal(torch.cat((found, more), 1), longer)
+
+
+@every_kind
+@pytest.mark.parametrize("count", [6, 40])  # by steps, and by a stepper
+def test_a_state_is_saved_and_resumed(kind: str, count: int) -> None:
+    lm, tokens = model(kind), some_tokens(2, 9)
+    want, _ = lm.generate(tokens, count + 5, lengths=[9, 4], temperature=0)
+    found, state = lm.generate(tokens, count, lengths=[9, 4], temperature=0)
+    file = io.BytesIO()
+    torch.save({"tokens": found, "state": state}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    again = model(kind)  # as another process would have it
+    more, _ = again.generate(saved["tokens"][:, -1:], 5, state=saved["state"], temperature=0)
+    assert torch.equal(torch.cat((found, more), 1), want)
 
 
 def test_a_row_that_has_ended_stays_so() -> None:

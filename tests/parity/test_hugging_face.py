@@ -8,6 +8,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -180,6 +181,38 @@ def test_mamba_is_the_same_function(bias: bool) -> None:
 @pytest.mark.parametrize("limit", [(0.0, float("inf")), (0.01, 0.05)])
 def test_mamba2_is_the_same_function(limit: tuple[float, float]) -> None:
     assert agreement(mamba2(time_step_limit=limit), tokens(2, 70), dt_limit=limit) < 1e-6
+
+
+@torch.no_grad()
+def test_falcon_mamba_is_the_same_function(tmp_path: Path) -> None:
+    """Its norms have no weights: the configuration tells them."""
+    model, x = made("falcon_mamba", mixer_rms_eps=0.01, layer_norm_epsilon=0.02), tokens(2, 40)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    model.config.save_pretrained(tmp_path)
+    ours = load_mamba(tmp_path).double().eval()
+    assert error(ours(x)[0], logits(model, x)) < 1e-6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("jamba", {"rms_norm_eps": 0.01}),
+        ("bamba", {"rms_norm_eps": 0.01}),
+        ("granitemoehybrid", {"rms_norm_eps": 0.01}),
+        ("mamba2", {"layer_norm_epsilon": 0.01, "n_groups": 1}),
+    ],
+)
+def test_a_mixer_is_a_layer(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    model = made(name, **options)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    model.config.save_pretrained(tmp_path)
+    (place, mixer), *_ = ((n, m) for n, m in model.named_modules() if m is mixers(model)[0])
+    layer = load_mamba(tmp_path, prefix=f"{place}.").double().eval()
+    x = torch.randn(2, 40, 24, dtype=torch.float64)
+    assert error(layer(x)[0], mixer(x).double()) < 1e-6
+    if name == "mamba2":
+        assert error(load_mamba(tmp_path).double()(tokens(2, 40))[0], logits(model, tokens(2, 40))) < 1e-6
 
 
 @torch.no_grad()
