@@ -46,6 +46,10 @@ PAGE, BEGIN, END = (
 )
 #: Mutants of a family, and what share of them shall be noticed.
 COUNT, LEAST = 40, 0.95
+#: Kernels that have mutants of their own beside those of their family: the family, and what their names have in common.
+PARTS = {"nvcc": {"ssm_conv_pipelined": ("ssm_conv", "pipelined")}, "triton": {}}
+#: What is not changed: Triton counts on a warp's lanes in lockstep, in which its barriers do nothing.
+LEFT = {"nvcc": (), "triton": ("bar.warp.sync",)}
 #: Of Triton's tests `make test` runs few, because compiling takes long.
 SELECTED = {"nvcc": "not thorough", "triton": "thorough or not thorough"}
 OPTIONS = [
@@ -55,16 +59,14 @@ OPTIONS = [
     "-p",
     "no:cacheprovider",
     "-p",
-    "no:warnings",
-    "-p",
     "no:terminal",
     "-p",
     "no:faulthandler",
     "--torch-threads",
     "1",
 ]
-#: A mutant is noticed, too, when a launch takes so many times the instructions of any without it, or when its tests
-#: take so many seconds.
+#: A mutant is noticed, too, when a launch takes so many times the instructions of any without it, or its tests so many
+#: times their seconds, and these more.
 LONGER, SECONDS = 4, 300
 #: A kind of mutants of which so many draws find none is left out.
 DRAWS = 20_000
@@ -92,18 +94,27 @@ class Mutant(NamedTuple):
 
 
 class Baseline(NamedTuple):
-    """What the tests do without a mutant. ``tests``: by place, those that reach it, the quickest first; ``most``: the
-    instructions of the longest launch."""
+    """What the tests do without a mutant. ``tests``: by place, those that reach it, the quickest first; ``seconds``: of
+    each test; ``most``: the instructions of the longest launch."""
 
     tests: dict[Place, list[int]]
     texts: dict[Any, str]
+    seconds: dict[int, float]
     most: int
 
+    def limit(self, mutant: Mutant) -> float:
+        """The seconds that a mutant's tests may take."""
+        return SECONDS + LONGER * sum(self.seconds[test] for test in self.tests[mutant.place])
 
-def mutants(baseline: Baseline, count: int, seed: int) -> Iterator[Mutant]:
-    """As many of each kind, of any instruction that was reached, none twice."""
+
+def mutants(
+    baseline: Baseline, count: int, seed: int, left: tuple[str, ...] = (), part: str = ""
+) -> Iterator[Mutant]:
+    """As many of each kind, none twice: of any instruction that was reached in kernels that have ``part`` in their
+    names, but those that begin like one of ``left``."""
     chosen, drawn = random.Random(seed), set[str]()
-    places = sorted(baseline.tests, key=lambda place: (*place[:3], str(place.unit)))
+    reached = [place for place in baseline.tests if part in place.kernel]
+    places = sorted(reached, key=lambda place: (*place[:3], str(place.unit)))
     texts = {unit: text.splitlines() for unit, text in baseline.texts.items()}
     for kind in [kind for kind in KINDS for _ in range(-(-count // len(KINDS)))][:count]:
         for _ in range(DRAWS):
@@ -114,7 +125,7 @@ def mutants(baseline: Baseline, count: int, seed: int) -> Iterator[Mutant]:
                 continue
             before, after = (each[place.line - 1].strip() for each in (lines, other))
             mutant = Mutant(place, kind, before, after, "\n".join(other) + "\n")
-            if str(mutant) not in drawn:
+            if str(mutant) not in drawn and not before.startswith(left):
                 drawn.add(str(mutant))
                 yield mutant
                 break
@@ -155,22 +166,25 @@ def in_a_child(do: Callable[[], Any], seconds: float) -> Any:
 class Trial:
     """A pytest plugin: the tests are not run once, but for each mutant those that reach it."""
 
-    def __init__(self, compiler: str, count: int, seed: int) -> None:
+    def __init__(self, compiler: str, count: int, seed: int, part: str = "") -> None:
         self.machine: Any = of_architecture("sm_80") if compiler == "nvcc" else of_target("cuda 80")
-        self.count, self.seed = count, seed
+        self.count, self.chosen = count, (seed, LEFT[compiler], part)
         self.drawn = 0
         self.survivors: list[Mutant] = []
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        if session.testsfailed or not session.items:
+            raise RuntimeError("the tests cannot be read, or there are none")
         torch.testing.assert_close(torch.zeros(1), torch.zeros(1))  # which loads much, once for all children
         if isinstance(self.machine, Ptx):
             driver()
         baseline = in_a_child(lambda: self.baseline(session), 60 * SECONDS)
         if baseline is None:
             raise RuntimeError("the tests fail without a mutant")
-        for mutant in mutants(baseline, self.count, self.seed):
+        for mutant in mutants(baseline, self.count, *self.chosen):
             self.drawn += 1
-            if in_a_child(functools.partial(self.passes, session, baseline, mutant), SECONDS):
+            run = functools.partial(self.passes, session, baseline, mutant)
+            if in_a_child(run, baseline.limit(mutant)):
                 print(mutant, flush=True)
                 self.survivors.append(mutant)
         return True
@@ -183,10 +197,12 @@ class Trial:
                     return None
         units = {file: unit for unit, file in self.machine.files.items()}
         tests = {
-            Place(kernel, line, source, units[file]): [number for _, number in sorted(by)]
+            Place(kernel, line, source, units[file]): sorted(by, key=lambda test: observed.seconds[test])
             for (file, kernel, line, source), by in observed.reached.items()
+            if file in units  # others are of another target, whose tests have the 80 in a size
         }
-        return Baseline(tests, {unit: file.text for file, unit in units.items()}, observed.most)
+        texts = {unit: file.text for file, unit in units.items()}
+        return Baseline(tests, texts, observed.seconds, observed.most)
 
     def passes(self, session: pytest.Session, baseline: Baseline, mutant: Mutant) -> bool:
         self.machine.files[mutant.place.unit] = File(mutant.text)
@@ -200,8 +216,9 @@ class Observed:
 
     def __init__(self) -> None:
         self.most = 0
-        #: By file, kernel, line and source: seconds and numbers of tests.
-        self.reached: dict[tuple[File, str, int, str], list[tuple[float, int]]] = defaultdict(list)
+        self.seconds: dict[int, float] = {}
+        #: By file, kernel, line and source: numbers of tests.
+        self.reached: dict[tuple[File, str, int, str], list[int]] = defaultdict(list)
         self._counts: dict[tuple[File, str], list[int]] = {}
 
     @contextlib.contextmanager
@@ -216,10 +233,10 @@ class Observed:
 
         with mock.patch.object(File, "run", observed):
             yield
-        seconds = time.perf_counter() - began
+        self.seconds[test] = time.perf_counter() - began
         for file, kernel in launched:
             for line, source in self._newly_executed(file, kernel):
-                self.reached[file, kernel, line, source].append((seconds, test))
+                self.reached[file, kernel, line, source].append(test)
 
     def _newly_executed(self, file: File, kernel: str) -> set[tuple[int, str]]:
         """A line of a function stands in several places."""
@@ -234,15 +251,16 @@ class Observed:
 
 
 def families(compiler: str) -> list[str]:
-    """All that have tests of kernels."""
+    """All that have tests of kernels, and the parts of some."""
     file, _ = COMPILERS[compiler].tests
-    return sorted(path.parent.name for path in ROOT.glob(f"tests/ops/*/{file}"))
+    return sorted([path.parent.name for path in ROOT.glob(f"tests/ops/*/{file}")] + [*PARTS[compiler]])
 
 
 def tried(compiler: str, family: str, count: int = COUNT, seed: int = 0) -> Trial:
     file, keyword = COMPILERS[compiler].tests
-    trial = Trial(compiler, count, seed)
-    test = str(ROOT / "tests" / "ops" / family / file)
+    directory, part = PARTS[compiler].get(family, (family, ""))
+    trial = Trial(compiler, count, seed, part)
+    test = str(ROOT / "tests" / "ops" / directory / file)
     if pytest.main([test, "-k", keyword, "-m", SELECTED[compiler], *OPTIONS], plugins=[trial]) != 0:
         raise RuntimeError(f"the tests of {family} cannot be run")
     return trial

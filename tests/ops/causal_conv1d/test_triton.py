@@ -39,7 +39,24 @@ CASES = [
 @pytest.mark.parametrize("bare", [False, True], ids=["all", "bare"])
 @pytest.mark.parametrize(("shape", "dtype", "last"), CASES, ids=str)
 def test_results_and_gradients(shape: Any, dtype: torch.dtype, last: bool, bare: bool) -> None:
+    compare(shape, dtype, last, bare)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("bare", [False, True], ids=["all", "bare"])
+@pytest.mark.parametrize(
+    ("taps", "dtype", "last"), dict.fromkeys((shape[3], *rest) for shape, *rest in CASES), ids=str
+)
+def test_tiles_that_are_filled(taps: int, dtype: torch.dtype, last: bool, bare: bool) -> None:
+    """Of each kernel above; and ragged ones, that end anywhere; with sums too large for their exponential."""
+    for less in range(9):
+        shape = (2, 65 - less, 33 - less, taps) if last else (2, 5, 131 - less, taps)
+        compare(shape, dtype, last, bare, largest=800)
+
+
+def compare(shape: Any, dtype: torch.dtype, last: bool, bare: bool, largest: float = 1) -> None:
     x, weight, bias, state = drawn(*shape, last)
+    bias[:2] *= largest
     real = torch.float64 if dtype == torch.float64 else torch.float32
     x, state, g, g_final = (t.to(dtype) for t in (x, state, torch.cos(x), torch.sin(state)))
     weight, bias = weight.to(real), bias.to(real)

@@ -16,11 +16,18 @@ from .test_dplr_discretize import C64, C128, SIZES, assert_adjoint, parameters
 if skip_reason() is not None:
     pytest.skip(str(skip_reason()), allow_module_level=True)
 
+import triton
+
 from sequence_kernels.ops.dplr_discretize import triton as kernels
 
 pytestmark = pytest.mark.checks("oracle", "interpreter", "GPU", of="dplr_discretize/triton")
 
 DEVICE = device()
+
+
+def filled(size: int) -> int:
+    """A block of such a size."""
+    return triton.next_power_of_2(max(1, size))
 
 
 def moved(arguments: Any, to: str) -> list[Any]:
@@ -41,6 +48,21 @@ def case(copies: int, pairs: int, rank: int, heads: int) -> Any:
 @pytest.mark.parametrize(("given", "wide"), [(C64, True), (C128, False), (C128, True)])
 @pytest.mark.parametrize("size", [case(*s) for s in SIZES])
 def test_results_and_gradients(size: tuple[int, int, int, int], given: torch.dtype, wide: bool) -> None:
+    compare(size, given, wide)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("given", "wide"), [(C64, True), (C128, False), (C128, True)])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    ("pairs", "rank"), dict.fromkeys((filled(n), filled(rank)) for _, n, rank, heads in SIZES if heads)
+)
+def test_tiles_that_are_filled(pairs: int, rank: int, shared: bool, given: torch.dtype, wide: bool) -> None:
+    """By all pairs and all ranks."""
+    compare((2, pairs, rank, 4 if shared else 2), given, wide)
+
+
+def compare(size: tuple[int, int, int, int], given: torch.dtype, wide: bool) -> None:
     inputs = parameters(*size, given)
     want = implementation("dplr_discretize", "torch")(*inputs, wide)
     for got, expected in zip(kernels.dplr_discretize(*moved(inputs, DEVICE), wide), want, strict=True):

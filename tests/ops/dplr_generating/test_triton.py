@@ -75,6 +75,19 @@ def test_values_and_gradients(shape: tuple[int, ...], dtype: torch.dtype) -> Non
     assert_gradients(tensors, TOLERANCE[dtype])
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_tiles_that_are_filled(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """By nodes, of which one more follows, and by as many channels as the rank leaves rows for."""
+    channels, rank, _, pairs, _ = shape
+    rows, _, nodes = kernels.tiling(channels, rank)
+    filled = rows - rank, rank, 2, pairs, nodes + 1
+    tensors = as_kernels_take(system(*filled), dtype)
+    assert error(kernels.dplr_generating(*tensors).cpu(), resolvent(*system(*filled))) < TOLERANCE[dtype]
+    assert_gradients(tensors, TOLERANCE[dtype])
+
+
 def test_gradients_of_more_than_a_segment() -> None:
     assert_gradients(as_kernels_take(system(1, 1, 1, 3, kernels.SEGMENT + 20), C128), 1e-12)
 

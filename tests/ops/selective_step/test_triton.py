@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from .test_selective_step import draw
 
 if skip_reason() is not None:
     pytest.skip(str(skip_reason()), allow_module_level=True)
+
+import triton
 
 from sequence_kernels.ops import dispatch
 from sequence_kernels.ops.selective_step import triton as kernels
@@ -45,6 +48,68 @@ def test_step(shape: Any) -> None:
 @pytest.mark.parametrize("shape", exact.SHAPES[1:2] + exact.SHAPES[3:4], ids=str)
 def test_other_precisions(shape: Any, dtype: torch.dtype) -> None:
     run(exact.sample(*shape, dtype=dtype), exact.Numbers(), in_place=False)
+
+
+def filled(rows: int, heads: int, width: int, size: int, groups: int, one_decay: bool) -> Any:
+    """Such a shape, of which all tiles are filled but the last channels'."""
+    heads = heads if width > 1 else triton.next_power_of_2(heads)
+    width = width if width == 1 else triton.next_power_of_2(width) + (8 if width > 16 else 0)
+    size = triton.next_power_of_2(max(size, 1))
+    return max(rows, 2), heads, width, size, heads if groups > 2 else groups, one_decay
+
+
+def smaller(shape: Any, less: int) -> Any:
+    """A shape for the same kernel with so many heads or channels, and entries, fewer."""
+    rows, heads, width, size, groups, one_decay = shape
+    if width > 1:
+        width = max(width - less, width // 2 + 1)
+    else:
+        heads = max(heads - less, heads // 2 + 1)
+        groups = 1 if groups < 3 else heads
+    return rows, heads, width, max(size - less, size // 2 + 1), groups, one_decay
+
+
+def grown(x: exact.Step, numbers: exact.Numbers) -> exact.Step:
+    """With steps that make e^76 of a state, or e^700 in float64: not far below the largest number."""
+    x.delta.fill_(0.0 if numbers.softplus else 1.0)
+    if x.bias is not None:
+        x.bias.zero_()
+    exponent = 700.0 if x.state.dtype == torch.float64 else 76.0
+    return x._replace(a=torch.full_like(x.a, exponent / (math.log(2) if numbers.softplus else 1.0)))
+
+
+#: Kernels of the tests below, which look at something else.
+ELSEWHERE = [
+    ((4, 16, 1, 16, 1, False), torch.float32, exact.PLAIN),
+    ((4, 16, 1, 16, 1, True), torch.float32, exact.PLAIN),
+    ((3, 8, 1, 2, 1, False), torch.float32, exact.PLAIN),
+    ((4, 4, 1, 8, 2, False), torch.float64, exact.PLAIN),
+    ((3, 4, 4, 8, 2, True), torch.float64, exact.PLAIN),
+    ((2, 2, 1, 2, 1, False), torch.float64, exact.PLAIN._replace(softplus=True)),
+]
+KERNELS = [
+    (filled(*s), torch.float32, numbers) for s in exact.SHAPES for numbers in (exact.Numbers(), exact.PLAIN)
+]
+KERNELS += [
+    (filled(*s), dtype, exact.Numbers())
+    for s in exact.SHAPES[1:2] + exact.SHAPES[3:4]
+    for dtype in exact.TOLERANCE
+    if dtype != torch.float32
+]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("shape", "dtype", "numbers"), KERNELS + ELSEWHERE, ids=str)
+def test_tiles_that_are_filled(shape: Any, dtype: torch.dtype, numbers: exact.Numbers) -> None:
+    """And almost; and states that grow as much as they can."""
+    options = {"dtype": dtype, "bare": numbers == exact.PLAIN and dtype == torch.float32}
+    for less in (0, 1, 2, 3, 5, 6, 7):
+        x = exact.sample(*smaller(shape, less), **options)
+        if not numbers.softplus:
+            x.delta.abs_()  # of so many, some would grow beyond float32
+        run(x, numbers, in_place=False)
+    if dtype == torch.float32 or (dtype == torch.float64 and not numbers.softplus):
+        run(grown(exact.sample(*shape, **options), numbers), numbers, in_place=True)
 
 
 @pytest.mark.parametrize("one_decay", [False, True])

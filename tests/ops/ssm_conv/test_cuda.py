@@ -146,9 +146,18 @@ def test_both_passes(
     assert all(name.endswith(f"ward_{math}") for name in products)
 
 
-@pytest.mark.parametrize(
-    "case", [(1, 2, 1, 200, 64, 64, True, True), (1, 1, 1, 100, 32, 48, False, True)], ids=str
-)
+#: Tiles of more than four elements a thread; then of exactly four, more states than the warps of a block take at once,
+#: and whole chunks that do not fill the last of three segments, behind which a final state's gradient waits.
+BEYOND = [
+    (1, 2, 1, 200, 64, 64, True, True),
+    (1, 1, 1, 100, 32, 48, False, True),
+    (1, 1, 1, 40, 16, 32, True, True),
+    (1, 1, 1, 20, 8, 144, False, True),
+    (1, 1, 1, 76, 4, 4, False, True),
+]
+
+
+@pytest.mark.parametrize("case", BEYOND, ids=str)
 @pytest.mark.parametrize(("math", "dtype", "precision", "rounded", "others"), MATHS)
 def test_sizes_beyond_unrolled_loops(
     math: str, dtype: torch.dtype, precision: int, rounded: float, others: float, case: tuple[Any, ...]

@@ -45,6 +45,17 @@ def test_step(shape: Any, dtype: torch.dtype) -> None:
     run(exact.sample(*shape, dtype=dtype, skip=False), in_place=True)
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("dtype", exact.TOLERANCE, ids=str)
+@pytest.mark.parametrize("rows", [1, 11])
+@pytest.mark.parametrize("pairs", [1, 2, 4, 8, 32, 64])
+def test_tiles_that_are_filled(pairs: int, rows: int, dtype: torch.dtype) -> None:
+    """By all pairs and rows, of several ranks and channels."""
+    for n in dict.fromkeys((pairs, pairs // 2 + 1)):
+        run(exact.sample(rows, 3, n, 3, 3, dtype=dtype), in_place=False)
+        run(exact.sample(rows, 3, n, 2, 2, dtype=dtype, skip=False), in_place=True)
+
+
 @pytest.mark.parametrize("rank", [None, 1])
 def test_state_indices(rank: int | None) -> None:
     state_indices = [4, -1, 0, 5, 2, -1, 1, 99, 8]  # of 9 slots
