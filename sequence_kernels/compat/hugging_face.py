@@ -217,9 +217,9 @@ def _convolved(mixer: Any, u: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
         return F.silu(y if bias is None else y + bias).to(u.dtype).unsqueeze(1), known.detach()
     before = None if call.window is None else old[..., 1:]
     y, _ = ops.causal_conv1d(u.mT, weight, bias, activation="silu", initial_state=before)
-    known = torch.cat((old, u.detach().mT), -1)
     if call.real is None:
-        return y.mT, known[..., length:]
+        return y.mT, torch.cat((old, u.detach()[:, -width:].mT), -1)[..., -width:]
+    known = torch.cat((old, u.detach().mT), -1)
     places = torch.arange(1, length + 1, device=u.device)
     end = (call.real * places).amax(-1)  # behind the last real one; 0 if there is none
     index = end.view(-1, 1, 1) + torch.arange(width, device=u.device)

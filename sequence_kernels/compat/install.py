@@ -45,6 +45,10 @@ _FLAGS = (*_EXTENSION_FLAGS, "has_pykeops")
 _FALLBACKS = ("cauchy_naive", "cauchy_slow", "cauchy_conj_slow")
 
 _MISSING = object()
+_NO_NAMES: dict[str, Any] = {}
+
+#: Packages whose modules are not looked at: ours, and most of what is imported where anything is.
+_PASSED_BY = (f"{__name__.partition('.')[0]}.", "torch.")
 
 
 class Installation(ExitStack):
@@ -152,13 +156,16 @@ def _replace(cls: Any, method: str, replacement: Callable[[Any], Any], undo: Exi
 
 def _is_user(name: str, module: ModuleType | None = None) -> bool:
     """Whether a module is looked at: by its name, or by what it believes to have."""
-    last = name.rpartition(".")[2]
-    known = last.lower() in _USERS or last in hugging_face.MIXERS or name in stand_ins.MODULES
-    names = getattr(module, "__dict__", {})
-    flagged = any(flag in names for flag in _EXTENSION_FLAGS) or (
-        "has_pykeops" in names and not names.keys().isdisjoint(_REPLACEMENTS)
+    if name.startswith(_PASSED_BY):
+        return False
+    names, last = getattr(module, "__dict__", _NO_NAMES).keys(), name.rpartition(".")[2]
+    return (
+        not names.isdisjoint(_EXTENSION_FLAGS)
+        or ("has_pykeops" in names and not names.isdisjoint(_REPLACEMENTS))
+        or last in hugging_face.MIXERS
+        or name in stand_ins.MODULES
+        or last.lower() in _USERS
     )
-    return (known or flagged) and name.partition(".")[0] not in (__name__.partition(".")[0], "torch")
 
 
 def adopt(module: ModuleType, asked: bool, undo: ExitStack) -> None:
