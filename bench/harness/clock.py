@@ -101,13 +101,19 @@ def interleave(
     least: int = 3,
     most: int = 200,
     now: Callable[[], float] = time.perf_counter,
+    fewest: int | None = None,
 ) -> dict[str, list[float]]:
-    """Rounds of one sample each (A B, B A, A B, ...) until `seconds` have passed, at least `least` rounds."""
+    """Rounds of one sample each (A B, B A, A B, ...) until `seconds` have passed, at least `least` rounds.
+
+    `fewest`: so many are enough where ten times as many seconds have passed.
+    """
     samples: dict[str, list[float]] = {name: [] for name in samplers}
     order = list(samplers)
     start = now()
     for done in range(most):
-        if done >= least and now() - start >= seconds:
+        passed = now() - start
+        slow = fewest is not None and done >= fewest and passed >= 10 * seconds
+        if slow or (done >= least and passed >= seconds):
             break
         for name in order:
             samples[name].append(samplers[name]())

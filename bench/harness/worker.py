@@ -30,6 +30,7 @@ Emit = Callable[[dict[str, Any]], None]
 
 TORCH_BACKEND = "our torch backend"
 QUIET = 0.05  # share of the cores that other programs may use, besides those we have no thread for
+FEWEST = 3  # rounds of a pair whose rounds take long
 GRAPHED_BELOW = 2e-4  # seconds; shorter CUDA calls are timed as graph replays
 
 
@@ -179,11 +180,12 @@ def _rounds(samplers: Mapping[str, Sampler], job: Job) -> tuple[dict[str, list[f
     """
     effort, end = EFFORTS[job.effort], time.monotonic() + job.patience
     allowed = QUIET + 1 - torch.get_num_threads() / (os.cpu_count() or 1)
+    measured = partial(interleave, samplers, effort.seconds, effort.least, fewest=FEWEST)
     attempts = []
     while True:
         while time.monotonic() < end and foreign_share(lambda: time.sleep(0.25))[1] > allowed:
             pass
-        attempts.append(foreign_share(lambda: interleave(samplers, effort.seconds, effort.least)))
+        attempts.append(foreign_share(measured))
         if attempts[-1][1] <= allowed or time.monotonic() >= end:
             samples, foreign = min(attempts, key=lambda attempt: attempt[1])
             return samples, None if math.isnan(foreign) else round(foreign, 3)

@@ -59,6 +59,14 @@ def test_rounds_stop_after_the_time_but_not_before_the_least(seconds, rounds):
     assert len(samples["a"]) == rounds
 
 
+def test_long_rounds_are_fewer_where_a_few_are_enough():
+    times = []
+    call = {"a": lambda: times.append(1) or 1.0}
+    samples = interleave(call, 0.3, least=9, now=lambda: len(times), fewest=2)
+    assert len(samples["a"]) == 3  # ten times 0.3 have passed
+    assert len(interleave(call, 1e-9, least=9, now=lambda: len(times), fewest=2)["a"]) == 2
+
+
 class FakeClock:
     """Every call takes the same time; counts calls."""
 
