@@ -408,9 +408,10 @@ def test_jamba_runs_without_kernels() -> None:
 
 
 @FAMILIES
-def test_half_precision_is_no_worse(name: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_no_worse(name: str, dtype: torch.dtype) -> None:
     exact = made(name)
-    x, model = tokens(2, 40), copy.deepcopy(exact).bfloat16()
+    x, model = tokens(2, 40), copy.deepcopy(exact).to(dtype)
     want, theirs = logits(exact, x), logits(model, x)
     with compat.install():
         assert error(logits(model, x), want) < 1.2 * error(theirs, want)
