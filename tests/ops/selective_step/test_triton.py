@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -62,7 +61,7 @@ def smaller(shape: Any, less: int) -> Any:
     """A shape for the same kernel with so many heads or channels, and entries, fewer."""
     rows, heads, width, size, groups, one_decay = shape
     if width > 1:
-        width = max(width - less, width // 2 + 1)
+        width, groups = max(width - less, width // 2 + 1), heads if less % 2 else groups
     else:
         heads = max(heads - less, heads // 2 + 1)
         groups = 1 if groups < 3 else heads
@@ -70,12 +69,13 @@ def smaller(shape: Any, less: int) -> Any:
 
 
 def grown(x: exact.Step, numbers: exact.Numbers) -> exact.Step:
-    """With steps that make e^76 of a state, or e^700 in float64: not far below the largest number."""
-    x.delta.fill_(0.0 if numbers.softplus else 1.0)
-    if x.bias is not None:
-        x.bias.zero_()
-    exponent = 700.0 if x.state.dtype == torch.float64 else 76.0
-    return x._replace(a=torch.full_like(x.a, exponent / (math.log(2) if numbers.softplus else 1.0)))
+    """With steps that make e^76 of a state, or e^700 in float64: not far below the largest number. Results of 16 bits
+    cannot hold that, and read none of it."""
+    x.delta.fill_(10.0 if numbers.softplus else 1.0)  # of 1.5 at most, or of 1
+    if x.u.dtype not in (torch.float32, torch.float64):
+        x.c.zero_()
+    rate = 700.0 if x.state.dtype == torch.float64 else 50.625 if numbers.softplus else 76.0
+    return x._replace(a=torch.full_like(x.a, rate))
 
 
 #: Kernels of the tests below, which look at something else.
@@ -108,8 +108,12 @@ def test_tiles_that_are_filled(shape: Any, dtype: torch.dtype, numbers: exact.Nu
         if not numbers.softplus:
             x.delta.abs_()  # of so many, some would grow beyond float32
         run(x, numbers, in_place=False)
-    if dtype == torch.float32 or (dtype == torch.float64 and not numbers.softplus):
+    if dtype != torch.float64 or not numbers.softplus:
         run(grown(exact.sample(*shape, **options), numbers), numbers, in_place=True)
+    if dtype == torch.float64:
+        x = exact.sample(*shape, state_indices=[*range(shape[0])][::-1], **options)
+        x.delta.abs_()
+        run(x, numbers, in_place=True)
 
 
 @pytest.mark.parametrize("one_decay", [False, True])
