@@ -22,7 +22,7 @@ F32, F64 = torch.float32, torch.float64
 CUDA_CORES, KEEPS_FLOAT32, FAST = 0, 1, 2
 TOLERANCE = {F64: 1e-11, F32: 2e-5, torch.bfloat16: 2**-5, torch.float16: 2**-8}
 #: Batch, length, heads, channels, groups and states: tiles that are filled, ragged, several, and none; what computes.
-CASES = [
+SIZES = [
     ((1, 35, 2, 3, 2, 4), F32, KEEPS_FLOAT32),
     ((1, 66, 1, 33, 1, 40), F64, CUDA_CORES),
     ((1, 70, 2, 65, 2, 66), F32, CUDA_CORES),
@@ -32,6 +32,14 @@ CASES = [
     ((2, 0, 2, 3, 1, 4), F64, CUDA_CORES),
     ((1, 5, 2, 3, 1, 0), F64, CUDA_CORES),
 ]
+
+
+def on_tensor_cores(*case: Any) -> Any:
+    """A case of a test, its precision last, marked if it asks for them."""
+    return pytest.param(*case, marks=[] if case[-1] == CUDA_CORES else pytest.mark.tensor_cores)
+
+
+CASES = [on_tensor_cores(*case) for case in SIZES]
 
 
 def given(sizes: Any, dtype: torch.dtype, whole: bool) -> tuple[list[Any], list[Any]]:
@@ -70,6 +78,7 @@ def test_results_and_gradients(sizes: Any, dtype: torch.dtype, precision: int, w
     check(sizes, dtype, precision, whole)
 
 
+@pytest.mark.tensor_cores
 def test_float32_in_fewer_digits_where_torch_may() -> None:
     check((1, 66, 2, 64, 2, 66), F32, FAST, True)
 
@@ -95,9 +104,18 @@ def test_sequences_that_are_part_of_something_wider() -> None:
 
 @pytest.mark.checks("sanitizers", of="ssd/cuda")
 @pytest.mark.parametrize("order", ["forward", "random"])
-def test_every_access_is_in_bounds_and_ordered(order: str) -> None:
-    check((1, 66, 1, 3, 1, 4), F64, CUDA_CORES, True, check=True, order=order, seed=1)
-    check((1, 3, 2, 3, 1, 4), F32, KEEPS_FLOAT32, False, check=True, order=order, seed=1)
+@pytest.mark.parametrize(
+    ("sizes", "dtype", "whole", "precision"),
+    [
+        on_tensor_cores((1, 66, 1, 3, 1, 4), F64, True, CUDA_CORES),
+        on_tensor_cores((1, 3, 2, 3, 1, 4), F32, False, KEEPS_FLOAT32),
+    ],
+    ids=str,
+)
+def test_every_access_is_in_bounds_and_ordered(
+    sizes: Any, dtype: torch.dtype, whole: bool, precision: int, order: str
+) -> None:
+    check(sizes, dtype, precision, whole, check=True, order=order, seed=1)
 
 
 @pytest.mark.thorough
