@@ -279,6 +279,29 @@ def test_sees_a_kernel_that_spills() -> None:
     )
 
 
+#: A launch that has every register, with 32 of them.
+PLANTED = """
+import importlib, json
+from tests.aot import triton_compiler
+kernels = importlib.import_module("sequence_kernels.ops.cauchy.triton")
+kernels.every_register = lambda: {"maxnreg": 32}
+triton_compiler.LAUNCHES = [launch for launch in triton_compiler.LAUNCHES if launch[0] == "1 sets, plain f32"]
+print(json.dumps(triton_compiler.measure(["cuda 90 cauchy"])))
+"""
+
+
+@needs_triton
+def test_sees_a_triton_kernel_that_spills(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With any Triton: the oldest is asked for nothing else."""
+    measured = triton_units.measured_by("-c", PLANTED)
+    monkeypatch.setattr(triton_units, "version", lambda: "another")
+    monkeypatch.setattr(triton_units, "measure", lambda units: measured)
+    (complaint,) = gate.complaints("triton", ("cuda 90",))
+    assert re.match(
+        r"cauchy_kernel \[1 sets, plain f32\] \(cuda 90 cauchy\): \d\d+ spill bytes, budget 0", complaint
+    )
+
+
 def test_complains_of_missing_gone_and_larger_kernels() -> None:
     used = {"registers": 40, "spill_bytes": 0, "shared_bytes": 128}
     allowed = {"sm_80": {"gone": used, "kernel": used}}

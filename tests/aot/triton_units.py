@@ -93,12 +93,15 @@ def _described(argument: Any) -> str:
 
 
 def measure(units: list[str]) -> Measurement:
-    if not units:
-        return {}
+    return measured_by("-m", "tests.aot", "triton", *units) if units else {}
+
+
+def measured_by(*program: str) -> Measurement:
+    """What Python prints of that program, where Triton compiles."""
     with tempfile.TemporaryDirectory() as cache:
         settings = {"TRITON_INTERPRET": "0", "TRITON_DUMP_PTXAS_LOG": "1", "TRITON_CACHE_DIR": cache}
         environment = {**os.environ, **settings}
-        command = [sys.executable, "-m", "tests.aot", "triton", *units]
+        command = [sys.executable, *program]
         done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"compiling the Triton kernels failed:\n{done.stderr}")

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..layouts import plain, sets_and_channels
+from ..triton_registers import every_register
 from .reference import both_of_pairs
 
 #: Nodes that one program of the transpose sums over.
@@ -196,7 +197,8 @@ def cauchy(v: Tensor, z: Tensor, w: Tensor, conjugate: bool, order: int) -> Tens
     if out.numel():
         cauchy_kernel[(triton.cdiv(L, 128) * channels * triton.cdiv(sets, together),)](
             *(torch.view_as_real(t) for t in (weights, nodes, poles, out)),
-            sets, channels, N, L, stride, order, PAIRS=conjugate, SETS=together, NODES=128, num_warps=1,
+            sets, channels, N, L, stride, order,
+            PAIRS=conjugate, SETS=together, NODES=128, num_warps=1, **every_register(),
         )  # fmt: skip
     return _result(out, v, z, w)
 

@@ -23,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..triton_complex import load, multiply, reals, store
+from ..triton_registers import every_register
 
 #: Rows and columns of a program's part of a product, and terms that it adds up at a time.
 ROWS, COLUMNS, DEPTH = 32, 64, 16
@@ -312,11 +313,10 @@ class _Layout:
         """Elements of so many sequences, uninitialised."""
         return of.new_empty((sequences, self.heads, self.chunk, 2 * self.pairs), dtype=self.real)
 
-    @property
-    def block(self) -> dict[str, int]:
-        """Of a program that has all sequences of a head."""
+    def block(self, of_a_warp: int) -> dict[str, int]:
+        """Of a program that has all sequences of a head, and a warp for so many factors."""
         sizes = [triton.next_power_of_2(max(1, x)) for x in (self.sequences, self.rank, self.pairs)]
-        warps = max(1, min(8, sizes[0] * sizes[1] * sizes[2] // 128))
+        warps = max(1, min(8, sizes[0] * sizes[1] * sizes[2] // of_a_warp))
         return {**dict(zip(("SEQUENCES", "RANKS", "PAIRS"), sizes, strict=True)), "num_warps": warps}
 
     def products(self, rows: int) -> tuple[tuple[int], dict[str, int]]:
@@ -349,7 +349,8 @@ def ssm_chunk(
         return taps, reads, e_in, powers
     ssm_chunk_sequences_kernel[(heads,)](
         a, p, q, b, c, taps, reads, e_in, None if rank else torch.view_as_real(powers), values,
-        heads, layout.pairs, chunk, layout.channels, rank, 1 + layout.channels, count, layout.doublings, **layout.block,
+        heads, layout.pairs, chunk, layout.channels, rank, 1 + layout.channels, count, layout.doublings,
+        **layout.block(128),
     )  # fmt: skip
     if rank:
         grid, block = layout.products(triton.cdiv(size, ROWS) * count)
@@ -383,7 +384,7 @@ def ssm_chunk_backward(
         return da, dp, dq, db, dc
     sizes: tuple[Any, ...] = (heads, layout.pairs, chunk, layout.channels, rank)
     ssm_chunk_sequences_kernel[(heads,)](
-        a, p, q, b, c, None, None, None, None, values, *sizes, 0, count, layout.doublings, **layout.block
+        a, p, q, b, c, None, None, None, None, values, *sizes, 0, count, layout.doublings, **layout.block(128)
     )
     if rank:
         grid, block = layout.products(triton.cdiv(chunk, ROWS) * 2 * rank)
@@ -398,10 +399,12 @@ def ssm_chunk_backward(
             count,
             layout.doublings,
             **block,
+            **every_register(),
         )
     ssm_chunk_adjoint_kernel[(heads,)](
         a, p, q, c, g_taps, g_reads, g_e_in, g_powers, values, products, *reals(*gradients),
-        *sizes, count, layout.doublings, *g_reads.stride(), **layout.block,
+        *sizes, count, layout.doublings, *g_reads.stride(),
+        **layout.block(64), **every_register(),
     )  # fmt: skip
     da, dp, dq, db, dc = gradients
     return da, dp, dq, db, dc

@@ -118,7 +118,7 @@ def ssm_conv_walk_kernel(
     c = (tl.program_id(0) // tiles // parts // heads).to(tl.int64)
     k = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     b = (row // segments).to(tl.int64)
-    first = (row % segments).to(tl.int64) * steps
+    first = row % segments * steps
     chunks = tl.cdiv(length, chunk)
     t = tl.arange(0, CHUNK)
     s = part * SIZE + tl.arange(0, SIZE)
@@ -160,18 +160,19 @@ def ssm_conv_walk_kernel(
         x = _meet(x, step, join, joined, kept, keeps, own, at_state, written)
         m = chunks - 1 - step if REVERSE else step
         inside = live & (step < chunks)
-        left = tl.where(inside, length - m * chunk, 0)
+        begin = m.to(tl.int64) * chunk
+        left = tl.where(inside, tl.minimum(length - begin, chunk), 0).to(tl.int32)
         if states is not None:
             address = states + (((c * heads + h) * batch + b) * chunks + m)[:, None] * size + s[None, :]
             tl.store(address, x, mask=written & inside[:, None])
-        mask = (t[None, :] < left[:, None]) & (t < chunk)[None, :]
-        address = read[:, None] + ((m * chunk)[:, None] + t[None, :]) * sequence_step
+        mask = t[None, :] < left[:, None]
+        address = read[:, None] + (begin[:, None] + t[None, :]) * sequence_step
         u = tl.load(address, mask=mask, other=0.0).to(dtype)
         if out is not None:
             y = _product(u, direct, tl.zeros((ROWS, COLUMNS), dtype), PRECISION)
             y = _product(x, from_state, y, PRECISION)
-            address = out + part * y_part + c * y_channel + h * y_head + b * y_batch + m * chunk
-            mask = (k[None, :] < left[:, None]) & (k < chunk)[None, :]
+            address = out + part * y_part + c * y_channel + h * y_head + b * y_batch + begin
+            mask = k[None, :] < left[:, None]
             tl.store(address[:, None] + k[None, :], y.to(out.dtype.element_ty), mask=mask)
         added = _product(u, to_state, tl.zeros((ROWS, SIZE), dtype), PRECISION)
         x = _advance(x, added, power, PRECISION, DENSE)

@@ -168,11 +168,11 @@ def vandermonde(v: Tensor, x: Tensor, L: int, conjugate: bool, power: int) -> Te
     weights, exponents = sets_and_channels(_complex(v), _complex(x))
     (sets, channels, N), real = weights.shape, weights.real.dtype
     out = weights.new_empty((sets, channels, L), dtype=real if pairs else weights.dtype)
-    steps, width, warps = (64, 64, 8) if real == torch.float32 else (32, 32, 4)
+    tile = 64 if real == torch.float32 else 32
     if out.numel():
-        vandermonde_kernel[(sets * channels * triton.cdiv(L, steps * width),)](
+        vandermonde_kernel[(sets * channels * triton.cdiv(L, tile * tile),)](
             torch.view_as_real(weights), torch.view_as_real(exponents), out if pairs else torch.view_as_real(out),
-            channels, N, L, power, PAIRS=pairs, STEPS=steps, WIDTH=width, DEPTH=16, num_warps=warps,
+            channels, N, L, power, PAIRS=pairs, STEPS=tile, WIDTH=tile, DEPTH=16, num_warps=8,
         )  # fmt: skip
     batch = torch.broadcast_shapes(v.shape[:-1], x.shape[:-1])
     return (out if conjugate or not pairs else out / 2).reshape(*batch, L)
@@ -184,12 +184,12 @@ def vandermonde_transpose(g: Tensor, x: Tensor, power: int) -> Tensor:
     (sets, channels, L), N = weights.shape, exponents.shape[-1]
     segments = max(1, triton.cdiv(L, SEGMENT))
     partial = exponents.new_empty((segments, sets, channels, N))
-    steps, width, warps = (64, 64, 8) if g.dtype == torch.float32 else (32, 32, 4)
+    tile = 64 if g.dtype == torch.float32 else 32
     if partial.numel():
         vandermonde_transpose_kernel[(segments * sets * channels * triton.cdiv(N, 16),)](
             torch.view_as_real(weights) if g.is_complex() else weights, torch.view_as_real(exponents),
             torch.view_as_real(partial), sets * channels, channels, N, L, power,
-            COMPLEX=g.is_complex(), STEPS=steps, WIDTH=width, DEPTH=16, LENGTH=SEGMENT, num_warps=warps,
+            COMPLEX=g.is_complex(), STEPS=tile, WIDTH=tile, DEPTH=16, LENGTH=SEGMENT, num_warps=8,
         )  # fmt: skip
     out = partial[0] if segments == 1 else partial.sum(0)
     out = out.reshape(*torch.broadcast_shapes(g.shape[:-1], x.shape[:-1]), N)
