@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..layouts import plain
+from ..triton_registers import every_register
 from . import reference
 
 #: Rows of a program's tile: the least that a matrix product takes.
@@ -438,6 +439,7 @@ def _walk(
     )  # the same states for all channels
     grid = (tiles * layout.parts * layout.heads * channels, 1 if out is None else layout.column_programs)
     stages = 3 if not layout.dense else 2 if out is None else 1
+    registers = every_register() if layout.dense else {}
     if grid[0]:
         ssm_conv_walk_kernel[grid](
             way.sequence, way.w_in, way.taps, way.d, way.w_out, way.power, way.lengths,
@@ -447,7 +449,7 @@ def _walk(
             *way.sequence.stride(), *way.w_in.stride(), *way.w_out.stride(),
             *_power_strides(layout, way.power, way.reverse),
             0 if around is None else around.stride(0), *((0,) * 4 if out is None else out.stride()[:4]),
-            **layout.constants(REVERSE=way.reverse), **_tuned(8, stages),
+            **layout.constants(REVERSE=way.reverse), **_tuned(8, stages), **registers,
         )  # fmt: skip
 
 

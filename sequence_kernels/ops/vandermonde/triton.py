@@ -189,7 +189,8 @@ def vandermonde_transpose(g: Tensor, x: Tensor, power: int) -> Tensor:
         vandermonde_transpose_kernel[(segments * sets * channels * triton.cdiv(N, 16),)](
             torch.view_as_real(weights) if g.is_complex() else weights, torch.view_as_real(exponents),
             torch.view_as_real(partial), sets * channels, channels, N, L, power,
-            COMPLEX=g.is_complex(), STEPS=tile, WIDTH=tile, DEPTH=16, LENGTH=SEGMENT, num_warps=8,
+            COMPLEX=g.is_complex(), STEPS=tile, WIDTH=tile, DEPTH=16, LENGTH=SEGMENT,
+            num_warps=4 if g.dtype == torch.complex64 else 8,
         )  # fmt: skip
     out = partial[0] if segments == 1 else partial.sum(0)
     out = out.reshape(*torch.broadcast_shapes(g.shape[:-1], x.shape[:-1]), N)
