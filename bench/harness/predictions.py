@@ -37,6 +37,15 @@ SHAPES: Mapping[str, tuple[Shape, ...]] = {
     "cauchy_transpose": ({"V": 4, "H": 1024, "N": 32, "L": 2049},),
     "dplr_generating": ({"H": 1024, "N": 32, "L": 8193, "dtype": "complex64"},),
     "dplr_discretize": ({"H": 1024, "N": 32, "R": 1},),
+    "diagonal_discretize": ({"H": 1024, "N": 32},),
+    "causal_conv1d": tuple(
+        {"B": 8, "D": 1536, "W": 4, "L": 2048, "layout": layout} for layout in ("channels", "elements")
+    ),
+    "selective_scan": ({"B": 8, "L": 2048, "D": 1536, "N": 16},),
+    "selective_step": ({"B": 64, "H": 1536, "P": 1, "N": 16}, {"B": 64, "H": 24, "P": 64, "N": 128}),
+    # Of rank 1 a head has two blocks of different work: with 511 heads one of each is in the sample.
+    "ssm_chunk": ({"H": 512, "N": 32, "R": 0, "T": 32}, {"H": 511, "N": 32, "R": 1, "T": 32}),
+    "ssd": ({"B": 8, "L": 2048, "H": 24, "P": 64, "N": 128},),
 }
 #: A share of the floor may be so much less than the recorded one, a count by so much of itself more.
 SLACK = 0.01

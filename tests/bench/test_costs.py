@@ -21,8 +21,7 @@ def test_cost_is_the_count_by_hand(op):
 def test_every_op_is_counted_by_hand():
     counted = {bench.entry for bench in BENCHES.values() if bench.counted}
     missing = {f"ops.{op}" for op in ops.operations() if not op.endswith(("_backward", "_"))} - counted
-    # measured in s4 and s4d alone, and as a layout of causal_conv1d
-    assert missing == {"ops.ssm_chunk", "ops.causal_conv1d_channels_last"}
+    assert missing == {"ops.causal_conv1d_channels_last"}  # measured as a layout of causal_conv1d
 
 
 @pytest.mark.parametrize("op", sorted(BENCHES))

@@ -11,6 +11,8 @@ import pytest
 
 from bench.harness import predictions
 from bench.harness.predict import GPUS, H200, RTX_4090, Work, predict, resident
+from sequence_kernels import ops
+from sequence_kernels.ops import dispatch
 from tests.aot import nvcc
 from tests.ptx import skip_reason
 
@@ -91,6 +93,13 @@ def test_what_grows_by_more_than_a_hundredth_is_worse() -> None:
     assert predictions.grown({"op": {**recorded["op"], "sectors": 1011}}, recorded) == [
         "op: sectors 1011, recorded 1000"
     ]
+
+
+def test_every_op_with_cuda_kernels_is_predicted() -> None:
+    """What works in place, or on another layout, has the kernels of the other op; adjoints are in its backward pass."""
+    found = {op for op in ops.operations() if "cuda" in dispatch._implementations[op]}
+    of_their_own = {op for op in found if not op.endswith(("_", "_backward", "_channels_last"))}
+    assert of_their_own == set(predictions.SHAPES)
 
 
 def test_every_operation_is_recorded_and_fast_enough() -> None:
