@@ -145,6 +145,7 @@ PARTS: dict[type[nn.Module], tuple[Make, Run]] = {
         lambda: FrozenSystem(S4D(WIDTH, d_state=4).double().system(), torch.ones(1, WIDTH)),
         lambda m: m.convolve(torch.linspace(-1, 1, WIDTH * LENGTH).view(1, WIDTH, LENGTH).to(m.d))[0],
     ),
+    components.LinearActivation: (lambda: components.linear_activation(WIDTH, WIDTH, "glu"), through),
     StateDecoder: (_WithStateDecoder, through),
     StateEncoder: (lambda: StateEncoder(_small()), through),
     norms.TransposedLN: (lambda: norms.TransposedLN(WIDTH, dim=-1), through),

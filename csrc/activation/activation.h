@@ -4,6 +4,9 @@
 //
 //   gelu:  y = x Phi(x),                        dx = g (Phi(x) + x phi(x))
 //   glu:   y = a sigma(b), with rows [a b],     da = g sigma(b),  db = g a sigma(b) (1 - sigma(b))
+//
+// of x + bias, where there is one, a number a channel; its gradient is the sum of dx over the rows, which each work item
+// leaves of its own.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +17,7 @@
 namespace sequence_kernels {
 
 constexpr int64_t kActivationBlock = 8192;  // elements of y that a work item has at least, but for the last
+constexpr int64_t kActivationSums = 4 * 8192;  // where it leaves sums
 
 // `rows` of `channels` elements of y, one behind the other; x has as many channels, or twice as many of a gate.
 struct ActivationArguments {
@@ -21,10 +25,15 @@ struct ActivationArguments {
   bool gate;
   Element element;
   const void* x;
-  const void* g;  // backward only
-  void* result;   // y, or the gradient of x
+  const void* bias;  // Real, as many channels as x; or null
+  const void* g;     // backward only
+  void* result;      // y, or the gradient of x
+  void* parts;       // backward only, of a bias: (items, channels of x), Real
 
-  int64_t rows_of_item() const { return (kActivationBlock + channels - 1) / channels; }
+  int64_t width() const { return gate ? 2 * channels : channels; }
+  int64_t rows_of_item() const {
+    return ((bias ? kActivationSums : kActivationBlock) + channels - 1) / channels;
+  }
   int64_t items() const { return rows > 0 ? (rows + rows_of_item() - 1) / rows_of_item() : 0; }
 };
 

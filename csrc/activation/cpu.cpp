@@ -41,21 +41,22 @@ inline Vector<Real> normal_below(Vector<Real> x, Vector<Real>& bell) {
   return x < 0 ? beyond : 1 - beyond;
 }
 
-// Function of vectors at the same place of each of `from`, that gives those of `to`: for `count` places.
+// Function of vectors at the same place of each of `from`, that gives those of `to`, of the place and of the numbers that
+// are left there: for `count` places.
 template <typename Real, typename Type, int inputs, int outputs, typename Function>
 inline void over(const Type* const (&from)[inputs], Type* const (&to)[outputs], int64_t count,
                  const Function& function) {
   constexpr int64_t lanes = kLanes<Real>;
-  const auto at = [&](const Type* const(&in)[inputs], Type* const(&out)[outputs], int64_t i) {
+  const auto at = [&](const Type* const(&in)[inputs], Type* const(&out)[outputs], int64_t i, int64_t place) {
     Vector<Real> given[inputs], made[outputs];
 #pragma GCC unroll 4
     for (int k = 0; k < inputs; ++k) given[k] = load_widened<Real>(in[k] + i);
-    function(given, made);
+    function(given, made, place, count - place);
 #pragma GCC unroll 4
     for (int k = 0; k < outputs; ++k) store_narrowed<Real>(out[k] + i, made[k]);
   };
   int64_t i = 0;
-  for (; i + lanes <= count; i += lanes) at(from, to, i);
+  for (; i + lanes <= count; i += lanes) at(from, to, i, i);
   if (i == count) return;
   const size_t left = static_cast<size_t>(count - i) * sizeof(Type);
   Type rest[inputs + outputs][lanes] = {};
@@ -63,55 +64,100 @@ inline void over(const Type* const (&from)[inputs], Type* const (&to)[outputs], 
   Type* out[outputs];
   for (int k = 0; k < inputs; ++k) in[k] = static_cast<Type*>(__builtin_memcpy(rest[k], from[k] + i, left));
   for (int k = 0; k < outputs; ++k) out[k] = rest[inputs + k];
-  at(in, out, 0);
+  at(in, out, 0, i);
   for (int k = 0; k < outputs; ++k) __builtin_memcpy(to[k] + i, out[k], left);
+}
+
+template <typename Real>
+inline Vector<Real> gelu(Vector<Real> x) {
+  Vector<Real> bell;
+  return x * normal_below<Real>(x, bell);
+}
+template <typename Real>
+inline Vector<Real> gelu_gradient(Vector<Real> g, Vector<Real> x) {
+  Vector<Real> bell;
+  const Vector<Real> below = normal_below<Real>(x, bell);
+  return g * (below + x * bell * Real(0.39894228040143267794));
+}
+template <typename Real>
+inline void glu_gradient(Vector<Real> g, Vector<Real> a, Vector<Real> b, Vector<Real> (&gradients)[2]) {
+  const Vector<Real> open = logistic_of<Real>(b);
+  gradients[0] = g * open;
+  gradients[1] = gradients[0] * a * (1 - open);
+}
+
+// v + bias at a place, with so many numbers left there; v itself without a bias.
+template <typename Real>
+inline Vector<Real> with_bias(Vector<Real> v, const Real* bias, int64_t place, int64_t left) {
+  return bias ? v + load_up_to(bias + place, left) : v;
 }
 
 template <typename Real, typename Type>
 void forward(const ActivationArguments& arguments, const Type* x, Type* y, int64_t begin, int64_t end) {
-  const int64_t channels = arguments.channels;
-  if (!arguments.gate)
+  const int64_t channels = arguments.channels, width = arguments.width();
+  const Real* const bias = static_cast<const Real*>(arguments.bias);
+  const auto smooth = [=](const auto& in, auto& out, int64_t i, int64_t left) {
+    out[0] = gelu<Real>(with_bias(in[0], bias, i, left));
+  };
+  const auto gated = [=](const auto& in, auto& out, int64_t i, int64_t left) {
+    out[0] = with_bias(in[0], bias, i, left) * logistic_of<Real>(with_bias(in[1], bias, channels + i, left));
+  };
+  if (!arguments.gate && !bias)  // all rows are one
     return over<Real, Type, 1, 1>({x + begin * channels}, {y + begin * channels}, (end - begin) * channels,
-                                  [](const auto& in, auto& out) {
-                                    Vector<Real> bell;
-                                    out[0] = in[0] * normal_below<Real>(in[0], bell);
-                                  });
+                                  smooth);
   for (int64_t row = begin; row < end; ++row) {
-    const Type* a = x + 2 * row * channels;
-    over<Real, Type, 2, 1>({a, a + channels}, {y + row * channels}, channels,
-                           [](const auto& in, auto& out) { out[0] = in[0] * logistic_of<Real>(in[1]); });
+    const Type* const a = x + row * width;
+    Type* const to = y + row * channels;
+    if (arguments.gate)
+      over<Real, Type, 2, 1>({a, a + channels}, {to}, channels, gated);
+    else
+      over<Real, Type, 1, 1>({a}, {to}, channels, smooth);
   }
 }
 
 template <typename Real, typename Type>
 void backward(const ActivationArguments& arguments, const Type* x, const Type* g, Type* dx, int64_t begin,
               int64_t end) {
-  const int64_t channels = arguments.channels;
-  if (!arguments.gate)
+  const int64_t channels = arguments.channels, width = arguments.width();
+  const Real* const bias = static_cast<const Real*>(arguments.bias);
+  Real* const sums =
+      bias ? static_cast<Real*>(arguments.parts) + begin / arguments.rows_of_item() * width : nullptr;
+  if (bias)
+    for (int64_t i = 0; i < width; ++i) sums[i] = 0;
+  const auto add = [=](int64_t place, Vector<Real> v, int64_t left) {
+    if (bias) store_up_to<Real>(sums + place, load_up_to(sums + place, left) + v, left);
+  };
+  const auto smooth = [=](const auto& in, auto& out, int64_t i, int64_t left) {
+    out[0] = gelu_gradient<Real>(in[1], with_bias(in[0], bias, i, left));
+    add(i, out[0], left);
+  };
+  const auto gated = [=](const auto& in, auto& out, int64_t i, int64_t left) {
+    glu_gradient<Real>(in[2], with_bias(in[0], bias, i, left), with_bias(in[1], bias, channels + i, left),
+                       out);
+    add(i, out[0], left);
+    add(channels + i, out[1], left);
+  };
+  if (!arguments.gate && !bias)  // all rows are one
     return over<Real, Type, 2, 1>({x + begin * channels, g + begin * channels}, {dx + begin * channels},
-                                  (end - begin) * channels, [](const auto& in, auto& out) {
-                                    Vector<Real> bell;
-                                    const Vector<Real> below = normal_below<Real>(in[0], bell);
-                                    out[0] = in[1] * (below + in[0] * bell * Real(0.39894228040143267794));
-                                  });
+                                  (end - begin) * channels, smooth);
   for (int64_t row = begin; row < end; ++row) {
-    const Type* a = x + 2 * row * channels;
-    Type* da = dx + 2 * row * channels;
-    over<Real, Type, 3, 2>({a, a + channels, g + row * channels}, {da, da + channels}, channels,
-                           [](const auto& in, auto& out) {
-                             const Vector<Real> open = logistic_of<Real>(in[1]);
-                             out[0] = in[2] * open;
-                             out[1] = out[0] * in[0] * (1 - open);
-                           });
+    const Type *const a = x + row * width, *const arriving = g + row * channels;
+    Type* const da = dx + row * width;
+    if (arguments.gate)
+      over<Real, Type, 3, 2>({a, a + channels, arriving}, {da, da + channels}, channels, gated);
+    else
+      over<Real, Type, 2, 1>({a, arriving}, {da}, channels, smooth);
   }
 }
 
-// Call function(x, first row, the one behind the last) for items [begin, end).
+// Call function(x, first row, the one behind the last) for each of the items [begin, end).
 template <typename Real, typename Function>
 void run(const ActivationArguments& arguments, int64_t begin, int64_t end, const Function& function) {
   const int64_t rows = arguments.rows_of_item();
-  with_element<Real>(arguments.element, arguments.x,
-                     [&](const auto* x) { function(x, begin * rows, smaller(end * rows, arguments.rows)); });
+  with_element<Real>(arguments.element, arguments.x, [&](const auto* x) {
+    for (int64_t item = begin; item < end; ++item)
+      function(x, item * rows, smaller((item + 1) * rows, arguments.rows));
+  });
 }
 
 }  // namespace

@@ -11,21 +11,12 @@ struct Count {
   static constexpr int count = value;
 };
 
-// Calls function(first, size) for groups of `most` <= 4 of the total, and for what is left; size.count is a
-// constant.
+// Calls function(first, size) for groups of `most` of the total, and for what is left; size.count is a constant.
 template <int most, typename Function>
-inline void in_groups(int64_t total, const Function& function) {
-  static_assert(most <= 4);
-  int64_t first = 0;
+inline void in_groups(int64_t total, const Function& function, int64_t first = 0) {
   for (; first + most <= total; first += most) function(first, Count<most>());
-  switch (total - first) {
-    case 3:
-      return function(first, Count<3>());
-    case 2:
-      return function(first, Count<2>());
-    case 1:
-      return function(first, Count<1>());
-  }
+  if constexpr (most > 1)
+    if (first < total) in_groups<most - 1>(total, function, first);
 }
 
 }  // namespace

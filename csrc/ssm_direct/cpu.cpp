@@ -8,6 +8,7 @@
 
 #  include "common/elements.h"
 #  include "common/groups.h"
+#  include "common/transpose.h"
 #else
 #  include "runtime/cpu_isa.h"
 #  include "runtime/library.h"
@@ -44,6 +45,21 @@ struct DirectArguments {
   Real *dc, *dd;
 };
 
+// Matrices of numbers, row by row, that are turned: (count, rows, columns) to (count, columns, rows).
+struct Turn {
+  Element element;
+  const void* from;
+  int64_t count, matrix, rows, row, columns;  // `matrix` and `row` are strides
+  void* to;
+
+  static constexpr int64_t together = 64;  // columns of a work item
+  int64_t items() const { return count * ((columns + together - 1) / together); }
+};
+
+// Work items [begin, end).
+template <typename Real, Isa isa>
+void ssm_direct_turn(const Turn& turn, int64_t begin, int64_t end);
+
 // Doubles of scratch memory that a thread needs.
 template <typename Real, Isa isa>
 int64_t ssm_direct_scratch(const DirectSizes& sizes, bool backward);
@@ -59,8 +75,12 @@ namespace {
 
 using Doubles = Vector<double>;
 constexpr int64_t kStep = kLanes<double>;
-constexpr int64_t kFew = 2;   // readers whose sums stay in registers
-constexpr int64_t kTile = 4;  // vectors of outputs that do
+constexpr int64_t kFew = 2;  // readers whose sums stay in registers
+constexpr int64_t kRows =
+    2;  // sequences of which outputs do, for a multiplication takes longer than half a cycle
+constexpr int64_t kTile = 5;                           // vectors of outputs of each
+constexpr int64_t kTimes = 16;                         // gradients of states that are kept, backward
+constexpr int64_t kSide = kStep < 4 ? 4 : 16 / kStep;  // vectors of a state side by side
 
 template <typename T>
 void clear(T* v, int64_t size) {
@@ -76,19 +96,32 @@ void read_out(const From* from, int64_t pairs, To* to) {
   }
 }
 
-// to_t += sum_{j <= t} w_j x_{t-j} for t < length. Before and behind x there are zeros, a tile of them, and
-// behind `to` there is room for a vector.
-template <typename Real>
-void convolve(const Real* w, const Real* x, int64_t length, Real* to) {
+// Rows that begin so far apart.
+template <typename Real, int rows>
+struct Rows {
+  Real* at[rows];
+  Rows(Real* first, int64_t apart) {
+    for (int r = 0; r < rows; ++r) at[r] = first + r * apart;
+  }
+};
+
+// to_t += sum_{j <= t} w_j x_{t-j} for t < length, for each of some rows. Before and behind x there are zeros, a tile
+// of them, and behind `to` there is room for a vector.
+template <typename Real, int rows>
+void convolve(const Rows<Real, rows>& w, const Rows<Real, rows>& x, int64_t length,
+              const Rows<Real, rows>& to) {
   constexpr int64_t lanes = kLanes<Real>;
   in_groups<kTile>((length + lanes - 1) / lanes, [&](int64_t first, auto size) {
     constexpr int count = decltype(size)::count;
     const int64_t begin = first * lanes, taps = smaller(length, begin + count * lanes);
-    Vector<Real> sums[count];
-    for (int i = 0; i < count; ++i) sums[i] = load(to + begin + i * lanes);
+    Vector<Real> sums[rows][count];
+    for (int r = 0; r < rows; ++r)
+      for (int i = 0; i < count; ++i) sums[r][i] = load(to.at[r] + begin + i * lanes);
     for (int64_t j = 0; j < taps; ++j)
-      for (int i = 0; i < count; ++i) sums[i] += load(x + begin + i * lanes - j) * w[j];
-    for (int i = 0; i < count; ++i) store<Real>(to + begin + i * lanes, sums[i]);
+      for (int r = 0; r < rows; ++r)
+        for (int i = 0; i < count; ++i) sums[r][i] += load(x.at[r] + begin + i * lanes - j) * w.at[r][j];
+    for (int r = 0; r < rows; ++r)
+      for (int i = 0; i < count; ++i) store<Real>(to.at[r] + begin + i * lanes, sums[r][i]);
   });
 }
 
@@ -106,8 +139,10 @@ struct Head {
   double* x;            // the states, backward all L, else two
   double* read;         // (L, K): what the readers read, of q and then of c
   double* sums;         // 2 K vectors of lanes
-  double *l, *straight, *crossed, *dp, *d_readers, *weights;
-  Real *taps, *u, *g, *reversed, *out, *d_taps;  // rows of Lp, taps and d_taps C of them
+  double *straight, *crossed, *dp, *d_readers;
+  double* l;                          // whole gradients of kTimes + 1 states
+  double* weights;                    // (L, K): what each reader of a state counts for
+  Real *taps, *u, *g, *out, *d_taps;  // rows of Lp: C of taps, kRows of u, g and out, and kRows C of d_taps
 
   Head(const DirectSizes& given, bool is_backward, double* scratch)
       : sizes(given),
@@ -125,11 +160,11 @@ struct Head {
     x = take((backward ? L + 1 : 2) * Sp);
     read = take((L + 1) * K);
     sums = take(2 * K * kStep);
-    taps = row(C), u = row(1), out = row(1);
+    taps = row(C), u = row(kRows), out = row(kRows);
     if (!backward) return;
-    l = take(Sp), straight = take(Sp), crossed = take(Sp);
-    dp = take(R * Sp), d_readers = take(K * Sp), weights = take(K);
-    g = row(1), d_taps = row(C);
+    straight = take(Sp), crossed = take(Sp), dp = take(R * Sp), d_readers = take(K * Sp);
+    l = take((kTimes + 1) * Sp), weights = take((L + 1) * K) + K;
+    g = row(kRows), d_taps = row(kRows * C);
   }
 
   // Numbers, zeroed: what is behind the ends of vectors and around rows stays so.
@@ -195,17 +230,16 @@ struct Head {
     for (int64_t i = 0; i < S; ++i) state(0)[i] = b[i];
     with_counts([&](auto R, auto K) {
       each_part(K, readers, read, [&](int64_t i) { return load(state(0) + i); });
-      for (int64_t j = 0; j + 1 < L; ++j) {
-        const double *now = state(j), *reads = read + j * K;
-        double* later = state(j + 1);
-        each_part(K, readers, read + (j + 1) * K, [&](int64_t i) {
-          const Doubles value = load(now + i);
-          Doubles following = load(re + i) * value + load(im + i) * swap_parts<double>(value);
-          for (int64_t r = 0; r < R; ++r) following += load(p + r * Sp + i) * reads[r];
-          store<double>(later + i, following);
-          return following;
-        });
-      }
+      for (int64_t j = 0; j + 1 < L; ++j)
+        each_part(K, readers, read + (j + 1) * K,
+                  [=, now = state(j), later = state(j + 1), reads = read + j * K, re = re, im = im, p = p,
+                   Sp = Sp](int64_t i) {
+                    const Doubles value = load(now + i);
+                    Doubles following = load(re + i) * value + load(im + i) * swap_parts<double>(value);
+                    for (int64_t r = 0; r < R; ++r) following += load(p + r * Sp + i) * reads[r];
+                    store<double>(later + i, following);
+                    return following;
+                  });
     });
     for (int64_t c = 0; c < C; ++c) {
       for (int64_t j = 0; j < L; ++j) taps[c * Lp + j] = static_cast<Real>(read[j * K + R + c]);
@@ -213,30 +247,74 @@ struct Head {
     }
   }
 
-  // The gradients of the model, of those of the taps, which lie in reverse order.
-  void back(const DirectArguments<Real>& arguments, int64_t h) const {
-    clear(l, Sp), clear(straight, Sp), clear(crossed, Sp);
-    clear(dp, R * Sp), clear(d_readers, K * Sp), clear(weights, K);
-    with_counts([&](auto R, auto K) {
-      for (int64_t j = L - 1; j >= 0; --j) {  // l: the whole gradient of the state after j
-        for (int64_t c = 0; c < C; ++c) weights[R + c] = static_cast<double>(d_taps[c * Lp + L - 1 - j]);
-        const double *now = state(j), *reads = read + j * K;
-        each_part(R, p, weights, [&](int64_t i) {
-          const Doubles value = load(now + i), slope = load(l + i);
-          store<double>(straight + i, load(straight + i) + value * slope);
-          store<double>(crossed + i, load(crossed + i) + swap_parts<double>(value) * slope);
-          Doubles whole = load(re + i) * slope - load(im + i) * swap_parts<double>(slope);
-          for (int64_t r = 0; r < R; ++r)
-            store<double>(dp + r * Sp + i, load(dp + r * Sp + i) + slope * reads[r]);
-          for (int64_t k = 0; k < K; ++k) {
-            whole += load(readers + k * Sp + i) * weights[k];
-            store<double>(d_readers + k * Sp + i, load(d_readers + k * Sp + i) + value * weights[k]);
+  // l_j for begin <= j < end, from l_end, and what p reads of them: weights of the times before.
+  template <typename Ranks, typename Readers>
+  void gradients(Ranks R, Readers K, int64_t begin, int64_t end) const {
+    for (int64_t j = end - 1; j >= begin; --j)
+      each_part(R, p, weights + (j - 1) * K,
+                [=, after = l + (j + 1 - begin) * Sp, before = l + (j - begin) * Sp, weigh = weights + j * K,
+                 re = re, im = im, readers = readers, Sp = Sp](int64_t i) {
+                  const Doubles slope = load(after + i);
+                  Doubles whole = load(re + i) * slope - load(im + i) * swap_parts<double>(slope);
+                  for (int64_t k = 0; k < K; ++k) whole += load(readers + k * Sp + i) * weigh[k];
+                  store<double>(before + i, whole);
+                  return whole;
+                });
+  }
+
+  // to_k += sum_j w_jk v_j of `count` k and `times` states v; w has K numbers for each time.
+  void add_weighed(const double* w, const double* v, int64_t times, int64_t count, double* to) const {
+    in_groups<kFew>(count, [=, Sp = Sp, K = K](int64_t first, auto size) {
+      constexpr int few = decltype(size)::count;
+      for (int64_t at = 0; at < Sp; at += kSide * kStep) {
+        Doubles sums[few][kSide] = {};
+        for (int64_t j = 0; j < times; ++j)
+          for (int s = 0; s < kSide; ++s) {
+            const Doubles value = load(v + j * Sp + at + s * kStep);
+            for (int k = 0; k < few; ++k) sums[k][s] += value * w[j * K + first + k];
           }
-          store<double>(l + i, whole);
-          return whole;
-        });
+        for (int k = 0; k < few; ++k)
+          for (int s = 0; s < kSide; ++s) {
+            double* const sum = to + (first + k) * Sp + at + s * kStep;
+            store<double>(sum, load(sum) + sums[k][s]);
+          }
       }
     });
+  }
+
+  // straight += sum_j v_j slopes_j, crossed += sum_j swap_parts(v_j) slopes_j.
+  void add_products(const double* v, const double* slopes, int64_t times) const {
+    for (int64_t at = 0; at < Sp; at += kSide * kStep) {
+      Doubles same[kSide] = {}, other[kSide] = {};
+      for (int64_t j = 0; j < times; ++j)
+        for (int s = 0; s < kSide; ++s) {
+          const int64_t i = j * Sp + at + s * kStep;
+          const Doubles value = load(v + i), slope = load(slopes + i);
+          same[s] += value * slope, other[s] += swap_parts<double>(value) * slope;
+        }
+      for (int s = 0; s < kSide; ++s) {
+        double *const one = straight + at + s * kStep, *const two = crossed + at + s * kStep;
+        store<double>(one, load(one) + same[s]), store<double>(two, load(two) + other[s]);
+      }
+    }
+  }
+
+  // The gradients of the model, of those of the taps, which lie in reverse order.
+  void back(const DirectArguments<Real>& arguments, int64_t h) const {
+    clear(straight, Sp), clear(crossed, Sp), clear(dp, R * Sp), clear(d_readers, K * Sp);
+    clear(weights + (L - 1) * K, R);
+    clear(l, Sp);
+    for (int64_t c = 0; c < C; ++c)
+      for (int64_t j = 0; j < L; ++j)
+        weights[j * K + R + c] = static_cast<double>(d_taps[c * Lp + L - 1 - j]);
+    for (int64_t end = L; end > 0; end -= kTimes) {
+      const int64_t begin = end > kTimes ? end - kTimes : 0, times = end - begin;
+      for (int64_t i = 0; i < Sp; ++i) l[times * Sp + i] = l[i];  // the first of what came behind
+      with_counts([&](auto R, auto K) { gradients(R, K, begin, end); });
+      add_products(state(begin), l + Sp, times);
+      add_weighed(read + begin * K, l + Sp, times, R, dp);
+      add_weighed(weights + begin * K, state(begin), times, K, d_readers);
+    }
     for (int64_t n = 0; n < S; n += 2) {
       arguments.da[h * S + n] = straight[n] + straight[n + 1];
       arguments.da[h * S + n + 1] = crossed[n + 1] - crossed[n];
@@ -262,14 +340,17 @@ struct Head {
   template <typename E>
   void forward(const DirectArguments<Real>& arguments, int64_t h, E* y) const {
     run(arguments, h);
-    for (int64_t b = 0; b < sizes.batch; ++b) {
-      sequence<E>(arguments.u, b, 0, h, u);
+    in_groups<kRows>(sizes.batch, [&](int64_t b, auto size) {
+      constexpr int rows = decltype(size)::count;
+      const Rows<Real, rows> us(u, Lp), outs(out, Lp);
+      for (int r = 0; r < rows; ++r) sequence<E>(arguments.u, b + r, 0, h, us.at[r]);
       for (int64_t c = 0; c < C; ++c) {
-        clear(out, Lp - margin);
-        convolve(taps + c * Lp, u, L, out);
-        write(out, L, y + ((b * C + c) * sizes.heads + h) * L);
+        const Rows<Real, rows> weigh(taps + c * Lp, 0);
+        for (Real* row : outs.at) clear(row, Lp - margin);
+        convolve(weigh, us, L, outs);
+        for (int r = 0; r < rows; ++r) write(outs.at[r], L, y + (((b + r) * C + c) * sizes.heads + h) * L);
       }
-    }
+    });
   }
 
   void reverse(Real* row) const {
@@ -282,24 +363,42 @@ struct Head {
   template <typename E>
   void adjoint(const DirectArguments<Real>& arguments, int64_t h, E* du) const {
     run(arguments, h);
-    for (int64_t c = 0; c < C; ++c) clear(d_taps + c * Lp, Lp - margin);
-    for (int64_t b = 0; b < sizes.batch; ++b) {
-      sequence<E>(arguments.u, b, 0, h, u);
-      clear(out, Lp - margin);
+    for (int64_t c = 0; c < kRows * C; ++c) clear(d_taps + c * Lp, Lp - margin);
+    in_groups<kRows>(sizes.batch, [&](int64_t b, auto size) {
+      constexpr int rows = decltype(size)::count;
+      const Rows<Real, rows> us(u, Lp), gs(g, Lp), outs(out, Lp);
+      for (int r = 0; r < rows; ++r)
+        sequence<E>(arguments.u, b + r, 0, h, us.at[r]), clear(outs.at[r], Lp - margin);
       for (int64_t c = 0; c < C; ++c) {
-        sequence<E>(arguments.g, b, c, h, g);
-        reverse(g);
-        convolve(taps + c * Lp, g, L, out);
-        convolve(g, u, L, d_taps + c * Lp);
+        for (int r = 0; r < rows; ++r) sequence<E>(arguments.g, b + r, c, h, gs.at[r]), reverse(gs.at[r]);
+        const Rows<Real, rows> weigh(taps + c * Lp, 0), sums(d_taps + c * Lp, C * Lp);
+        convolve(weigh, gs, L, outs);
+        convolve(gs, us, L, sums);
       }
-      reverse(out);
-      write(out, L, du + (b * sizes.heads + h) * L);
-    }
+      for (int r = 0; r < rows; ++r)
+        reverse(outs.at[r]), write(outs.at[r], L, du + ((b + r) * sizes.heads + h) * L);
+    });
+    for (int64_t i = 0; i < C * Lp - margin; ++i)
+      for (int64_t r = 1; r < kRows; ++r) d_taps[i] += d_taps[r * C * Lp + i];
     back(arguments, h);
   }
 };
 
 }  // namespace
+
+template <typename Real, Isa isa>
+void ssm_direct_turn(const Turn& turn, int64_t begin, int64_t end) {
+  const int64_t rows = turn.rows, columns = turn.columns,
+                apart = turn.items() / (turn.count > 0 ? turn.count : 1);
+  with_element<Real>(turn.element, turn.to, [&](auto* to) {
+    const auto* const from = static_cast<decltype(to)>(const_cast<void*>(turn.from));
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t n = item / apart, first = item % apart * Turn::together;
+      transpose<Real>(from + n * turn.matrix + first, turn.row, rows,
+                      smaller(Turn::together, columns - first), to + (n * columns + first) * rows, rows);
+    }
+  });
+}
 
 template <typename Real, Isa isa>
 int64_t ssm_direct_scratch(const DirectSizes& sizes, bool backward) {
@@ -324,6 +423,7 @@ void ssm_direct_backward(const DirectArguments<Real>& arguments, int64_t begin, 
 }
 
 #  define INSTANTIATE(Real)                                                                        \
+    template void ssm_direct_turn<Real, kIsa>(const Turn&, int64_t, int64_t);                      \
     template int64_t ssm_direct_scratch<Real, kIsa>(const DirectSizes&, bool);                     \
     template void ssm_direct<Real, kIsa>(const DirectArguments<Real>&, int64_t, int64_t, double*); \
     template void ssm_direct_backward<Real, kIsa>(const DirectArguments<Real>&, int64_t, int64_t, double*);
@@ -393,6 +493,51 @@ DirectArguments<Real> arguments_of(const DirectSizes& sizes, const DirectTensors
   return arguments;
 }
 
+// Whether the heads of an element lie side by side in u, or y, or a gradient of them: (batch, .., heads, length). The
+// results then lie so too, as empty_like in ops/ssm_conv says of them.
+bool heads_side_by_side(const Tensor& tensor) {
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  const size_t dim = sizes.size();
+  const bool whole = dim == 3 || sizes[1] == 1 || strides[1] == sizes[2];
+  return strides[dim - 2] == 1 && strides[dim - 1] > 1 && whole;
+}
+
+template <typename Real>
+void turn(const Turn& turn) {
+  with_instruction_set([&](auto isa) {
+    parallel_for<char>(turn.items(), 0, [&](int64_t begin, int64_t end, char*) {
+      ssm_direct_turn<Real, isa()>(turn, begin, end);
+    });
+  });
+}
+
+// The tensor, its elements side by side where its heads were.
+template <typename Real>
+Tensor by_heads(const Tensor& tensor) {
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  const size_t dim = sizes.size();
+  const int64_t heads = dim == 4 ? sizes[1] * sizes[2] : sizes[1];
+  Tensor turned = Tensor::empty(sizes, tensor.dtype());
+  turn<Real>({element_of(tensor.dtype()), tensor.data<void>(), sizes[0], strides[0], sizes[dim - 1],
+              strides[dim - 1], heads, turned.mutable_data<void>()});
+  return turned;
+}
+
+// The contiguous tensor, its heads side by side.
+template <typename Real>
+Tensor by_elements(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  const size_t dim = sizes.size();
+  const int64_t channels = dim == 4 ? sizes[1] : 1, heads = sizes[dim - 2], length = sizes[dim - 1];
+  const int64_t width = channels * heads;
+  std::vector<int64_t> strides{length * width, 1, width};
+  if (dim == 4) strides.insert(strides.begin() + 1, heads);
+  Tensor turned = Tensor::empty_strided(sizes, strides, tensor.dtype());
+  turn<Real>({element_of(tensor.dtype()), tensor.data<void>(), sizes[0], length * width, width, length,
+              length, turned.mutable_data<void>()});
+  return turned;
+}
+
 // run(isa, begin, end, scratch) for all heads.
 template <typename Real, typename Run>
 void for_heads(const DirectSizes& sizes, bool backward, const Run& run) {
@@ -409,22 +554,30 @@ void for_heads(const DirectSizes& sizes, bool backward, const Run& run) {
 template <typename Real>
 std::vector<Tensor> run(const DirectSizes& sizes, const DirectTensors& given) {
   auto arguments = arguments_of<Real>(sizes, given);
+  const bool turns = heads_side_by_side(given.u);
+  std::optional<Tensor> u;
+  if (turns) u = by_heads<Real>(given.u), arguments.u = sequences(*u);
   std::vector<Tensor> results;
   results.push_back(Tensor::empty({sizes.batch, sizes.channels, sizes.heads, sizes.length}, given.u.dtype()));
   arguments.y = results[0].mutable_data<void>();
   for_heads<Real>(sizes, false, [&](auto isa, int64_t begin, int64_t end, double* scratch) {
     ssm_direct<Real, isa()>(arguments, begin, end, scratch);
   });
+  if (turns) results[0] = by_elements<Real>(results[0]);
   return results;
 }
 
 template <typename Real>
 std::vector<Tensor> run_backward(const DirectSizes& sizes, const Tensor& g, const DirectTensors& given) {
   auto arguments = arguments_of<Real>(sizes, given);
+  const bool turns = heads_side_by_side(given.u);
+  std::optional<Tensor> u, turned_g;
+  if (turns) u = by_heads<Real>(given.u), arguments.u = sequences(*u);
   std::vector<Tensor> results;
   for (const Tensor* each : {&given.u, &given.a, &given.p, &given.q, &given.b, &given.c, &given.d})
     results.push_back(Tensor::empty(each->sizes(), each->dtype()));
-  arguments.g = sequences(g);
+  if (heads_side_by_side(g)) turned_g = by_heads<Real>(g);
+  arguments.g = sequences(turned_g ? *turned_g : g);
   arguments.du = results[0].mutable_data<void>();
   arguments.da = results[1].mutable_data<double>(), arguments.dp = results[2].mutable_data<double>();
   arguments.dq = results[3].mutable_data<double>(), arguments.db = results[4].mutable_data<double>();
@@ -432,6 +585,7 @@ std::vector<Tensor> run_backward(const DirectSizes& sizes, const Tensor& g, cons
   for_heads<Real>(sizes, true, [&](auto isa, int64_t begin, int64_t end, double* scratch) {
     ssm_direct_backward<Real, isa()>(arguments, begin, end, scratch);
   });
+  if (turns) results[0] = by_elements<Real>(results[0]);
   return results;
 }
 

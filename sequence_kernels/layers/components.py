@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .. import ops
 from ..arguments.values import checked
 from ..optim import CarriesOptions
-from .activations import ACTIVATIONS, activation_module
+from ..stepping.stages import is_plain
+from .activations import ACTIVATIONS, GELU, GLU, activation_module, is_worth_our_op
 
 
 class SparedLinear(CarriesOptions, nn.Linear):
@@ -58,6 +60,26 @@ class WeightNormLinear(CarriesOptions):
         return F.linear(x, weight, self.bias)
 
 
+class LinearActivation(nn.Sequential):
+    """A linear map along the last axis, then an activation.
+
+    Where that is ``GELU`` or ``GLU``, training on a CPU adds the bias in the activation and sums its gradient there.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        linear: Any
+        activation: Any
+        linear, activation = self if len(self) == 2 else (None, None)
+        kind = activation.kind() if type(activation) in (GELU, GLU) and is_plain(activation) else None
+        if kind is None or type(linear) not in (nn.Linear, SparedLinear) or not is_plain(linear):
+            return super().forward(x)
+        weight, bias = linear.weight, linear.bias
+        numbers = x.numel() // linear.in_features * linear.out_features
+        if bias is None or not is_worth_our_op(numbers, x, weight, bias):
+            return super().forward(x)
+        return ops.activation(F.linear(x, weight), kind, bias)
+
+
 _INITIALIZERS: dict[str, Callable[[Tensor, Any], Any]] = {
     "uniform": lambda weight, gain: nn.init.kaiming_uniform_(weight, nonlinearity=gain),
     "normal": lambda weight, gain: nn.init.kaiming_normal_(weight, nonlinearity=gain),
@@ -94,7 +116,7 @@ def linear_activation(
     weight_norm: bool = False,
     spare_bias: bool = False,
 ) -> nn.Module:
-    """A linear map along the channels, then the activation: ``Sequential(linear, activation)``.
+    """A linear map along the channels, then the activation: ``LinearActivation(linear, activation)``.
 
     Without an activation it is the bare linear map, so that its weight is named ``weight``, not ``0.weight``,
     as in ESPnet. With "glu" the linear map gives ``2 * d_output`` channels. Channels are the last axis, or
@@ -111,7 +133,7 @@ def linear_activation(
     first = WeightNormLinear(linear) if weight_norm else linear
     if activation is None:
         return first
-    return nn.Sequential(first, activation_module(activation, -2 if transposed else -1, d_output))
+    return LinearActivation(first, activation_module(activation, -2 if transposed else -1, d_output))
 
 
 def output_map(

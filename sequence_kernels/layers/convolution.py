@@ -15,11 +15,11 @@ from ..arguments.values import checked
 from ..awaited import Awaited, begun
 from ..module import SequenceModule
 from ..stepping.recurrences import Convolution
-from ..stepping.stages import Elementwise, Stage, is_plain
+from ..stepping.stages import Elementwise, Stage, is_plain, is_tensor
 from .activations import inner_activation
 from .components import dropout_module
 from .padding import Lengths, without_padding
-from .pointwise import is_tensor, pointwise
+from .pointwise import pointwise
 
 
 class CausalConv(SequenceModule):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from ..stepping.stages import Called, Linear, Stage, is_plain
+from ..stepping.stages import Called, Linear, Stage, is_plain, is_tensor
 from .activations import activation_stages
-from .components import DropoutNd, StochasticDepth, TransposedLinear
+from .components import DropoutNd, LinearActivation, StochasticDepth, TransposedLinear
 from .norms import layer_norm, rms_norm
 
 #: In eval mode they return what they are given.
@@ -23,14 +23,6 @@ _NOTHING = (
     DropoutNd,
     StochasticDepth,
 )
-
-#: Types of weights that are the numbers they hold; another may be quantised, or in parts on several devices.
-_TENSORS = (Tensor, nn.Parameter)
-
-
-def is_tensor(weight: Tensor) -> bool:
-    """Whether a weight is the numbers it holds."""
-    return type(weight) in _TENSORS
 
 
 def pointwise(module: nn.Module, transposed: bool = False) -> list[Stage]:
@@ -50,7 +42,7 @@ def _stages(module: Any, transposed: bool) -> list[Stage] | None:
     kind = type(module)
     if kind in _NOTHING:
         return []
-    if kind is nn.Sequential:
+    if kind in (nn.Sequential, LinearActivation):
         return [stage for part in module for stage in pointwise(part, transposed)]
     if kind is (TransposedLinear if transposed else nn.Linear):
         return [Linear(module.weight, module.bias)] if is_tensor(module.weight) else None

@@ -15,9 +15,8 @@ from ..arguments import inputs, values
 from ..arguments.values import checked
 from ..module import SequenceModule
 from ..stepping.recurrences import Gates
-from ..stepping.stages import Stage, Whole, is_plain
+from ..stepping.stages import Stage, Whole, is_plain, is_tensor
 from .padding import Lengths, without_padding
-from .pointwise import is_tensor
 
 
 class _Recurrent(SequenceModule):

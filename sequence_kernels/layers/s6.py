@@ -16,8 +16,8 @@ from ..arguments.values import checked
 from ..awaited import Awaited
 from ..ops.padding import inside
 from ..stepping.recurrences import Selection, Selective
-from ..stepping.stages import Kept, Linear, RootMeanSquare, Stage, is_plain
-from .pointwise import is_tensor, pointwise
+from ..stepping.stages import Kept, Linear, RootMeanSquare, Stage, is_plain, is_tensor
+from .pointwise import pointwise
 from .selective import State, _SelectiveLayer, bias_of_steps, is_step, wide
 
 

@@ -85,7 +85,7 @@ def kernel_rule(name: str, first_as_it_lies: bool = False) -> Callable[..., Any]
         else:
             out = kernel(*args[:-1])
         if isinstance(out, Tensor):
-            return out.contiguous()
+            return out if first_as_it_lies else out.contiguous()
         return (*out[:count], *map(Tensor.contiguous, out[count:]))
 
     return run

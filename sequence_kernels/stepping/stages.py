@@ -332,6 +332,15 @@ def is_plain(module: nn.Module) -> bool:
     )
 
 
+#: Types of tensors that are the numbers they hold; another may be quantised, or in parts on several devices.
+_TENSORS = (Tensor, nn.Parameter)
+
+
+def is_tensor(weight: Tensor) -> bool:
+    """Whether a tensor is the numbers it holds."""
+    return type(weight) in _TENSORS
+
+
 def holds(module: nn.Module, description: str) -> bool:
     """Whether what the method named ``description`` says of the module is what the module does.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import checks
 from ..dispatch import choose, find_implementations
 from ..registration import register_with_adjoint
+from ..ssm_conv import empty_like
 
 find_implementations(__name__, "ssm_direct", "ssm_direct_backward")
 
@@ -65,7 +66,7 @@ def ssm_direct(
 
 
 def _fake(u: Tensor, a: Tensor, p: Tensor, q: Tensor, b: Tensor, c: Tensor, *rest: Any) -> Tensor:
-    return u.new_empty((u.shape[0], c.shape[0], *u.shape[1:]))
+    return empty_like(u, rest[-1], c.shape[0])
 
 
 _ssm_direct, _ = register_with_adjoint(
@@ -74,5 +75,6 @@ _ssm_direct, _ = register_with_adjoint(
     "y: BCHL",
     fake=_fake,
     missing="d",
+    like_first=empty_like,
     follows_autocast=(0,),
 )

@@ -38,7 +38,7 @@ def ssm_direct(u: Tensor, a: Tensor, p: Tensor, q: Tensor, b: Tensor, c: Tensor,
     if u.shape[-1] == 0:
         return u.new_empty((u.shape[0], c.shape[0], *u.shape[1:]))
     taps = _reversed_taps(_states(a, p, q, b, u.shape[-1]), c, d)
-    return torch.einsum("bhti,chi->bcht", _windows(u.to(taps.dtype)), taps).to(u.dtype)
+    return torch.einsum("bhti,chi->bcht", _windows(u.to(taps.dtype)), taps).to(u.dtype).contiguous()
 
 
 @implement("ssm_direct_backward", "torch")
@@ -46,12 +46,12 @@ def ssm_direct_backward(
     g: Tensor, u: Tensor, a: Tensor, p: Tensor, q: Tensor, b: Tensor, c: Tensor, d: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     if u.shape[-1] == 0:
-        du, da, dp, dq, db, dc, dd = map(torch.zeros_like, (u, a, p, q, b, c, d))
+        du, da, dp, dq, db, dc, dd = (t.new_zeros(t.shape) for t in (u, a, p, q, b, c, d))
         return du, da, dp, dq, db, dc, dd
     states = _states(a, p, q, b, u.shape[-1])
     taps = _reversed_taps(states, c, d)
     wide = g.to(taps.dtype)
-    du = torch.einsum("bchti,chi->bht", _windows(wide.flip(-1)), taps).flip(-1).to(u.dtype)
+    du = torch.einsum("bchti,chi->bht", _windows(wide.flip(-1)), taps).flip(-1).to(u.dtype).contiguous()
     d_taps = torch.einsum("bcht,bhti->chi", wide, _windows(u.to(taps.dtype))).flip(-1)
     g_taps = 2 * d_taps.to(torch.float64).to(torch.complex128)
     dc = torch.einsum("chl,hln->chn", g_taps, conjugated(states))

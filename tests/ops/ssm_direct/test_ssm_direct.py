@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sequence_kernels import ops
 
@@ -120,6 +121,49 @@ def test_every_instruction_set_number_of_threads_and_layout() -> None:
         for a, b, expected in zip(found, run(apart, "cpu"), want, strict=True):
             assert torch.equal(a, b)
             close(a, expected, 2e-6)
+
+
+@pytest.mark.skipif("cpu" not in backends("ssm_direct"), reason="needs the native library")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sizes", [(1, 2, 3, 4, 1), (3, 21, 19, 4, 2), (2, 70, 40, 3, 1)])
+def test_heads_that_lie_side_by_side_give_the_same_bits_and_lie_so_in_the_results(
+    sizes: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    batch, heads, length, _, channels = sizes
+    u, *model = drawn(1, *sizes, torch.float64 if dtype == torch.float64 else torch.float32)
+    g = torch.randn(batch, length, channels, heads).to(dtype).permute(0, 2, 3, 1)
+    u = u.to(dtype).mT.contiguous().mT
+
+    def run(u: Tensor, g: Tensor) -> tuple[Tensor, ...]:
+        inputs = [t.detach().requires_grad_() for t in (u, *model)]
+        y = ops.ssm_direct(*inputs, backend="cpu")
+        return (y, *torch.autograd.grad(y, inputs, g))
+
+    side = run(u, g)
+    for mixed in ((u.contiguous(), g.contiguous()), (u.contiguous(), g), (u, g.contiguous())):
+        for got, want in zip(side, run(*mixed), strict=True):
+            assert torch.equal(got, want)
+    assert side[0].permute(0, 3, 1, 2).is_contiguous()
+    assert side[1].mT.is_contiguous()
+
+
+@every_backend
+@pytest.mark.parametrize("side", [False, True])
+@pytest.mark.parametrize("length", [0, 1, 20])
+def test_fakes_say_how_results_lie(backend: str, side: bool, length: int) -> None:
+    u, *model = drawn(1, 2, 3, length, 4, 2, torch.float64)
+    u = u.mT.contiguous().mT if side else u
+
+    def strides() -> list[tuple[int, ...]]:
+        leaf = u.detach().requires_grad_()
+        y = ops.ssm_direct(leaf, *model, backend=backend)
+        (du,) = torch.autograd.grad(y, leaf, torch.ones_like(y))
+        return [y.stride(), du.stride()]
+
+    real = strides()
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        u, *model = (mode.from_tensor(t) for t in (u, *model))
+        assert strides() == real
 
 
 @every_backend
