@@ -1,49 +1,24 @@
 // The convolution of short sequences with a diagonal-plus-low-rank model on the CPU, and its adjoint; the
 // formulas stand in sequence_kernels/ops/ssm_direct/README.md.
 //
-// One head at a time. States are real vectors of S = 2 N interleaved parts, in double precision, padded with
-// zeros; what reads them, q and c, are the rows (2 Re, -2 Im), one behind the other: the readers.
+// One head at a time: its taps, of a diagonal model (diagonal.h) or one of low rank (low_rank.h), then products of them with
+// its sequences.
 #ifdef SEQUENCE_KERNELS_ISA
-#  include <type_traits>
+#  include <optional>
 
 #  include "common/elements.h"
 #  include "common/groups.h"
 #  include "common/transpose.h"
+#  include "ssm_direct/diagonal.h"
+#  include "ssm_direct/low_rank.h"
 #else
 #  include "runtime/cpu_isa.h"
 #  include "runtime/library.h"
 #endif
 
-#include "common/element.h"
+#include "ssm_direct/arguments.h"
 
 namespace sequence_kernels {
-
-struct DirectSizes {
-  int64_t batch, heads, length, channels, pairs, rank;
-
-  int64_t readers() const { return rank + channels; }
-};
-
-// At any strides, in elements; (batch, channels, heads, length).
-struct DirectSequences {
-  const void* data;
-  int64_t batch, channel, head, element;
-};
-
-// Complex values are interleaved; what has no strides is contiguous.
-template <typename Real>
-struct DirectArguments {
-  DirectSizes sizes;
-  Element element;              // of u, y and their gradients
-  DirectSequences u;            // one channel
-  const double *a, *p, *q, *b;  // (heads, pairs), p and q (rank, heads, pairs)
-  const Real *c, *d;            // (channels, heads, pairs); (channels, heads)
-  void* y;                      // (batch, channels, heads, length)
-  DirectSequences g;            // backward only, from here on
-  void* du;                     // (batch, heads, length)
-  double *da, *dp, *dq, *db;
-  Real *dc, *dd;
-};
 
 // Matrices of numbers, row by row, that are turned: (count, rows, columns) to (count, columns, rows).
 struct Turn {
@@ -73,28 +48,9 @@ void ssm_direct_backward(const DirectArguments<Real>& arguments, int64_t begin, 
 #ifdef SEQUENCE_KERNELS_ISA  // the kernel, for one instruction set
 namespace {
 
-using Doubles = Vector<double>;
-constexpr int64_t kStep = kLanes<double>;
-constexpr int64_t kFew = 2;  // readers whose sums stay in registers
 constexpr int64_t kRows =
-    2;  // sequences of which outputs do, for a multiplication takes longer than half a cycle
-constexpr int64_t kTile = 5;                           // vectors of outputs of each
-constexpr int64_t kTimes = 16;                         // gradients of states that are kept, backward
-constexpr int64_t kSide = kStep < 4 ? 4 : 16 / kStep;  // vectors of a state side by side
-
-template <typename T>
-void clear(T* v, int64_t size) {
-  for (int64_t i = 0; i < size; ++i) v[i] = 0;
-}
-
-// Complex numbers as what reads states, and back as gradients: (2 re, -2 im).
-template <typename From, typename To>
-void read_out(const From* from, int64_t pairs, To* to) {
-  for (int64_t n = 0; n < pairs; ++n) {
-    to[2 * n] = static_cast<To>(2 * from[2 * n]);
-    to[2 * n + 1] = static_cast<To>(-2 * from[2 * n + 1]);
-  }
-}
+    2;  // sequences whose outputs stay in registers, for a multiplication takes longer than half a cycle
+constexpr int64_t kTile = 5;  // vectors of outputs of each that do
 
 // Rows that begin so far apart.
 template <typename Real, int rows>
@@ -129,42 +85,27 @@ template <typename Real>
 struct Head {
   static constexpr int64_t margin = kTile * kLanes<Real>;
   const DirectSizes sizes;
-  const int64_t S, Sp, L, Lp, R, K, C;  // Sp: padded; Lp: with margins; K: readers
-  const bool backward;
+  const int64_t S, L, Lp, C;  // Lp: with margins
   double* next;
   int64_t used = 0;
-
-  double *re, *im;      // D x = re x + im swap_parts(x)
-  double *p, *readers;  // R and K vectors
-  double* x;            // the states, backward all L, else two
-  double* read;         // (L, K): what the readers read, of q and then of c
-  double* sums;         // 2 K vectors of lanes
-  double *straight, *crossed, *dp, *d_readers;
-  double* l;                          // whole gradients of kTimes + 1 states
-  double* weights;                    // (L, K): what each reader of a state counts for
   Real *taps, *u, *g, *out, *d_taps;  // rows of Lp: C of taps, kRows of u, g and out, and kRows C of d_taps
+  std::optional<Diagonal> diagonal;
+  std::optional<LowRank<Real>> low_rank;  // the one of both that the model is
 
-  Head(const DirectSizes& given, bool is_backward, double* scratch)
+  Head(const DirectSizes& given, bool backward, double* scratch)
       : sizes(given),
         S(2 * given.pairs),
-        Sp(round_up(S, 16)),
         L(given.length),
         Lp(round_up(L, margin) + 2 * margin),
-        R(given.rank),
-        K(given.readers()),
         C(given.channels),
-        backward(is_backward),
         next(scratch) {
-    re = take(Sp), im = take(Sp);
-    p = take(R * Sp), readers = take(K * Sp);
-    x = take((backward ? L + 1 : 2) * Sp);
-    read = take((L + 1) * K);
-    sums = take(2 * K * kStep);
+    const auto take = [this](int64_t count) { return this->take(count); };
+    if (sizes.rank == 0)
+      diagonal.emplace(sizes.pairs, L, take);
+    else
+      low_rank.emplace(sizes, backward, take);
     taps = row(C), u = row(kRows), out = row(kRows);
-    if (!backward) return;
-    straight = take(Sp), crossed = take(Sp), dp = take(R * Sp), d_readers = take(K * Sp);
-    l = take((kTimes + 1) * Sp), weights = take((L + 1) * K) + K;
-    g = row(kRows), d_taps = row(kRows * C);
+    if (backward) g = row(kRows), d_taps = row(kRows * C);
   }
 
   // Numbers, zeroed: what is behind the ends of vectors and around rows stays so.
@@ -172,7 +113,10 @@ struct Head {
     double* at = next;
     count = round_up(count, 8);
     used += count;
-    if (next) clear(at, count), next += count;
+    if (next) {
+      for (int64_t i = 0; i < count; ++i) at[i] = 0;
+      next += count;
+    }
     return at;
   }
   Real* row(int64_t count) {
@@ -180,154 +124,36 @@ struct Head {
     return reinterpret_cast<Real*>(take(numbers + 8)) + margin;
   }
 
-  double* state(int64_t j) const { return x + (backward ? j : j % 2) * Sp; }
-
-  // function(R, K), as constants where they are usual.
-  template <typename Function>
-  void with_counts(const Function& function) const {
-    using Zero = std::integral_constant<int64_t, 0>;
-    using One = std::integral_constant<int64_t, 1>;
-    using Two = std::integral_constant<int64_t, 2>;
-    if (R == 0 && K == 1) return function(Zero(), One());
-    if (R == 1 && K == 2) return function(One(), Two());
-    function(R, K);
-  }
-
-  template <typename Counts>
-  Doubles* sums_of(Counts count, Doubles* few) const {
-    if (count <= kFew) return few;
-    return reinterpret_cast<Doubles*>(sums);
-  }
-
-  // What the readers read of a state, while it is made: make(i) gives its part at i.
-  template <typename Readers, typename Make>
-  void each_part(Readers count, const double* readers, double* to, const Make& make) const {
-    Doubles few[2 * kFew], *all = sums_of(count, few);
-    for (int64_t k = 0; k < 2 * count; ++k) all[k] = Doubles{};
-    for (int64_t i = 0; i < Sp; i += 2 * kStep)
-      for (int64_t half = 0; half < 2; ++half) {
-        const int64_t at = i + half * kStep;
-        const Doubles value = make(at);
-        for (int64_t k = 0; k < count; ++k) all[2 * k + half] += load(readers + k * Sp + at) * value;
-      }
-    for (int64_t k = 0; k < count; ++k) to[k] = sum<double>(all[2 * k] + all[2 * k + 1]);
-  }
-
-  // States, and what is read of them; the taps.
+  // The taps, with the skip in the first.
   void run(const DirectArguments<Real>& arguments, int64_t h) const {
-    const double *a = arguments.a + h * S, *b = arguments.b + h * S;
-    for (int64_t n = 0; n < S; n += 2) {
-      re[n] = re[n + 1] = a[n];
-      im[n] = -a[n + 1], im[n + 1] = a[n + 1];
-    }
-    for (int64_t r = 0; r < R; ++r) {
-      const int64_t at = (r * sizes.heads + h) * S;
-      for (int64_t i = 0; i < S; ++i) p[r * Sp + i] = arguments.p[at + i];
-      read_out(arguments.q + at, sizes.pairs, readers + r * Sp);
-    }
-    for (int64_t c = 0; c < C; ++c)
-      read_out(arguments.c + (c * sizes.heads + h) * S, sizes.pairs, readers + (R + c) * Sp);
-    for (int64_t i = 0; i < S; ++i) state(0)[i] = b[i];
-    with_counts([&](auto R, auto K) {
-      each_part(K, readers, read, [&](int64_t i) { return load(state(0) + i); });
-      for (int64_t j = 0; j + 1 < L; ++j)
-        each_part(K, readers, read + (j + 1) * K,
-                  [=, now = state(j), later = state(j + 1), reads = read + j * K, re = re, im = im, p = p,
-                   Sp = Sp](int64_t i) {
-                    const Doubles value = load(now + i);
-                    Doubles following = load(re + i) * value + load(im + i) * swap_parts<double>(value);
-                    for (int64_t r = 0; r < R; ++r) following += load(p + r * Sp + i) * reads[r];
-                    store<double>(later + i, following);
-                    return following;
-                  });
-    });
+    if (low_rank) low_rank->run(arguments, h, taps, Lp);
+    if (diagonal) diagonal->set(arguments.a + h * S);
     for (int64_t c = 0; c < C; ++c) {
-      for (int64_t j = 0; j < L; ++j) taps[c * Lp + j] = static_cast<Real>(read[j * K + R + c]);
-      taps[c * Lp] += arguments.d[c * sizes.heads + h];
+      const int64_t at = c * sizes.heads + h;
+      if (diagonal) {
+        diagonal->weigh(arguments.b + h * S, arguments.c + at * S);
+        diagonal->write_taps(taps + c * Lp);
+      }
+      taps[c * Lp] += arguments.d[at];
     }
   }
 
-  // l_j for begin <= j < end, from l_end, and what p reads of them: weights of the times before.
-  template <typename Ranks, typename Readers>
-  void gradients(Ranks R, Readers K, int64_t begin, int64_t end) const {
-    for (int64_t j = end - 1; j >= begin; --j)
-      each_part(R, p, weights + (j - 1) * K,
-                [=, after = l + (j + 1 - begin) * Sp, before = l + (j - begin) * Sp, weigh = weights + j * K,
-                 re = re, im = im, readers = readers, Sp = Sp](int64_t i) {
-                  const Doubles slope = load(after + i);
-                  Doubles whole = load(re + i) * slope - load(im + i) * swap_parts<double>(slope);
-                  for (int64_t k = 0; k < K; ++k) whole += load(readers + k * Sp + i) * weigh[k];
-                  store<double>(before + i, whole);
-                  return whole;
-                });
-  }
-
-  // to_k += sum_j w_jk v_j of `count` k and `times` states v; w has K numbers for each time.
-  void add_weighed(const double* w, const double* v, int64_t times, int64_t count, double* to) const {
-    in_groups<kFew>(count, [=, Sp = Sp, K = K](int64_t first, auto size) {
-      constexpr int few = decltype(size)::count;
-      for (int64_t at = 0; at < Sp; at += kSide * kStep) {
-        Doubles sums[few][kSide] = {};
-        for (int64_t j = 0; j < times; ++j)
-          for (int s = 0; s < kSide; ++s) {
-            const Doubles value = load(v + j * Sp + at + s * kStep);
-            for (int k = 0; k < few; ++k) sums[k][s] += value * w[j * K + first + k];
-          }
-        for (int k = 0; k < few; ++k)
-          for (int s = 0; s < kSide; ++s) {
-            double* const sum = to + (first + k) * Sp + at + s * kStep;
-            store<double>(sum, load(sum) + sums[k][s]);
-          }
-      }
-    });
-  }
-
-  // straight += sum_j v_j slopes_j, crossed += sum_j swap_parts(v_j) slopes_j.
-  void add_products(const double* v, const double* slopes, int64_t times) const {
-    for (int64_t at = 0; at < Sp; at += kSide * kStep) {
-      Doubles same[kSide] = {}, other[kSide] = {};
-      for (int64_t j = 0; j < times; ++j)
-        for (int s = 0; s < kSide; ++s) {
-          const int64_t i = j * Sp + at + s * kStep;
-          const Doubles value = load(v + i), slope = load(slopes + i);
-          same[s] += value * slope, other[s] += swap_parts<double>(value) * slope;
-        }
-      for (int s = 0; s < kSide; ++s) {
-        double *const one = straight + at + s * kStep, *const two = crossed + at + s * kStep;
-        store<double>(one, load(one) + same[s]), store<double>(two, load(two) + other[s]);
-      }
-    }
-  }
-
-  // The gradients of the model, of those of the taps, which lie in reverse order.
+  // The gradients of the model and of the skip, of those of the taps, which lie in reverse order.
   void back(const DirectArguments<Real>& arguments, int64_t h) const {
-    clear(straight, Sp), clear(crossed, Sp), clear(dp, R * Sp), clear(d_readers, K * Sp);
-    clear(weights + (L - 1) * K, R);
-    clear(l, Sp);
-    for (int64_t c = 0; c < C; ++c)
-      for (int64_t j = 0; j < L; ++j)
-        weights[j * K + R + c] = static_cast<double>(d_taps[c * Lp + L - 1 - j]);
-    for (int64_t end = L; end > 0; end -= kTimes) {
-      const int64_t begin = end > kTimes ? end - kTimes : 0, times = end - begin;
-      for (int64_t i = 0; i < Sp; ++i) l[times * Sp + i] = l[i];  // the first of what came behind
-      with_counts([&](auto R, auto K) { gradients(R, K, begin, end); });
-      add_products(state(begin), l + Sp, times);
-      add_weighed(read + begin * K, l + Sp, times, R, dp);
-      add_weighed(weights + begin * K, state(begin), times, K, d_readers);
-    }
-    for (int64_t n = 0; n < S; n += 2) {
-      arguments.da[h * S + n] = straight[n] + straight[n + 1];
-      arguments.da[h * S + n + 1] = crossed[n + 1] - crossed[n];
-    }
-    for (int64_t i = 0; i < S; ++i) arguments.db[h * S + i] = l[i];
-    for (int64_t r = 0; r < R; ++r) {
-      const int64_t at = (r * sizes.heads + h) * S;
-      for (int64_t i = 0; i < S; ++i) arguments.dp[at + i] = dp[r * Sp + i];
-      read_out(d_readers + r * Sp, sizes.pairs, arguments.dq + at);
-    }
+    if (low_rank) low_rank->back(arguments, h, d_taps, Lp);
+    double *const da = arguments.da + h * S, *const db = arguments.db + h * S;
+    if (diagonal)
+      for (int64_t i = 0; i < S; ++i) da[i] = db[i] = 0;
     for (int64_t c = 0; c < C; ++c) {
-      read_out(d_readers + (R + c) * Sp, sizes.pairs, arguments.dc + (c * sizes.heads + h) * S);
-      arguments.dd[c * sizes.heads + h] = d_taps[c * Lp + L - 1];
+      const int64_t at = c * sizes.heads + h;
+      if (diagonal) {
+        const double* const b = arguments.b + h * S;
+        const Real* const readout = arguments.c + at * S;
+        diagonal->weigh(b, readout);
+        diagonal->evaluate(d_taps + c * Lp);
+        diagonal->add_gradients(b, readout, da, db, arguments.dc + at * S);
+      }
+      arguments.dd[at] = d_taps[c * Lp + L - 1];
     }
   }
 
@@ -346,11 +172,15 @@ struct Head {
       for (int r = 0; r < rows; ++r) sequence<E>(arguments.u, b + r, 0, h, us.at[r]);
       for (int64_t c = 0; c < C; ++c) {
         const Rows<Real, rows> weigh(taps + c * Lp, 0);
-        for (Real* row : outs.at) clear(row, Lp - margin);
+        for (Real* row : outs.at) clear(row);
         convolve(weigh, us, L, outs);
         for (int r = 0; r < rows; ++r) write(outs.at[r], L, y + (((b + r) * C + c) * sizes.heads + h) * L);
       }
     });
+  }
+
+  void clear(Real* row) const {
+    for (int64_t i = 0; i < Lp - margin; ++i) row[i] = 0;
   }
 
   void reverse(Real* row) const {
@@ -363,12 +193,11 @@ struct Head {
   template <typename E>
   void adjoint(const DirectArguments<Real>& arguments, int64_t h, E* du) const {
     run(arguments, h);
-    for (int64_t c = 0; c < kRows * C; ++c) clear(d_taps + c * Lp, Lp - margin);
+    for (int64_t c = 0; c < kRows * C; ++c) clear(d_taps + c * Lp);
     in_groups<kRows>(sizes.batch, [&](int64_t b, auto size) {
       constexpr int rows = decltype(size)::count;
       const Rows<Real, rows> us(u, Lp), gs(g, Lp), outs(out, Lp);
-      for (int r = 0; r < rows; ++r)
-        sequence<E>(arguments.u, b + r, 0, h, us.at[r]), clear(outs.at[r], Lp - margin);
+      for (int r = 0; r < rows; ++r) sequence<E>(arguments.u, b + r, 0, h, us.at[r]), clear(outs.at[r]);
       for (int64_t c = 0; c < C; ++c) {
         for (int r = 0; r < rows; ++r) sequence<E>(arguments.g, b + r, c, h, gs.at[r]), reverse(gs.at[r]);
         const Rows<Real, rows> weigh(taps + c * Lp, 0), sums(d_taps + c * Lp, C * Lp);
