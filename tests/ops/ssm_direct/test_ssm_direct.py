@@ -92,6 +92,22 @@ def test_against_the_recurrence(
     close(ops.ssm_direct(*inputs, backend=backend), recurrence(*inputs), tolerance)
 
 
+@every_backend
+@pytest.mark.parametrize("pole", [0, 1, 1 - 1e-6, 1 - 1e-5j, -1, -0.999, 1j, 1e-200, 0.9 + 0.43j])
+def test_poles_whose_real_parts_are_a_delicate_recurrence(backend: str, pole: complex) -> None:
+    """Two roots that are nearly one, none that decays, and none at all."""
+    inputs = drawn(0, 1, 2, 300, 3, 1, torch.float64)
+    inputs[1].fill_(pole)
+    inputs = [t.requires_grad_() for t in inputs]
+    y, want = ops.ssm_direct(*inputs, backend=backend), recurrence(*inputs)
+    close(y, want, 1e-11)
+    weight = torch.cos(torch.arange(y.numel(), dtype=torch.float64)).view(y.shape)
+    wanted = [inputs[i] for i in (0, 1, 4, 5, 6)]
+    got, right = torch.autograd.grad(y, wanted, weight), torch.autograd.grad(want, wanted, weight)
+    for a, b in zip(got, right, strict=True):
+        close(a, b, 1e-10)
+
+
 @pytest.mark.parametrize("backend", [b for b in backends("ssm_direct") if b != "torch"])
 @pytest.mark.parametrize("rank", [0, 1, 3])
 @pytest.mark.parametrize("sizes", SIZES)
