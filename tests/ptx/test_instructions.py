@@ -296,14 +296,14 @@ def logic() -> dict[str, Case]:
         for kind in "busf":
             found[f"mov.{kind}{width}"] = case(f"{b} {b}", lambda a: a)
             found[f"selp.{kind}{width}"] = case(f"{b} {b} {b} pred", lambda a, b, p: a if p else b)
-    for name in ("s16", "u16", "s32", "u32", "s64", "u64", "b16", "b32", "b64", "f16", "f32", "f64"):
+    for name in ("s16", "u16", "s32", "u32", "s64", "u64", "b16", "b32", "b64", "f16", "bf16", "f32", "f64"):
         three = f"pred {name} {name}"
         for is_, compare in COMPARISONS.items():
-            if name[0] != "b" or is_ in ("eq", "ne"):
+            if name in _FORMATS or name[0] != "b" or is_ in ("eq", "ne"):
                 found[f"setp.{is_}.{name}"] = case(three, numbers.compared(False, compare))
-            if name[0] == "f":
+            if name in _FORMATS:
                 found[f"setp.{is_}u.{name}"] = case(three, numbers.compared(True, compare))
-        if name[0] == "f":
+        if name in _FORMATS:
             found[f"setp.num.{name}"] = case(three, numbers.compared(False, lambda a, b: True))
             found[f"setp.nan.{name}"] = case(three, numbers.compared(True, lambda a, b: False))
     return found
@@ -428,6 +428,17 @@ def test_instruction(name: str, full: bool) -> None:
             assert types[0].format is None or numbers.is_nan(types[0].read(got)), message
         else:
             assert abs(got - wanted) <= places, message
+
+
+def test_a_store_of_16_bits_takes_the_lowest_of_a_wider_register() -> None:
+    types = (Type("b64"), Type("b64"))
+    plain = kernel("mov.b64", types, True)
+    store = "st.shared.b16 [at], %rd10; ld.shared.b16 %rs9, [at]; cvt.u64.u16 %rd10, %rs9;"
+    text = plain.replace("st.global", f"{store}\nst.global").replace(
+        ".reg .pred", ".shared .b16 at; .reg .pred"
+    )
+    given = np.array([0x123456789ABCDEF0], dtype=np.uint64)
+    assert int(run(text, given, 1)[0]) == 0xDEF0
 
 
 @pytest.mark.parametrize(("name", "parts"), [("mov.b32", 2), ("mov.b64", 2), ("mov.b64", 4)])

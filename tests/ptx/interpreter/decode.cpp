@@ -174,6 +174,7 @@ class Decoder {
       return v.kind == Value::reg && entry_.widths[v.index] == 64;
     };
     if (key == "ld.shared.b32" && has_64_bits(o.at(0))) key += ":wide";
+    if (key == "st.shared.b16" && has_64_bits(o.at(1))) key += ":low";
     if (key == "ld.param.s32" && has_64_bits(o.at(0))) key += ":wide";
     if (key == "cvt.s64.s32" && has_64_bits(o.at(1))) key += ":low";
     return key;

@@ -28,13 +28,13 @@ void load(Warp& w, const Instruction& i) {
     for (int k = 0; k < n; ++k) w.values<To>(i.operands[k])[lane] = found[k];
   }
 }
-template <Space space, class T, int n, class Address>
+template <Space space, class T, int n, class Address, class From = T>
 void store(Warp& w, const Instruction& i) {
   if (w.launch->traffic) count<Address>(w, i, 0, space, Touch::write, n * sizeof(T));
   for (Mask rest = w.exec; rest; rest &= rest - 1) {
     const unsigned lane = first_lane(rest);
     T given[n];
-    for (int k = 0; k < n; ++k) given[k] = w.values<T>(i.operands[1 + k])[lane];
+    for (int k = 0; k < n; ++k) given[k] = static_cast<T>(w.values<From>(i.operands[1 + k])[lane]);
     const uint64_t address = address_of<Address>(w, i, 0, lane);
     memcpy(bytes_at(w, i, lane, space, Touch::write, address, sizeof given, given), given, sizeof given);
   }
@@ -82,6 +82,8 @@ template <class T, int n>
   add_accesses<uint64_t, 2>(table, ".v2");
   table["ld.shared.b32:wide"] = {load<Space::shared, uint32_t, 1, uint32_t, uint64_t>, "da",
                                  load<Space::shared, uint32_t, 1, uint64_t, uint64_t>};
+  table["st.shared.b16:low"] = {store<Space::shared, uint16_t, 1, uint32_t, uint64_t>, "ad",
+                                store<Space::shared, uint16_t, 1, uint64_t, uint64_t>};
   table["ld.param.s32:wide"] = {nullptr, "da", load_parameter<int32_t, 1, int64_t>};
 }
 

@@ -1,6 +1,7 @@
 // Bits, shifts, comparisons and selections. A shift counts in 32 bits whatever it shifts, and one by more than the
 // width is one by the width.
 #include <algorithm>
+#include <cstring>
 
 #include "table.h"
 
@@ -86,6 +87,16 @@ T select(T a, T b, bool first) {
 }
 
 enum class Is { eq, ne, lt, le, gt, ge, number, nan };
+
+struct BrainFloat {
+  uint16_t bits;
+  operator float() const {
+    const uint32_t wide = uint32_t{bits} << 16;
+    float value;
+    memcpy(&value, &wide, sizeof value);
+    return value;
+  }
+};
 
 // A comparison with a NaN is false; the unordered ones are true.
 template <class T, Is is, bool unordered = false>
@@ -186,6 +197,8 @@ bool opposite(bool a) {
   add_bits<uint64_t, int64_t>(table, "64");
   add_comparisons<_Float16, false>(table, "f16");
   add_comparisons<_Float16, true>(table, "f16");
+  add_comparisons<BrainFloat, false>(table, "bf16");
+  add_comparisons<BrainFloat, true>(table, "bf16");
   add_comparisons<float, false>(table, "f32");
   add_comparisons<float, true>(table, "f32");
   add_comparisons<double, false>(table, "f64");
