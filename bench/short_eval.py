@@ -53,7 +53,5 @@ BENCH = Bench(
     cost=cost,
     wrt=(),
     peers=(Peer(AS_IT_WAS, as_it_was, chunked),),
-    targets=(
-        Target(23, "S4D layer of 64, eval, B=1 L=64", "B1-H64-N32-L64", AS_IT_WAS, 2, FORWARD),
-    ),
+    targets=(Target(23, "S4D layer of 64, eval, B=1 L=64", "B1-H64-N32-L64", AS_IT_WAS, 2, FORWARD),),
 )

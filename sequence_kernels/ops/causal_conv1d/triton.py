@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..layouts import plain
+from ..triton_registers import every_register
 
 
 @triton.jit
@@ -193,6 +194,7 @@ def _backward(last: bool) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]
             causal_conv1d_inputs_kernel[layout.grid(layout.length + layout.width - 1)](
                 slopes, g_final.contiguous(), weight, dx, d_initial, *sizes,
                 *layout.strides(slopes), *layout.strides(dx), W=layout.width, **layout.block,
+                **every_register(),
             )  # fmt: skip
         total = parts.sum(0, dtype=torch.float64).to(weight.dtype)
         return dx, total[:, :-1], total[:, -1], d_initial

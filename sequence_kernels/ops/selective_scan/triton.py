@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..layouts import plain
 from ..triton_exponentials import exponential, logistic, softplus
+from ..triton_registers import every_register
 from . import reference
 from .reference import CHUNK, absent
 
@@ -329,7 +330,7 @@ def selective_scan(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     selective_scan_kernel[(of.programs,)](
         of.u, of.delta, of.a, of.b, of.c, of.d, of.z, of.bias, of.initial, y, final, states, *of.sizes,
         *_strides(of.u, of.delta, of.z, of.b, of.c), **of.options,
-        num_warps=8 if a.dtype == torch.float64 else 4,  # otherwise some spill
+        num_warps=8 if a.dtype == torch.float64 else 4, **every_register(),  # otherwise some spill
     )  # fmt: skip
     return y, final, states
 
