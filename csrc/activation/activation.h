@@ -5,8 +5,8 @@
 //   gelu:  y = x Phi(x),                        dx = g (Phi(x) + x phi(x))
 //   glu:   y = a sigma(b), with rows [a b],     da = g sigma(b),  db = g a sigma(b) (1 - sigma(b))
 //
-// of x + bias, where there is one, a number a channel; its gradient is the sum of dx over the rows, which each work item
-// leaves of its own.
+// of x + bias, where there is one, a number a channel of each head, rows being of one head after the other; its gradient
+// is the sum of dx over the rows of its head, which each work item leaves of its own.
 #pragma once
 
 #include <cstdint>
@@ -21,14 +21,14 @@ constexpr int64_t kActivationSums = 4 * 8192;  // where it leaves sums
 
 // `rows` of `channels` elements of y, one behind the other; x has as many channels, or twice as many of a gate.
 struct ActivationArguments {
-  int64_t rows, channels;
+  int64_t rows, heads, channels;
   bool gate;
   Element element;
   const void* x;
-  const void* bias;  // Real, as many channels as x; or null
+  const void* bias;  // (heads, channels of x), Real; or null
   const void* g;     // backward only
   void* result;      // y, or the gradient of x
-  void* parts;       // backward only, of a bias: (items, channels of x), Real
+  void* parts;       // backward only, of a bias: (items, heads, channels of x), Real
 
   int64_t width() const { return gate ? 2 * channels : channels; }
   int64_t rows_of_item() const {

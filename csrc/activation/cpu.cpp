@@ -95,58 +95,72 @@ inline Vector<Real> with_bias(Vector<Real> v, const Real* bias, int64_t place, i
 template <typename Real, typename Type>
 void forward(const ActivationArguments& arguments, const Type* x, Type* y, int64_t begin, int64_t end) {
   const int64_t channels = arguments.channels, width = arguments.width();
-  const Real* const bias = static_cast<const Real*>(arguments.bias);
-  const auto smooth = [=](const auto& in, auto& out, int64_t i, int64_t left) {
-    out[0] = gelu<Real>(with_bias(in[0], bias, i, left));
+  const Real* const biases = static_cast<const Real*>(arguments.bias);
+  const auto smooth = [](const Real* bias) {
+    return [=](const auto& in, auto& out, int64_t i, int64_t left) {
+      out[0] = gelu<Real>(with_bias(in[0], bias, i, left));
+    };
   };
-  const auto gated = [=](const auto& in, auto& out, int64_t i, int64_t left) {
-    out[0] = with_bias(in[0], bias, i, left) * logistic_of<Real>(with_bias(in[1], bias, channels + i, left));
+  const auto gated = [=](const Real* bias) {
+    return [=](const auto& in, auto& out, int64_t i, int64_t left) {
+      out[0] =
+          with_bias(in[0], bias, i, left) * logistic_of<Real>(with_bias(in[1], bias, channels + i, left));
+    };
   };
-  if (!arguments.gate && !bias)  // all rows are one
+  if (!arguments.gate && !biases)  // all rows are one
     return over<Real, Type, 1, 1>({x + begin * channels}, {y + begin * channels}, (end - begin) * channels,
-                                  smooth);
+                                  smooth(nullptr));
   for (int64_t row = begin; row < end; ++row) {
+    const Real* const bias = biases ? biases + row % arguments.heads * width : nullptr;
     const Type* const a = x + row * width;
     Type* const to = y + row * channels;
     if (arguments.gate)
-      over<Real, Type, 2, 1>({a, a + channels}, {to}, channels, gated);
+      over<Real, Type, 2, 1>({a, a + channels}, {to}, channels, gated(bias));
     else
-      over<Real, Type, 1, 1>({a}, {to}, channels, smooth);
+      over<Real, Type, 1, 1>({a}, {to}, channels, smooth(bias));
   }
 }
 
 template <typename Real, typename Type>
 void backward(const ActivationArguments& arguments, const Type* x, const Type* g, Type* dx, int64_t begin,
               int64_t end) {
-  const int64_t channels = arguments.channels, width = arguments.width();
-  const Real* const bias = static_cast<const Real*>(arguments.bias);
-  Real* const sums =
-      bias ? static_cast<Real*>(arguments.parts) + begin / arguments.rows_of_item() * width : nullptr;
-  if (bias)
-    for (int64_t i = 0; i < width; ++i) sums[i] = 0;
-  const auto add = [=](int64_t place, Vector<Real> v, int64_t left) {
-    if (bias) store_up_to<Real>(sums + place, load_up_to(sums + place, left) + v, left);
+  const int64_t channels = arguments.channels, width = arguments.width(), all = arguments.heads * width;
+  const Real* const biases = static_cast<const Real*>(arguments.bias);
+  Real* const parts =
+      biases ? static_cast<Real*>(arguments.parts) + begin / arguments.rows_of_item() * all : nullptr;
+  if (biases)
+    for (int64_t i = 0; i < all; ++i) parts[i] = 0;
+  const auto add = [](Real* sum, Vector<Real> v, int64_t left) {
+    store_up_to<Real>(sum, load_up_to(sum, left) + v, left);
   };
-  const auto smooth = [=](const auto& in, auto& out, int64_t i, int64_t left) {
-    out[0] = gelu_gradient<Real>(in[1], with_bias(in[0], bias, i, left));
-    add(i, out[0], left);
+  const auto smooth = [=](const Real* bias, Real* sums) {
+    return [=](const auto& in, auto& out, int64_t i, int64_t left) {
+      out[0] = gelu_gradient<Real>(in[1], with_bias(in[0], bias, i, left));
+      if (sums) add(sums + i, out[0], left);
+    };
   };
-  const auto gated = [=](const auto& in, auto& out, int64_t i, int64_t left) {
-    glu_gradient<Real>(in[2], with_bias(in[0], bias, i, left), with_bias(in[1], bias, channels + i, left),
-                       out);
-    add(i, out[0], left);
-    add(channels + i, out[1], left);
+  const auto gated = [=](const Real* bias, Real* sums) {
+    return [=](const auto& in, auto& out, int64_t i, int64_t left) {
+      glu_gradient<Real>(in[2], with_bias(in[0], bias, i, left), with_bias(in[1], bias, channels + i, left),
+                         out);
+      if (!sums) return;
+      add(sums + i, out[0], left);
+      add(sums + channels + i, out[1], left);
+    };
   };
-  if (!arguments.gate && !bias)  // all rows are one
+  if (!arguments.gate && !biases)  // all rows are one
     return over<Real, Type, 2, 1>({x + begin * channels, g + begin * channels}, {dx + begin * channels},
-                                  (end - begin) * channels, smooth);
+                                  (end - begin) * channels, smooth(nullptr, nullptr));
   for (int64_t row = begin; row < end; ++row) {
+    const int64_t head = row % arguments.heads * width;
+    const Real* const bias = biases ? biases + head : nullptr;
+    Real* const sums = biases ? parts + head : nullptr;
     const Type *const a = x + row * width, *const arriving = g + row * channels;
     Type* const da = dx + row * width;
     if (arguments.gate)
-      over<Real, Type, 3, 2>({a, a + channels, arriving}, {da, da + channels}, channels, gated);
+      over<Real, Type, 3, 2>({a, a + channels, arriving}, {da, da + channels}, channels, gated(bias, sums));
     else
-      over<Real, Type, 2, 1>({a, arriving}, {da}, channels, smooth);
+      over<Real, Type, 2, 1>({a, arriving}, {da}, channels, smooth(bias, sums));
   }
 }
 

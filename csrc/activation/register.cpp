@@ -20,15 +20,15 @@ template <typename Real>
 ActivationArguments arguments_of(const Tensor& x, const std::optional<Tensor>& bias, bool gate) {
   const auto sizes = x.sizes();
   const Dtype dtype = x.dtype();
-  check(sizes.size() == 2 && x.is_contiguous() && !is_complex(dtype) && dtype != Dtype::int64,
-        "activation expects x, contiguous (rows, channels) of real numbers");
-  check(!gate || sizes[1] % 2 == 0, "activation expects an even number of channels of a gate");
-  check(!bias || (bias->sizes() == std::vector<int64_t>{sizes[1]} && bias->is_contiguous() &&
+  check(sizes.size() == 3 && x.is_contiguous() && !is_complex(dtype) && dtype != Dtype::int64,
+        "activation expects x, contiguous (rows, heads, channels) of real numbers");
+  check(!gate || sizes[2] % 2 == 0, "activation expects an even number of channels of a gate");
+  check(!bias || (bias->sizes() == std::vector<int64_t>{sizes[1], sizes[2]} && bias->is_contiguous() &&
                   bias->dtype() == (sizeof(Real) == 8 ? Dtype::float64 : Dtype::float32)),
-        "activation expects a contiguous bias (channels), float64 if x is, else float32");
+        "activation expects a contiguous bias (heads, channels), float64 if x is, else float32");
   ActivationArguments arguments{};
-  arguments.channels = gate ? sizes[1] / 2 : sizes[1];
-  arguments.rows = arguments.channels > 0 ? sizes[0] : 0;
+  arguments.channels = gate ? sizes[2] / 2 : sizes[2], arguments.heads = sizes[1];
+  arguments.rows = arguments.channels > 0 ? sizes[0] * sizes[1] : 0;
   arguments.gate = gate, arguments.element = element_of(dtype), arguments.x = x.data<void>();
   if (bias) arguments.bias = bias->data<void>();
   return arguments;
@@ -36,7 +36,7 @@ ActivationArguments arguments_of(const Tensor& x, const std::optional<Tensor>& b
 
 std::vector<int64_t> sizes_of_result(const Tensor& x, bool gate) {
   auto sizes = x.sizes();
-  if (gate) sizes[1] /= 2;
+  if (gate) sizes[2] /= 2;
   return sizes;
 }
 
@@ -61,8 +61,12 @@ std::vector<Tensor> run_backward(const Tensor& g, const Tensor& x, const std::op
   check(g.sizes() == sizes_of_result(x, gate) && g.is_contiguous() && g.dtype() == x.dtype(),
         "activation expects g like the result, contiguous and of the dtype of x");
   Tensor dx = empty_sequences(x.sizes(), x.strides(), x.dtype());
-  Tensor dbias = bias ? Tensor::empty(bias->sizes(), bias->dtype()) : Tensor::empty({0}, x.dtype());
-  const int64_t width = bias ? arguments.width() : 0;
+  const std::vector<int64_t> one{x.sizes()[1], x.sizes()[2]};
+  Tensor dbias = Tensor::empty(one, bias ? bias->dtype() : x.dtype());
+  if (!bias)
+    __builtin_memset(dbias.mutable_data<void>(), 0,
+                     static_cast<size_t>(bytes_of(arguments.element) * one[0] * one[1]));
+  const int64_t width = bias ? arguments.heads * arguments.width() : 0;
   Tensor parts =
       Tensor::empty({arguments.items(), width}, sizeof(Real) == 8 ? Dtype::float64 : Dtype::float32);
   arguments.g = g.data<void>(), arguments.result = dx.mutable_data<void>();
@@ -79,7 +83,7 @@ std::vector<Tensor> run_backward(const Tensor& g, const Tensor& x, const std::op
   return results;
 }
 
-// The gradients of x and of the bias; that of a bias that was not given is (0).
+// The gradients of x and of the bias; that of a bias that was not given is zero.
 std::vector<Tensor> backward(const Tensor& g, const Tensor& x, const std::optional<Tensor>& bias, bool gate) {
   return is_double(x.dtype()) ? run_backward<double>(g, x, bias, gate)
                               : run_backward<float>(g, x, bias, gate);

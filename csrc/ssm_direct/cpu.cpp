@@ -48,9 +48,10 @@ void ssm_direct_backward(const DirectArguments<Real>& arguments, int64_t begin, 
 #ifdef SEQUENCE_KERNELS_ISA  // the kernel, for one instruction set
 namespace {
 
-constexpr int64_t kRows =
-    2;  // sequences whose outputs stay in registers, for a multiplication takes longer than half a cycle
-constexpr int64_t kTile = 5;  // vectors of outputs of each that do
+// Sequences whose outputs stay in registers together, as a multiplication takes longer than half a cycle; and vectors of
+// outputs of each.
+constexpr int64_t kRows = 2;
+constexpr int64_t kTile = 5;
 
 // Rows that begin so far apart.
 template <typename Real, int rows>

@@ -291,6 +291,7 @@ print(json.dumps(triton_compiler.measure(["cuda 90 cauchy"])))
 
 
 @needs_triton
+@pytest.mark.thorough  # compiles for 17 s
 def test_sees_a_triton_kernel_that_spills(monkeypatch: pytest.MonkeyPatch) -> None:
     """With any Triton: the oldest is asked for nothing else."""
     measured = triton_units.measured_by("-c", PLANTED)

@@ -29,7 +29,7 @@ def rounded(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """The weights of linear maps, and of what makes rows of tokens, rounded."""
     with torch.no_grad():
         for part in module.modules():
-            if "Linear" in type(part).__name__ or isinstance(part, nn.Embedding):
+            if type(part).__name__.endswith("Linear") or isinstance(part, nn.Embedding):
                 part.weight.copy_(part.weight.to(dtype))
     return module
 

@@ -46,17 +46,17 @@ def activation(x: Tensor, kind: str, bias: Tensor | None = None, *, backend: str
         real = torch.float64 if x.dtype == torch.float64 else torch.float32
         checks.dtype("bias", bias, (real,) if real == torch.float64 else (*checks.HALF, real))
         checks.shape("bias", bias, (("C", x.shape[-1]),))
-        bias = bias.to(real)
-    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+        bias = bias.to(real).unsqueeze(0)
+    rows = x.reshape(x.shape[:-1].numel(), 1, x.shape[-1])
     y = _activation(rows, bias, gate, choose("activation", backend, x))
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
 _activation, _ = register_with_adjoint(
     "activation",
-    "x: BW, bias?: W, gate: bool",  # B rows, of W channels, and C of what is left of them
-    "y: BC",
-    fake=lambda x, bias, gate, backend: x.new_empty(x.shape[0], x.shape[1] // 2 if gate else x.shape[1]),
+    "x: BHW, bias?: HW, gate: bool",  # B rows, of W channels, and C of what is left of them; H = 1 outside vmap
+    "y: BHC",
+    fake=lambda x, bias, gate, backend: x.new_empty(*x.shape[:2], x.shape[2] // 2 if gate else x.shape[2]),
     missing="x",
     follows_autocast=(0,),
 )

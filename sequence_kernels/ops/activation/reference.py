@@ -1,4 +1,4 @@
-"""GELU and GLU and their adjoints by torch's own functions, (rows, channels). The README here has the formulas."""
+"""GELU and GLU and their adjoints by torch's own functions, (rows, heads, channels); formulas in the README here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def activation_backward(g: Tensor, x: Tensor, bias: Tensor | None, gate: bool) -
     v = _with_bias(x, bias)
     wide = g.to(v.dtype)
     dv = aten.glu_backward(wide, v, -1) if gate else aten.gelu_backward(wide, v)
-    dbias = x.new_zeros(x.shape[1]) if bias is None else dv.sum(0)
+    dbias = x.new_zeros(x.shape[1:]) if bias is None else dv.sum(0)
     return _laid_out(dv.to(x.dtype)), dbias
 
 
