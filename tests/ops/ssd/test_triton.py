@@ -45,8 +45,9 @@ def test_tiles_that_are_filled(dtype: torch.dtype, whole: bool) -> None:
     """And in each direction one more, which is not; or one that is almost. Sums are of up to a hundred times as many
     products as above."""
     block = 16 if dtype == torch.float64 else 32
-    compare((2, block + 3, 2, block + 1, 1, block + 1), dtype, whole, more=20)
-    compare((2, block - 3, 2, block - 2, 2, block - 2), dtype, whole, more=20)
+    more = 5 if dtype in (torch.float32, torch.float64) else 20  # why bfloat16 needs that many is not known
+    compare((2, block + 3, 2, block + 1, 1, block + 1), dtype, whole, more=more)
+    compare((2, block - 3, 2, block - 2, 2, block - 2), dtype, whole, more=more)
 
 
 def compare(sizes: Any, dtype: torch.dtype, whole: bool, more: float = 1) -> None:
