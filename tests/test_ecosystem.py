@@ -41,6 +41,7 @@ from sequence_kernels.compat.language_model import (
     MixerModel,
     create_block,
 )
+from sequence_kernels.compat.mixers import Mamba2Simple
 from sequence_kernels.compat.scans import AttenuateLayer
 from sequence_kernels.layers import activations, components, norms, residuals, series_norms
 from sequence_kernels.models import merge_states, select_state, split_states
@@ -128,6 +129,10 @@ PARTS: dict[type[nn.Module], tuple[Make, Run]] = {
         lambda m: m((torch.arange(12).view(2, 6) % 5).to(m.backbone.embedding.weight.device))[0],
     ),
     Mixer: (_hugging_face_mixer, through),
+    Mamba2Simple: (
+        lambda: Mamba2Simple(WIDTH, d_state=2, headdim=WIDTH, learnable_init_states=True),
+        through,
+    ),
     Block: (lambda: create_block(WIDTH, ssm_cfg={"d_state": 2}, rms_norm=True), lambda m: sum(m(_ones(m)))),
     MixerModel: (
         lambda: MixerModel(WIDTH, 1, 0, 5, {"d_state": 2}),

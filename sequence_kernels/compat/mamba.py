@@ -19,11 +19,13 @@ from .pretrained import load_config_hf, weights_file
 
 Module = TypeVar("Module", bound=nn.Module)
 
-#: Options that layers of the first Mamba have too; a configuration may name others.
-_OF_MAMBA = ("dropout", "transposed", "inner_norm", "inner_norm_eps")
+#: What a configuration may say of layers of the first Mamba; the rest of it is of Mamba-2 or the model.
+_OF_MAMBA = ("inner_norm", "inner_norm_eps")
 
 
-def load_mamba(source: Source, prefix: str = "", **options: Any) -> MambaLM | Mamba | Mamba2:
+def load_mamba(
+    source: Source, prefix: str = "", *, dtype: torch.dtype = torch.float32, **options: Any
+) -> MambaLM | Mamba | Mamba2:
     """A Mamba layer, a Mamba-2 layer or a ``MambaLM`` from a checkpoint of mamba_ssm or of Hugging Face.
 
     The shapes tell the sizes. Only a ``config.json`` beside the file, or ``options``, can tell the groups of Mamba-2
@@ -34,27 +36,29 @@ def load_mamba(source: Source, prefix: str = "", **options: Any) -> MambaLM | Ma
         source: a state dict, a file that holds one, or a directory with one and a ``config.json``, as both libraries
             save. A ``.safetensors`` file needs that package.
         prefix: where in it the model or the layer is, such as ``"backbone.layers.0.mixer."``.
+        dtype: of the parameters, whatever the checkpoint's is, as mamba_ssm's ``from_pretrained`` has it.
         **options: arguments of the layers, before those of the configuration.
 
     Raises:
+        TypeError: an option that the layer does not take, such as ``ngroups`` of the first Mamba.
         ValueError: there is no Mamba layer below the prefix.
         RuntimeError: the parameters do not fit, as of a model that has attention or an MLP too.
     """
     stored, config = _weights(source)
     weights = names.part(stored, prefix)
-    options = {**_configured(config), **options}
-    eps = options.pop("eps", 1e-5)
+    configured = _configured(config)
+    eps = options.pop("eps", configured.pop("eps", 1e-5))
     if "in_proj.weight" in weights:
-        kind, sizes = _sizes(weights, options)
+        kind, sizes = _sizes(weights, configured, options)
         layer: Mamba | Mamba2 = (Mamba if kind == "mamba" else Mamba2)(**sizes)
-        return _filled(layer, weights, eps)
+        return _filled(layer, weights, eps, dtype)
     weights = {name.replace("backbone.embeddings.", "backbone.embedding."): t for name, t in weights.items()}
     embedding, first = weights.get("backbone.embedding.weight"), "backbone.layers.0.mixer."
     mixer = {name.removeprefix(first): t for name, t in weights.items() if name.startswith(first)}
     if embedding is None or "in_proj.weight" not in mixer:
         found = ", ".join(sorted(weights)[:5]) or "nothing"
         raise ValueError(f"source has no Mamba layer or model below prefix {prefix!r}, but {found} ...")
-    kind, sizes = _sizes(mixer, options)
+    kind, sizes = _sizes(mixer, configured, options)
     head = weights.get("lm_head.weight", embedding)
     tied = head is embedding or torch.equal(head, embedding)
     if tied:
@@ -69,15 +73,15 @@ def load_mamba(source: Source, prefix: str = "", **options: Any) -> MambaLM | Ma
         eps=eps,
         **sizes,
     )
-    return _filled(model, weights, eps)
+    return _filled(model, weights, eps, dtype)
 
 
-def _filled(module: Module, weights: Mapping[str, Tensor], eps: float) -> Module:
+def _filled(module: Module, weights: Mapping[str, Tensor], eps: float, dtype: torch.dtype) -> Module:
     """The module with these parameters, and with the norms' eps inside its layers too."""
     for part in module.modules():
         if isinstance(part, GatedRMSNorm):
             part.eps = eps
-    module.load_state_dict(weights)
+    module.to(dtype).load_state_dict(weights)
     return module
 
 
@@ -117,8 +121,10 @@ def _configured(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _sizes(weights: Mapping[str, Tensor], options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The kind of a layer, and its arguments: what its parameters' shapes tell, and the options."""
+def _sizes(
+    weights: Mapping[str, Tensor], configured: Mapping[str, Any], options: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """The kind of a layer, and its arguments: what its parameters' shapes tell, the configuration and the options."""
     width, inner = weights["out_proj.weight"].shape
     sizes: dict[str, Any] = {
         "d_model": width,
@@ -128,11 +134,12 @@ def _sizes(weights: Mapping[str, Tensor], options: Mapping[str, Any]) -> tuple[s
         "conv_bias": "conv1d.bias" in weights,
     }
     if "x_proj.weight" in weights:
-        ours = {name: value for name, value in options.items() if name in _OF_MAMBA}
+        sizes |= {name: value for name, value in configured.items() if name in _OF_MAMBA}
         sizes |= {"d_state": weights["A_log"].shape[1], "dt_rank": weights["dt_proj.weight"].shape[1]}
         if "dt_layernorm.weight" in weights:
             sizes["inner_norm"] = "learned"
-        return "mamba", {**sizes, **ours}
+        return "mamba", {**sizes, **options}
+    options = {**configured, **options}
     heads = len(weights["dt_bias"])
     # in_proj gives two of what lies beside the recurrence, z, the convolution's channels and dt.
     mixed = len(weights["conv1d.weight"])

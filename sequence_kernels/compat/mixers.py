@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import layers
@@ -196,8 +196,7 @@ class Mamba2(_Mixer):
         if seq_idx is None:
             y = self._cached(x, inference_params)
         elif inference_params is None:
-            packed = x.flatten(0, 1).unsqueeze(0)
-            y = self.__dict__["layer"](packed, cu_seqlens=_bounds(seq_idx))[0].view(x.shape)
+            y = _separate(self.__dict__["layer"], x, seq_idx)
         else:
             y = self._first_of_packed(x, seq_idx, cu_seqlens, inference_params)
         return y if seqlen is None else y.flatten(0, 1)
@@ -226,6 +225,84 @@ class Mamba2(_Mixer):
         window[..., 1:] = after[0][:count].detach()
         state.copy_(after[1][:count].detach())
         return y
+
+
+class Mamba2Simple(_Mixer):
+    """``mamba_ssm.modules.mamba2_simple.Mamba2Simple``: Mamba-2 whose first state may be learned, ``init_states``.
+
+    ``chunk_size`` changes nothing. With ``use_mem_eff_path`` the norm is of each of ``ngroups`` groups, else of all
+    channels, as upstream.
+    """
+
+    _wide = ("D",)
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 64,
+        d_conv: int = 4,
+        conv_init: float | None = None,
+        expand: float = 2,
+        headdim: int = 128,
+        ngroups: int = 1,
+        A_init_range: Sequence[float] = (1, 16),
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        dt_init_floor: float = 1e-4,
+        dt_limit: Sequence[float] = (0.0, float("inf")),
+        learnable_init_states: bool = False,
+        activation: str = "swish",
+        bias: bool = False,
+        conv_bias: bool = True,
+        chunk_size: int = 256,
+        use_mem_eff_path: bool = True,
+        layer_idx: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if activation not in ("silu", "swish"):
+            raise NotImplementedError(f"activation must be 'silu' or 'swish', got {activation!r}")
+        sizes = (d_model, d_state, d_conv, conv_init, expand, headdim, None, ngroups, A_init_range)
+        steps = (dt_min, dt_max, dt_init_floor, dt_limit, bias, conv_bias)
+        layer = layers.Mamba2(
+            *sizes, False, True, False, *steps, norm_groups=ngroups if use_mem_eff_path else 1
+        )
+        if learnable_init_states:
+            layer.init_states = nn.Parameter(torch.zeros(layer.heads, headdim, d_state))
+            layer.init_states._no_weight_decay = True  # type: ignore[attr-defined]
+        super().__init__(layer, layer_idx, device, dtype)
+        self.d_state, self.expand, self.headdim, self.ngroups = d_state, expand, headdim, ngroups
+        self.nheads, self.chunk_size, self.activation = layer.heads, chunk_size, activation
+        self.learnable_init_states = learnable_init_states
+
+    def forward(self, u: Tensor, seq_idx: Tensor | None = None) -> Tensor:
+        """``(B, L, d_model)`` to the same. With ``seq_idx`` (B, L) every run of a number is a sequence of its own.
+
+        Raises:
+            ValueError: ``seq_idx`` with a learned first state.
+        """
+        layer: Any = self.__dict__["layer"]
+        if not self.learnable_init_states:
+            return self._go_on(u, None) if seq_idx is None else _separate(layer, u, seq_idx)
+        if seq_idx is not None:
+            raise ValueError("seq_idx must be None with learnable_init_states")
+        window, zeros = layer.default_state(len(u))
+        return layer(u, (window, zeros + layer.init_states))[0]
+
+    def allocate_inference_cache(
+        self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None
+    ) -> Cache:
+        """Zeros, or the state that was learned, in the dtype of the weights unless one is given."""
+        window, state = super().allocate_inference_cache(batch_size, max_seqlen, dtype)
+        if self.learnable_init_states:
+            state.copy_(self.__dict__["layer"].init_states.detach())
+        return window, state
+
+
+def _separate(layer: Any, x: Tensor, seq_idx: Tensor) -> Tensor:
+    """The layer over every run of a number by itself."""
+    packed = x.flatten(0, 1).unsqueeze(0)
+    return layer(packed, cu_seqlens=_bounds(seq_idx))[0].view(x.shape)
 
 
 def _bounds(seq_idx: Tensor) -> Tensor:

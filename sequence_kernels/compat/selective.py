@@ -103,25 +103,46 @@ def mamba_inner_fn_no_out_proj(
     b_c_dt_rms_eps: float = 1e-6,
 ) -> Tensor:
     """Mamba's mixer between its two maps: ``xz`` (B, 2 D, L) to (B, D, L). ``checkpoint_lvl`` changes nothing."""
+    made = (conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, B, C, B_proj_bias, C_proj_bias)
+    norms = (b_rms_weight, c_rms_weight, dt_rms_weight, b_c_dt_rms_eps)
+    x, delta, b, c, z = _inputs_of_scan(xz, A, *made, *norms)
+    return scan(x, delta, A, b, c, D, z, delta_bias, delta_softplus)[0]
+
+
+def _inputs_of_scan(
+    xz: Tensor,
+    a: Tensor,
+    conv1d_weight: Tensor,
+    conv1d_bias: Tensor | None,
+    x_proj_weight: Tensor,
+    delta_proj_weight: Tensor,
+    B: Tensor | None,
+    C: Tensor | None,
+    B_proj_bias: Tensor | None,
+    C_proj_bias: Tensor | None,
+    b_rms_weight: Tensor | None = None,
+    c_rms_weight: Tensor | None = None,
+    dt_rms_weight: Tensor | None = None,
+    eps: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """x behind the convolution, delta, b, c and z, time last, of both halves ``xz``."""
     x, z = xz.chunk(2, 1)
     x = causal_conv1d_fn(x, conv1d_weight.squeeze(1), conv1d_bias, activation="silu")
-    rank, size = delta_proj_weight.shape[1], A.shape[-1] * (2 if A.is_complex() else 1)
+    rank, size = delta_proj_weight.shape[1], a.shape[-1] * (2 if a.is_complex() else 1)
     low = F.linear(x.mT, x_proj_weight)  # (B, L, rank + what is not given)
     delta = F.linear(low[..., :rank], delta_proj_weight)
 
     def drawn(given: Tensor | None, columns: slice, bias: Tensor | None, weight: Tensor | None) -> Tensor:
         if given is None:
             given = low[..., columns] if bias is None else low[..., columns] + bias.to(low.dtype)
-            given = given.unflatten(-1, (-1, 2)).movedim(1, -2).flatten(-2) if A.is_complex() else given.mT
-        return (
-            given if weight is None else _rms(given.movedim(-2, -1), weight, b_c_dt_rms_eps).movedim(-1, -2)
-        )
+            given = given.unflatten(-1, (-1, 2)).movedim(1, -2).flatten(-2) if a.is_complex() else given.mT
+        return given if weight is None else _rms(given.movedim(-2, -1), weight, eps).movedim(-1, -2)
 
-    B = drawn(B, slice(rank, rank + size), B_proj_bias, b_rms_weight)
-    C = drawn(C, slice(low.shape[-1] - size, None), C_proj_bias, c_rms_weight)
+    b = drawn(B, slice(rank, rank + size), B_proj_bias, b_rms_weight)
+    c = drawn(C, slice(low.shape[-1] - size, None), C_proj_bias, c_rms_weight)
     if dt_rms_weight is not None:
-        delta = _rms(delta, dt_rms_weight, b_c_dt_rms_eps)
-    return scan(x, delta.mT, A, B, C, D, z, delta_bias, delta_softplus)[0]
+        delta = _rms(delta, dt_rms_weight, eps)
+    return x, delta.mT, b, c, z
 
 
 def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -174,6 +195,37 @@ def mamba_inner_fn(
     return F.linear(
         y.mT, out_proj_weight, None if out_proj_bias is None else out_proj_bias.to(out_proj_weight.dtype)
     )
+
+
+def bimamba_inner_fn(
+    xz: Tensor,
+    conv1d_weight: Tensor,
+    conv1d_bias: Tensor | None,
+    x_proj_weight: Tensor,
+    delta_proj_weight: Tensor,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    A: Tensor,
+    A_b: Tensor,
+    B: Tensor | None = None,
+    C: Tensor | None = None,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    B_proj_bias: Tensor | None = None,
+    C_proj_bias: Tensor | None = None,
+    delta_softplus: bool = True,
+) -> Tensor:
+    """``mamba_inner_fn`` of Vision Mamba's forks: the sum of a scan by ``A`` and one backwards in time by ``A_b``."""
+    if A.is_complex():
+        raise NotImplementedError("A must be real in a scan both ways, got a complex one")
+    made = (conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, B, C, B_proj_bias, C_proj_bias)
+    x, delta, b, c, z = _inputs_of_scan(xz, A, *made)
+    y, _ = scan(x, delta, A, b, c, D, z, delta_bias, delta_softplus)
+    x, delta, b, c, z = (t if t.dim() == 2 else t.flip(-1) for t in (x, delta, b, c, z))
+    back, _ = scan(x, delta, A_b, b, c, D, z, delta_bias, delta_softplus)
+    y = y + back.flip(-1)
+    bias = None if out_proj_bias is None else out_proj_bias.to(out_proj_weight.dtype)
+    return F.linear(y.mT, out_proj_weight, bias)
 
 
 def selective_state_update(

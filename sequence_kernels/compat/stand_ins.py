@@ -10,9 +10,16 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from . import compiled, generation, language_model, mixers, norms, pretrained, selective
+from . import compiled, duality, generation, language_model, mixers, norms, pretrained, selective
+
+
+def _applied(function: Callable[..., Any]) -> type:
+    """What a ``torch.autograd.Function`` is called by, ``apply``, of a function that is differentiable as it is."""
+    return type(function.__name__, (), {"__doc__": function.__doc__, "apply": staticmethod(function)})
+
 
 _SCAN = {
     "selective_scan_fn": selective.selective_scan_fn,
@@ -20,10 +27,23 @@ _SCAN = {
     "mamba_inner_fn": selective.mamba_inner_fn,
     "mamba_inner_ref": selective.mamba_inner_fn,
     "mamba_inner_fn_no_out_proj": selective.mamba_inner_fn_no_out_proj,
+    "bimamba_inner_fn": selective.bimamba_inner_fn,
+    "SelectiveScanFn": _applied(selective.selective_scan_fn),
+    "MambaInnerFn": _applied(selective.mamba_inner_fn),
 }
+_CHUNK_STATE = {"chunk_state": duality.chunk_state, "chunk_state_ref": duality.chunk_state}
+_STATE_PASSING = {"state_passing": duality.state_passing, "state_passing_ref": duality.state_passing}
+_CHUNK_SCAN = {"chunk_scan": duality.chunk_scan, "chunk_scan_ref": duality.chunk_scan}
 _DUALITY = {
     "mamba_chunk_scan_combined": selective.mamba_chunk_scan_combined,
     "mamba_split_conv1d_scan_combined": selective.mamba_split_conv1d_scan_combined,
+}
+_OTHER_FORMS = {
+    "mamba_chunk_scan": duality.mamba_chunk_scan,
+    "ssd_chunk_scan_combined_ref": duality.mamba_chunk_scan,
+    "ssd_selective_scan": duality.ssd_selective_scan,
+    "mamba_conv1d_scan_ref": duality.mamba_conv1d_scan_ref,
+    "mamba_split_conv1d_scan_ref": duality.mamba_split_conv1d_scan_ref,
 }
 _UPDATE = {
     "selective_state_update": selective.selective_state_update,
@@ -94,6 +114,14 @@ MODULES: dict[str, dict[str, Any]] = {
         **_DUALITY,
         **_CONVOLUTION,
     },
+    "mamba_ssm.modules.mamba2_simple": {
+        "Mamba2Simple": mixers.Mamba2Simple,
+        "RMSNormGated": norms.GatedRMSNorm,
+        "LayerNorm": norms.GatedLayerNorm,
+        "causal_conv1d_fn": selective.causal_conv1d_fn,
+        **_DUALITY,
+    },
+    "mamba_ssm.modules.ssd_minimal": {"ssd_minimal_discrete": duality.ssd_minimal_discrete},
     "mamba_ssm.modules.block": {**_BLOCK, **_NORMS},
     "mamba_ssm.modules.mlp": {"GatedMLP": language_model.GatedMLP},
     "mamba_ssm.models": {},
@@ -111,10 +139,23 @@ MODULES: dict[str, dict[str, Any]] = {
     "mamba_ssm.utils": {},
     "mamba_ssm.utils.generation": _GENERATION,
     "mamba_ssm.utils.hf": _PRETRAINED,
+    "mamba_ssm.utils.torch": {
+        name: functools.partial(getattr(torch.amp, name), device_type="cuda")
+        for name in ("custom_fwd", "custom_bwd")
+    },
     "mamba_ssm.ops": {},
     "mamba_ssm.ops.selective_scan_interface": _SCAN,
     "mamba_ssm.ops.triton": {},
-    "mamba_ssm.ops.triton.ssd_combined": _DUALITY,
+    "mamba_ssm.ops.triton.ssd_combined": {
+        **_DUALITY,
+        **_OTHER_FORMS,
+        **_CHUNK_STATE,
+        **_STATE_PASSING,
+        **_CHUNK_SCAN,
+    },
+    "mamba_ssm.ops.triton.ssd_chunk_state": _CHUNK_STATE,
+    "mamba_ssm.ops.triton.ssd_state_passing": _STATE_PASSING,
+    "mamba_ssm.ops.triton.ssd_chunk_scan": _CHUNK_SCAN,
     "mamba_ssm.ops.triton.selective_state_update": _UPDATE,
     "mamba_ssm.ops.triton.layernorm_gated": _GATED_NORMS,
     "mamba_ssm.ops.triton.layer_norm": _NORMS,

@@ -239,6 +239,23 @@ def test_checkpoints_go_out_and_come_back(tmp_path: Path, kind: str, tied: bool,
     close(layer(x)[0], lm.backbone.layers[1].mixer(x)[0])
 
 
+@pytest.mark.parametrize("kind", ["mamba", "mamba2"])
+def test_a_checkpoint_is_loaded_in_the_dtype_that_is_asked_for(kind: str) -> None:
+    """float32 unless another is; of a float64 checkpoint no digit is lost then."""
+    state, groups = export_mamba(model(kind)), {"ngroups": 2} if kind == "mamba2" else {}
+    for dtype in (torch.float64, torch.bfloat16):
+        loaded = load_mamba(state, dtype=dtype, **groups).state_dict()
+        assert all(torch.equal(t, state[name].to(dtype)) for name, t in loaded.items())
+    assert {p.dtype for p in load_mamba(state, **groups).parameters()} == {torch.float32}
+
+
+def test_an_option_that_no_layer_takes_is_not_ignored() -> None:
+    state = export_mamba(model("mamba"))
+    for prefix in ("", "backbone.layers.0.mixer."):
+        with pytest.raises(TypeError, match="ngroups"):
+            load_mamba(state, prefix, ngroups=2)
+
+
 def test_what_is_no_mamba_is_named() -> None:
     with pytest.raises(ValueError, match=r"no Mamba layer or model below prefix 'x.', but nothing"):
         load_mamba({"weight": torch.ones(1)}, prefix="x.")
