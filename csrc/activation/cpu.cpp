@@ -1,5 +1,6 @@
 #include "activation/activation.h"
 #include "common/exp2.h"
+#include "common/stream.h"
 #include "common/transpose.h"
 
 namespace sequence_kernels {
@@ -42,8 +43,8 @@ inline Vector<Real> normal_below(Vector<Real> x, Vector<Real>& bell) {
 }
 
 // Function of vectors at the same place of each of `from`, that gives those of `to`, of the place and of the numbers that
-// are left there: for `count` places.
-template <typename Real, typename Type, int inputs, int outputs, typename Function>
+// are left there: for `count` places, a multiple of a vector's lanes if the results go past the caches.
+template <typename Real, typename Type, bool past_caches, int inputs, int outputs, typename Function>
 inline void over(const Type* const (&from)[inputs], Type* const (&to)[outputs], int64_t count,
                  const Function& function) {
   constexpr int64_t lanes = kLanes<Real>;
@@ -53,11 +54,19 @@ inline void over(const Type* const (&from)[inputs], Type* const (&to)[outputs], 
     for (int k = 0; k < inputs; ++k) given[k] = load_widened<Real>(in[k] + i);
     function(given, made, place, count - place);
 #pragma GCC unroll 4
-    for (int k = 0; k < outputs; ++k) store_narrowed<Real>(out[k] + i, made[k]);
+    for (int k = 0; k < outputs; ++k)
+      if constexpr (past_caches)
+        store_result<true, Real>(out[k] + i, made[k]);
+      else
+        store_narrowed<Real>(out[k] + i, made[k]);
   };
   int64_t i = 0;
-  for (; i + lanes <= count; i += lanes) at(from, to, i, i);
-  if (i == count) return;
+  for (; i + lanes <= count; i += lanes) {
+    if constexpr (past_caches)
+      for (const Type* p : from) prefetch_page_ahead(p + i);
+    at(from, to, i, i);
+  }
+  if (past_caches || i == count) return;
   const size_t left = static_cast<size_t>(count - i) * sizeof(Type);
   Type rest[inputs + outputs][lanes] = {};
   const Type* in[inputs];
@@ -92,7 +101,7 @@ inline Vector<Real> with_bias(Vector<Real> v, const Real* bias, int64_t place, i
   return bias ? v + load_up_to(bias + place, left) : v;
 }
 
-template <typename Real, typename Type>
+template <typename Real, bool past_caches, typename Type>
 void forward(const ActivationArguments& arguments, const Type* x, Type* y, int64_t begin, int64_t end) {
   const int64_t channels = arguments.channels, width = arguments.width();
   const Real* const biases = static_cast<const Real*>(arguments.bias);
@@ -108,20 +117,20 @@ void forward(const ActivationArguments& arguments, const Type* x, Type* y, int64
     };
   };
   if (!arguments.gate && !biases)  // all rows are one
-    return over<Real, Type, 1, 1>({x + begin * channels}, {y + begin * channels}, (end - begin) * channels,
-                                  smooth(nullptr));
+    return over<Real, Type, past_caches, 1, 1>({x + begin * channels}, {y + begin * channels},
+                                               (end - begin) * channels, smooth(nullptr));
   for (int64_t row = begin; row < end; ++row) {
     const Real* const bias = biases ? biases + row % arguments.heads * width : nullptr;
     const Type* const a = x + row * width;
     Type* const to = y + row * channels;
     if (arguments.gate)
-      over<Real, Type, 2, 1>({a, a + channels}, {to}, channels, gated(bias));
+      over<Real, Type, past_caches, 2, 1>({a, a + channels}, {to}, channels, gated(bias));
     else
-      over<Real, Type, 1, 1>({a}, {to}, channels, smooth(bias));
+      over<Real, Type, past_caches, 1, 1>({a}, {to}, channels, smooth(bias));
   }
 }
 
-template <typename Real, typename Type>
+template <typename Real, bool past_caches, typename Type>
 void backward(const ActivationArguments& arguments, const Type* x, const Type* g, Type* dx, int64_t begin,
               int64_t end) {
   const int64_t channels = arguments.channels, width = arguments.width(), all = arguments.heads * width;
@@ -149,8 +158,9 @@ void backward(const ActivationArguments& arguments, const Type* x, const Type* g
     };
   };
   if (!arguments.gate && !biases)  // all rows are one
-    return over<Real, Type, 2, 1>({x + begin * channels, g + begin * channels}, {dx + begin * channels},
-                                  (end - begin) * channels, smooth(nullptr, nullptr));
+    return over<Real, Type, past_caches, 2, 1>({x + begin * channels, g + begin * channels},
+                                               {dx + begin * channels}, (end - begin) * channels,
+                                               smooth(nullptr, nullptr));
   for (int64_t row = begin; row < end; ++row) {
     const int64_t head = row % arguments.heads * width;
     const Real* const bias = biases ? biases + head : nullptr;
@@ -158,19 +168,30 @@ void backward(const ActivationArguments& arguments, const Type* x, const Type* g
     const Type *const a = x + row * width, *const arriving = g + row * channels;
     Type* const da = dx + row * width;
     if (arguments.gate)
-      over<Real, Type, 3, 2>({a, a + channels, arriving}, {da, da + channels}, channels, gated(bias, sums));
+      over<Real, Type, past_caches, 3, 2>({a, a + channels, arriving}, {da, da + channels}, channels,
+                                          gated(bias, sums));
     else
-      over<Real, Type, 2, 1>({a, arriving}, {da}, channels, smooth(bias, sums));
+      over<Real, Type, past_caches, 2, 1>({a, arriving}, {da}, channels, smooth(bias, sums));
   }
 }
 
-// Call function(x, first row, the one behind the last) for each of the items [begin, end).
+// Call function(x, the result of so wide rows, whether it goes past the caches, first row, the one behind the last) for
+// each of the items [begin, end).
 template <typename Real, typename Function>
-void run(const ActivationArguments& arguments, int64_t begin, int64_t end, const Function& function) {
+void run(const ActivationArguments& arguments, int64_t width, int64_t begin, int64_t end,
+         const Function& function) {
   const int64_t rows = arguments.rows_of_item();
   with_element<Real>(arguments.element, arguments.x, [&](const auto* x) {
-    for (int64_t item = begin; item < end; ++item)
-      function(x, item * rows, smaller((item + 1) * rows, arguments.rows));
+    using Type = std::remove_const_t<std::remove_pointer_t<decltype(x)>>;
+    Type* const result = static_cast<Type*>(arguments.result);
+    const auto each = [&](auto past_caches) {
+      for (int64_t item = begin; item < end; ++item)
+        function(x, result, past_caches, item * rows, smaller((item + 1) * rows, arguments.rows));
+    };
+    if constexpr (std::is_same_v<Type, Real>)
+      with_stream(is_past_caches(result, arguments.rows, width * static_cast<int64_t>(sizeof(Type))), each);
+    else
+      each(std::false_type());
   });
 }
 
@@ -178,19 +199,19 @@ void run(const ActivationArguments& arguments, int64_t begin, int64_t end, const
 
 template <typename Real, Isa isa>
 void activation(const ActivationArguments& arguments, int64_t begin, int64_t end) {
-  run<Real>(arguments, begin, end, [&](const auto* x, int64_t first, int64_t last) {
-    using Type = std::remove_const_t<std::remove_pointer_t<decltype(x)>>;
-    forward<Real, Type>(arguments, x, static_cast<Type*>(arguments.result), first, last);
-  });
+  run<Real>(arguments, arguments.channels, begin, end,
+            [&](const auto* x, auto* y, auto past_caches, int64_t first, int64_t last) {
+              forward<Real, past_caches()>(arguments, x, y, first, last);
+            });
 }
 
 template <typename Real, Isa isa>
 void activation_backward(const ActivationArguments& arguments, int64_t begin, int64_t end) {
-  run<Real>(arguments, begin, end, [&](const auto* x, int64_t first, int64_t last) {
-    using Type = std::remove_const_t<std::remove_pointer_t<decltype(x)>>;
-    backward<Real, Type>(arguments, x, static_cast<const Type*>(arguments.g),
-                         static_cast<Type*>(arguments.result), first, last);
-  });
+  run<Real>(arguments, arguments.width(), begin, end,
+            [&](const auto* x, auto* dx, auto past_caches, int64_t first, int64_t last) {
+              backward<Real, past_caches()>(arguments, x, static_cast<decltype(x)>(arguments.g), dx, first,
+                                            last);
+            });
 }
 
 template void activation<float, kIsa>(const ActivationArguments&, int64_t, int64_t);

@@ -1,7 +1,8 @@
 // The short causal convolution, forward and backward: see causal_conv1d.h.
 #include "causal_conv1d/causal_conv1d.h"
 #include "common/elements.h"
-#include "common/pointwise.h"
+#include "common/exp2.h"
+#include "common/stream.h"
 
 namespace sequence_kernels {
 namespace {
@@ -11,13 +12,13 @@ constexpr int64_t kChannels = 512;
 
 template <typename Real>
 inline Vector<Real> silu(Vector<Real> z) {
-  return z * logistic(z);
+  return z * logistic_of<Real>(z);
 }
 
 // The gradient of z, of that of silu(z).
 template <typename Real>
 inline Vector<Real> silu_gradient(Vector<Real> z, Vector<Real> g) {
-  const Vector<Real> s = logistic(z);
+  const Vector<Real> s = logistic_of<Real>(z);
   return g * s * (1 + z * (1 - s));
 }
 
@@ -94,6 +95,14 @@ struct AcrossChannels : Worker<Real> {
     for (int64_t c = count; c < round_up(count, lanes); ++c) to[c] = 0;
   }
 
+  // Where input e of the sequence is a row of Real: in x itself, or read into its place.
+  template <typename E>
+  const Real* row_of(const E* x, int64_t b, int64_t e, int64_t first) const {
+    if constexpr (std::is_same_v<E, Real>)
+      if (e >= kept) return x + b * a.x.batch + (a.origin(b) + e - kept) * a.x.row + first;
+    return rows + e % W * width;
+  }
+
   // z of element t at the channels from c, whose inputs t .. t + W - 1 are in their places.
   template <typename Taps>
   Vector<Real> linear(int64_t c, Taps W) const {
@@ -108,20 +117,32 @@ struct AcrossChannels : Worker<Real> {
     const int64_t L = a.length(b);
     for (int64_t first = 0; first < H; first += width) {
       const int64_t count = smaller(width, H - first);
+      // Whole vectors of Real are taken and left where they lie.
+      const bool in_place = std::is_same_v<E, Real> && count % lanes == 0;
+      const int64_t copied = in_place ? kept : L + kept;
+      const bool past_caches =
+          in_place && is_past_caches(a.y, a.B * L, H * static_cast<int64_t>(sizeof(Real)));
       read_parameters(first, count);
-      for (int64_t e = begin; e < begin + kept; ++e) read_row(x, b, e, first, count);
-      for (int64_t t = begin; t < end; ++t) {
-        read_row(x, b, t + kept, first, count);
-        for (int64_t k = 0; k < W; ++k) inputs[k] = rows + (t + k) % W * width;
-        for (int64_t c = 0; c < count; c += lanes) {
-          const Vector<Real> z = linear(c, W);
-          store<Real>(out + c, a.silu ? silu<Real>(z) : z);
+      for (int64_t e = begin; e < smaller(begin + kept, copied); ++e) read_row(x, b, e, first, count);
+      with_stream(past_caches, [&](auto past) {
+        for (int64_t t = begin; t < end; ++t) {
+          if (t + kept < copied) read_row(x, b, t + kept, first, count);
+          for (int64_t k = 0; k < W; ++k)
+            inputs[k] = in_place ? row_of(x, b, t + k, first) : rows + (t + k) % W * width;
+          E* const to = y + t * H + first;
+          Real* const made = in_place ? reinterpret_cast<Real*>(to) : out;
+          const Real* const next = inputs[W - 1] + a.x.row;
+          for (int64_t c = 0; c < count; c += lanes) {
+            if (past()) __builtin_prefetch(next + c);
+            const Vector<Real> z = linear(c, W);
+            store_result<past()>(made + c, a.silu ? silu<Real>(z) : z);
+          }
+          if (!in_place) write(out, count, to);
         }
-        write(out, count, y + t * H + first);
-      }
+      });
       if (end < L) continue;
       for (int64_t e = L; e < L + kept; ++e) {
-        const Real* row = rows + e % W * width;
+        const Real* row = in_place ? row_of(x, b, e, first) : rows + e % W * width;
         for (int64_t c = 0; c < count; ++c) a.final_state[((b * H + first + c) * kept) + e - L] = row[c];
       }
     }
@@ -219,23 +240,51 @@ struct AlongTime : Worker<Real> {
     for (int64_t i = 0; i < lanes; ++i) inputs[kept + L + i] = 0;
   }
 
+  // z of the elements whose first inputs are at `from`.
   template <typename Taps>
-  Vector<Real> linear(const Real* taps, Real bias, int64_t t, Taps W) const {
+  Vector<Real> linear(const Real* taps, Real bias, const Real* from, Taps W) const {
     Vector<Real> z = Vector<Real>{} + bias;
-    for (int64_t k = 0; k < W; ++k) z += load(inputs + t + k) * taps[k];
+    for (int64_t k = 0; k < W; ++k) z += load(from + k) * taps[k];
     return z;
   }
 
   template <typename E, typename Taps>
   void forward(const E* x, Taps W, int64_t b, int64_t h) const {
-    read_inputs(x, b, h);
     const Real *taps = a.weight + h * W, bias = a.bias ? a.bias[h] : Real(0);
-    for (int64_t t = 0; t < L; t += lanes) {
-      const Vector<Real> z = linear(taps, bias, t, W);
-      store<Real>(out + t, a.silu ? silu<Real>(z) : z);
-    }
-    write(out, L, static_cast<E*>(a.y) + (b * H + h) * L);
+    const auto made = [&](const Real* from) {
+      const Vector<Real> z = linear(taps, bias, from, W);
+      return a.silu ? silu<Real>(z) : z;
+    };
+    E* const y = static_cast<E*>(a.y) + (b * H + h) * L;
+    if constexpr (std::is_same_v<E, Real>)
+      if (L >= kept + lanes) return in_place(x + b * a.x.batch + h * a.x.row, y, b, h, made);
+    read_inputs(x, b, h);
+    for (int64_t t = 0; t < L; t += lanes) store<Real>(out + t, made(inputs + t));
+    write(out, L, y);
     for (int64_t e = 0; e < kept; ++e) a.final_state[(b * H + h) * kept + e] = inputs[L + e];
+  }
+
+  // All outputs but the first, which have inputs before x, are made of x where it lies, the last ones maybe twice.
+  template <typename Function>
+  void in_place(const Real* x, Real* y, int64_t b, int64_t h, const Function& made) const {
+    const int64_t copied = round_up(kept, lanes) < L ? round_up(kept, lanes) : kept;
+    for (int64_t e = 0; e < kept; ++e) inputs[e] = this->before(b, h, e);
+    for (int64_t t = 0; t < copied; ++t) inputs[kept + t] = x[t];
+    for (int64_t i = 0; i < lanes; ++i) inputs[kept + copied + i] = 0;
+    for (int64_t t = 0; t < copied; t += lanes)
+      store_part<Real>(y + t, made(inputs + t), smaller(lanes, copied - t));
+    const Real* const from = x - kept;
+    const bool past_caches =
+        copied % lanes == 0 && is_past_caches(a.y, a.B * H, L * static_cast<int64_t>(sizeof(Real)));
+    int64_t t = copied;
+    with_stream(past_caches, [&](auto past) {
+      for (; t + lanes <= L; t += lanes) {
+        if (past()) prefetch_page_ahead(x + t);
+        store_result<past()>(y + t, made(from + t));
+      }
+    });
+    if (t < L) store<Real>(y + L - lanes, made(from + L - lanes));
+    for (int64_t e = 0; e < kept; ++e) a.final_state[(b * H + h) * kept + e] = x[L - kept + e];
   }
 
   template <typename E, typename Taps>
@@ -248,7 +297,7 @@ struct AlongTime : Worker<Real> {
     for (int64_t i = L; i < L + W + lanes; ++i) slope[i] = 0;
     if (a.silu)
       for (int64_t t = 0; t < L; t += lanes)
-        store<Real>(slope + t, silu_gradient<Real>(linear(taps, bias, t, W), load(slope + t)));
+        store<Real>(slope + t, silu_gradient<Real>(linear(taps, bias, inputs + t, W), load(slope + t)));
     Real* part = a.parts + (b * H + h) * (W + 1);
     for (int64_t k = 0; k <= W; ++k) {
       Vector<Real> sum = {};

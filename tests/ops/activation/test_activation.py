@@ -125,6 +125,30 @@ def test_every_instruction_set_and_number_of_threads(kind: str, biased: bool) ->
         torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.skipif("cpu" not in backends("activation"), reason="needs the native library")
+@every_kind
+@with_and_without_bias
+def test_a_result_past_the_caches_is_that_of_its_parts(kind: str, biased: bool) -> None:
+    """From 8 MiB on results are written past the caches, by whole lines."""
+    x = real(2100, 1024, seed=1).float().requires_grad_()
+    bias = bias_of(x) if biased else None
+    g = real(2100, 512 if kind == "glu" else 1024, seed=2).float()
+
+    def both(rows: slice) -> tuple[Tensor, Tensor]:
+        part = x[rows]
+        y = ops.activation(part, kind, bias, backend="cpu")
+        return y, torch.autograd.grad(y, part, g[rows])[0]
+
+    def found() -> list[Tensor]:
+        return [*both(slice(None))]
+
+    parts = [both(slice(at, at + 700)) for at in (0, 700, 1400)]
+    want = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+    for got in on_every_instruction_set(found):
+        assert all(float((a - b).detach().abs().max()) < 2e-6 for a, b in zip(got, want, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(found(), want, strict=True))
+
+
 @pytest.mark.parametrize(
     ("x", "bias", "error", "message"),
     [

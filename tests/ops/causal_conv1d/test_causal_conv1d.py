@@ -175,3 +175,24 @@ def test_every_instruction_set_and_number_of_threads(last: bool) -> None:
     for found in on_every_instruction_set(lambda: run("cpu")):
         for one, expected in zip(found, want, strict=True):
             assert float(((one - expected).norm() / expected.norm()).detach()) < 2e-6
+
+
+@pytest.mark.skipif("cpu" not in backends("causal_conv1d"), reason="needs the native library")
+@every_layout
+@pytest.mark.parametrize("taps", [4, 12], ids=["usual taps", "more than a vector"])
+def test_a_result_past_the_caches_is_that_of_its_parts(last: bool, taps: int) -> None:
+    """From 8 MiB on results are written past the caches, by whole lines; the states go from part to part."""
+    x, weight, bias, state = (t.float() for t in drawn(1, 544, 4096, taps, last))
+    x = x.mT.contiguous().mT if last else x
+
+    def part(times: slice, before: Tensor) -> tuple[Tensor, Tensor]:
+        piece = x[..., times] if last else x[..., times].contiguous()
+        return ops.causal_conv1d(piece, weight, bias, activation="silu", initial_state=before, backend="cpu")
+
+    first, between = part(slice(None, 2048), state)
+    second, final = part(slice(2048, None), between)
+    want = torch.cat((first, second), -1)
+    for got in on_every_instruction_set(lambda: part(slice(None), state)):
+        assert float((got[0] - want).abs().max()) < 2e-6 * float(want.abs().max())
+        assert torch.equal(got[1], final)
+    assert torch.equal(part(slice(None), state)[0], want)
