@@ -41,7 +41,7 @@ struct NormArguments {
 };
 
 // Work items [begin, end).
-constexpr int64_t kNormScratch = 5;  // arrays of `channels` elements
+constexpr int64_t kNormScratch = 6;  // arrays of `channels` elements
 template <typename Real, Isa isa>
 void gated_rms_norm(const NormArguments<Real>& arguments, int64_t begin, int64_t end, Real* scratch);
 template <typename Real, Isa isa>

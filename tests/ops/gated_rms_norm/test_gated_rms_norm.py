@@ -113,6 +113,27 @@ def test_every_instruction_set_and_number_of_threads() -> None:
         assert all(e < 1e-5 for e in map(error, found, want))
 
 
+@pytest.mark.skipif("cpu" not in backends("gated_rms_norm"), reason="needs the native library")
+@pytest.mark.parametrize("gate", [None, "first", "last"])
+def test_results_past_the_caches_are_those_of_their_parts(gate: str | None) -> None:
+    """From 8 MiB on results are written past the caches, by whole lines."""
+    given = [t.float().requires_grad_() for t in draw(2112, 1024, gate is not None)]
+    x, weight, *z = given
+    g = real(2112, 1024, seed=3).float()
+
+    def both(rows: slice) -> tuple[Tensor, ...]:
+        parts = [t[rows] for t in (x, *z)]
+        options = {"groups": 2, "gate_first": gate == "first", "backend": "cpu"}
+        y = ops.gated_rms_norm(parts[0], weight, *parts[1:], **options)
+        return y, *torch.autograd.grad(y, parts, g[rows])
+
+    pieces = [both(slice(at, at + 704)) for at in (0, 704, 1408)]
+    want = [torch.cat(tensors) for tensors in zip(*pieces, strict=True)]
+    for got in on_every_instruction_set(lambda: both(slice(None))):
+        assert all(e < 1e-6 for e in map(error, got, want))
+    assert all(torch.equal(a, b) for a, b in zip(both(slice(None)), want, strict=True))
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "kind", "message"),
     [
