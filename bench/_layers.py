@@ -106,12 +106,13 @@ def layer_bench(
     )
 
 
-def layer_targets(name: str, ssm: float, layer: float, memory: float) -> tuple[Target, ...]:
-    """Issue 6's rows for a layer at B=4, d_model=256, d_state=64, L=4096, forward and backward."""
+def layer_targets(name: str, ssm: float, layer: float, later: float, memory: float) -> tuple[Target, ...]:
+    """The rows of issues 6 and 23 (``later``) for a layer at B=4, d_model=256, d_state=64, L=4096, with gradients."""
     work, shape = f"{name} layer B=4 d_model=256 d_state=64 L=4096", "B4-H256-N32-L4096"
     return (
         Target(6, f"SSM part of an {work}, forward+backward", f"{shape}-ssm", ESPNET, ssm, BOTH),
         Target(6, f"whole {work}, forward+backward", f"{shape}-layer", ESPNET, layer, BOTH),
+        Target(23, f"whole {work}, forward+backward", f"{shape}-layer", ESPNET, later, BOTH),
         Target(
             6, f"whole {work}, forward+backward", f"{shape}-layer", ESPNET, memory, BOTH, quantity="memory"
         ),

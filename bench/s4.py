@@ -9,7 +9,7 @@ BENCH = layer_bench(
     "S4",
     lambda d_model, d_state: S4(d_model, d_state, transposed=False),
     dense=True,
-    targets=(*layer_targets("S4", ssm=40, layer=15, memory=20), state_target()),
+    targets=(*layer_targets("S4", ssm=40, layer=15, later=24, memory=20), state_target()),
     mode="nplr",
     measure="legs",
 )

@@ -9,7 +9,7 @@ BENCH = layer_bench(
     "S4D",
     lambda d_model, d_state: S4D(d_model, d_state, transposed=False),
     dense=False,
-    targets=layer_targets("S4D", ssm=30, layer=8, memory=5),
+    targets=layer_targets("S4D", ssm=30, layer=8, later=14, memory=5),
     mode="diag",
     measure="diag-lin",
     disc="zoh",

@@ -28,19 +28,12 @@ inline bool is_past_caches(const void* p, int64_t rows, int64_t bytes) {
 template <bool past_caches, typename Real>
 inline void store_result(Real* p, Vector<Real> v) {
   if constexpr (!past_caches) return store<Real>(p, v);
-#if defined(__x86_64__)
-  float* const to = reinterpret_cast<float*>(p);
-  if constexpr (kIsa == Isa::avx512) {
-#  if defined(__AVX512F__)
-    _mm512_stream_ps(to, bits<__m512>(v));
-#  endif
-  } else if constexpr (kIsa == Isa::avx2) {
-#  if defined(__AVX2__)
-    _mm256_stream_ps(to, bits<__m256>(v));
-#  endif
-  } else {
-    _mm_stream_ps(to, bits<__m128>(v));
-  }
+#if defined(__AVX512F__)
+  _mm512_stream_ps(reinterpret_cast<float*>(p), bits<__m512>(v));
+#elif defined(__AVX2__)
+  _mm256_stream_ps(reinterpret_cast<float*>(p), bits<__m256>(v));
+#elif defined(__x86_64__)
+  _mm_stream_ps(reinterpret_cast<float*>(p), bits<__m128>(v));
 #else
   store<Real>(p, v);
 #endif
