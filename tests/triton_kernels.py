@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
@@ -31,3 +32,8 @@ def skip_reason() -> str | None:
     if device() == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "this torch cannot use the GPU that is here: set TRITON_INTERPRET=1 to run the Triton kernels on the CPU"
     return None
+
+
+def compiled(request: Any) -> bool:
+    """Does this test, by pytest's request, run what Triton compiles, not the interpreter, which is slow?"""
+    return device() == "cuda" or request.node.callspec.params.get("machine") is not None

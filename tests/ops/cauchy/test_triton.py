@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from tests.ops import second_derivatives
-from tests.triton_kernels import device, skip_reason
+from tests.triton_kernels import compiled, device, skip_reason
 
 from . import exact
 
@@ -61,6 +61,32 @@ def test_transpose(shape: tuple[int, ...], dtype: torch.dtype) -> None:
         _, z, w, g = data(*shape, dtype, imaginary)
         actual = kernels.cauchy_transpose(g.to(DEVICE), z.to(DEVICE), w.to(DEVICE), False, order)
         assert exact.relative_error(actual, exact.transpose(g, z, w, order)) < TOLERANCE[dtype]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("sets", [1, 2, 4])
+def test_tiles_that_are_filled(sets: int, dtype: torch.dtype, request: pytest.FixtureRequest) -> None:
+    """And almost, so that sizes end at each element of a thread; channels with nodes of their own."""
+    for less in range(5 if compiled(request) else 1):
+        v, z, w, g = data(max(sets - less % 2, sets // 2 + 1), 2, 16 - less, 256 - less, dtype, False)
+        z = torch.cat((z, -z))
+        on = [t.to(DEVICE) for t in (v, z, w, g)]
+        for order in (1, 2):
+            actual = kernels.cauchy_transpose(on[3], *on[1:3], False, order)
+            assert exact.relative_error(actual, exact.transpose(g, z, w, order)) < TOLERANCE[dtype]
+            for pairs in (True, False):
+                actual = kernels.cauchy(*on[:3], pairs, order)
+                assert exact.relative_error(actual, exact.product(v, z, w, pairs, order)) < TOLERANCE[dtype]
+    z[:, ::2] *= 2.0**70  # whose squares are no numbers of float32, beside others
+    on[1] = z.to(DEVICE)
+    actual = kernels.cauchy_transpose(on[3], *on[1:3], False, 1)
+    assert exact.relative_error(actual, exact.transpose(g, z, w, 1)) < TOLERANCE[dtype]
+    for pairs in (True, False):
+        actual = kernels.cauchy(*on[:3], pairs, 1)
+        assert exact.relative_error(actual, exact.product(v, z, w, pairs, 1)) < TOLERANCE[dtype]
+    infinite = torch.full_like(on[1], math.inf)
+    assert not any(kernels.cauchy(on[0], infinite, on[2], pairs, 1).any() for pairs in (True, False))
 
 
 @pytest.mark.on_ptx

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.ops import second_derivatives
-from tests.triton_kernels import device, skip_reason
+from tests.triton_kernels import compiled, device, skip_reason
 
 from ..sample import F64, real
 from .test_selective_scan import draw, error
@@ -122,6 +122,55 @@ def test_series_at_the_ends_of_their_range(
         z.fill_(-0.3465)
         bias.zero_()
     compare(arguments, gradients, dtype)
+
+
+def one_step(
+    sizes: Any, dtype: torch.dtype, time_last: bool, batch: int, moves: list[int]
+) -> tuple[list[Any], list[Tensor]]:
+    """Arguments and gradients, states of 1 and no inputs, of which only so many times move the states: by e^-0.3465."""
+    arguments, gradients = call((batch, *sizes[1:]), True, dtype, time_last)
+    u, delta, a, b, *_, bias, state = arguments[:9]
+    for t, value in ((u, 0.0), (bias, 0.0), (gradients[0], 0.0), (delta, -100.0), (a, -0.3465 / 21)):
+        t.fill_(value)
+    for t in (b, state, gradients[1]):
+        t.fill_(1.0)
+    delta[:, moves] = 21.0  # whose logarithm is not taken
+    return arguments, gradients
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("sizes", "dtype", "time_last"), [(s, t, last) for s, whole, t, last in CASES if whole], ids=str
+)
+def test_last_digits_of_decays(
+    sizes: Any, dtype: torch.dtype, time_last: bool, request: pytest.FixtureRequest
+) -> None:
+    """Each exponential by itself: that of one time in the gradient of a and in those of the states, and of the next
+    one in that of b, channel by channel."""
+    _, channels, _, entries, groups = sizes
+    length = reference.CHUNK
+    sizes = 1, channels, length, triton.next_power_of_2(entries), groups
+    times = range(length - 1) if compiled(request) else (length // 2,)
+
+    def off(arguments: list[Any], gradients: list[Tensor], picked: Any) -> float:
+        """By how much of itself any of these results is."""
+        wide = [t.double() if isinstance(t, Tensor) else t for t in (*gradients, *arguments)]
+        there = [t.to(DEVICE) if isinstance(t, Tensor) else t for t in (*gradients, *arguments)]
+        found = []
+        for how, given in ((reference, wide), (kernels, there)):
+            _, final, kept = how.selective_scan(*given[2:])
+            found.append(picked(final, how.selective_scan_backward(*given[:11], kept, *given[11:])))
+        want, got = (torch.cat([t.cpu().double().flatten() for t in ts]) for ts in found)
+        return float((got / want - 1).abs().max())
+
+    for t in (*times, length - 1):
+        arguments, gradients = one_step(sizes, dtype, time_last, 1, [t])
+        assert off(arguments, gradients, lambda final, back: (final, back[2], back[-1])) < 1e-7
+    for t in times if dtype == F32 else ():
+        arguments, gradients = one_step(sizes, dtype, time_last, channels, [t, t + 1])
+        arguments[0].diagonal(0, 0, 2).fill_(1.0)  # each channel in a sequence of its own
+        which = torch.arange(channels), t, torch.arange(channels) // (channels // groups)
+        assert off(arguments, gradients, lambda final, back, which=which: (back[3][which],)) < 1e-7
 
 
 def test_slices_of_a_group(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,7 @@ def sample(
 def step(x: Step, numbers: Numbers) -> tuple[Tensor, Tensor]:
     """y and all states after it, in float64."""
     heads = x.u.shape[1]
-    after, y = x.state.double(), torch.zeros(x.u.shape, dtype=F64)
+    after, y = x.state.to(F64, copy=True), torch.zeros(x.u.shape, dtype=F64)
     for row in range(len(y)):
         slot = row if x.state_indices is None else int(x.state_indices[row])
         if not 0 <= slot < len(after):

@@ -78,6 +78,35 @@ def grown(x: exact.Step, numbers: exact.Numbers) -> exact.Step:
     return x._replace(a=torch.full_like(x.a, rate))
 
 
+def of_decays_alone(x: exact.Step, rates: torch.Tensor) -> exact.Step:
+    """With states of 1 and inputs of 0: a step of dt makes e^(dt a) of each, where a goes through the rates."""
+    for t in (x.u, x.bias):
+        if t is not None:
+            t.zero_()
+    a = rates.to(x.a.dtype)[torch.arange(x.a.numel()) % len(rates)].view(x.a.shape)
+    return x._replace(state=torch.ones_like(x.state), a=a)
+
+
+def states_after(x: exact.Step, numbers: exact.Numbers) -> tuple[torch.Tensor, torch.Tensor]:
+    """The kernel's, and what they are."""
+    after = torch.full_like(x.state, float("nan")).to(DEVICE)
+    kernels.kernel(*(None if t is None else t.to(DEVICE) for t in x), *numbers, after)
+    return after.cpu(), exact.step(x, numbers)[1]
+
+
+def assert_last_digits(x: exact.Step, numbers: exact.Numbers) -> None:
+    """Of e^x at the ends of its series' range, each to a unit in its last place; and e^x too large to be a number."""
+    x.delta.fill_(10.0 if numbers.softplus else 1.0)  # of 1.5 at most, or of 1
+    dt = 1.5 if numbers.softplus else 1.0
+    ends = torch.linspace(0.31, 0.346, 29) * torch.tensor([-1.0, 1.0]).repeat(15)[:29]
+    after, want = states_after(of_decays_alone(x, ends / dt), numbers)
+    units = 1.3 if after.dtype == torch.float32 else 2.3  # of 1: of the largest it is half of one
+    assert (after.double() - want).abs().max() <= units * torch.finfo(after.dtype).eps
+    most = 200.0 if after.dtype == torch.float32 else 2000.0
+    after, want = states_after(of_decays_alone(x, torch.tensor([-0.3, most, -0.4]) / dt), numbers)
+    torch.testing.assert_close(after, want.to(after.dtype))
+
+
 #: Kernels of the tests below, which look at something else.
 ELSEWHERE = [
     ((4, 16, 1, 16, 1, False), torch.float32, exact.PLAIN),
@@ -110,6 +139,7 @@ def test_tiles_that_are_filled(shape: Any, dtype: torch.dtype, numbers: exact.Nu
         run(x, numbers, in_place=False)
     if dtype != torch.float64 or not numbers.softplus:
         run(grown(exact.sample(*shape, **options), numbers), numbers, in_place=True)
+        assert_last_digits(exact.sample(*shape, **options), numbers)
     if dtype == torch.float64:
         x = exact.sample(*shape, state_indices=[*range(shape[0])][::-1], **options)
         x.delta.abs_()

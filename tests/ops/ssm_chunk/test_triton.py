@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.triton_kernels import device, skip_reason
+from tests.triton_kernels import compiled, device, skip_reason
 
 from .exact import assert_matrices, error, gradients_by_torch, gradients_for, system
 
 if skip_reason() is not None:
     pytest.skip(str(skip_reason()), allow_module_level=True)
+
+import triton
 
 from sequence_kernels.ops.ssm_chunk import triton as kernels
 
@@ -45,6 +47,10 @@ def moved(tensors: Any, to: str) -> list[Tensor]:
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_matrices_and_gradients(case: tuple[Any, ...], dtype: torch.dtype) -> None:
+    check(case, dtype)
+
+
+def check(case: tuple[Any, ...], dtype: torch.dtype) -> None:
     *sizes, chunk, tail = case
     given = inputs(*sizes, dtype)
     results = moved(kernels.ssm_chunk(*moved(given, DEVICE), chunk, tail), "cpu")
@@ -54,6 +60,27 @@ def test_matrices_and_gradients(case: tuple[Any, ...], dtype: torch.dtype) -> No
     for one, other, like in zip(got, gradients_by_torch(gradients, given, chunk, tail), given, strict=True):
         assert (one.shape, one.dtype) == (like.shape, like.dtype)
         assert error(one.cpu(), other) < TOLERANCE[dtype]
+
+
+def filled(channels: int, rank: int, heads: int, pairs: int, less: int) -> tuple[int, int, int, int]:
+    """Such sizes for the same kernels, that fill a program; or so many fewer."""
+    sequences = triton.next_power_of_2(1 + channels + 2 * rank)
+    most = [triton.next_power_of_2(x) if x else 0 for x in (rank, pairs)]
+    rank, pairs = (max(x - less, x // 2 + 1 if x > 1 else x) for x in most)
+    rest = sequences - 1 - 2 * rank
+    return max(rest - less, sequences // 2 - 2 * rank, 1), rank, heads, pairs
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_tiles_that_are_filled(
+    case: tuple[Any, ...], dtype: torch.dtype, request: pytest.FixtureRequest
+) -> None:
+    """And almost."""
+    *sizes, chunk, tail = case
+    for less in range(4 if compiled(request) else 1):
+        check((*filled(*sizes, less), chunk, tail), dtype)
 
 
 @pytest.mark.launches_nothing

@@ -29,7 +29,7 @@ SHAPES = [(1, 1, 1, 1), (1, 2, 3, 5), (3, 2, 17, 65), (1, 1, 5, 4097)]
 
 def data(sets: int, channels: int, N: int, L: int, real: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(sets + 10 * channels + 100 * N + L)
-    decay = torch.rand(channels, N, dtype=torch.float64) * 5 / L
+    decay = (6 * torch.rand(channels, N, dtype=torch.float64) - 1) / L  # some grow
     x = torch.complex(-decay, 3 * torch.randn_like(decay))  # up to several turns a step
     v, g = (torch.randn(sets, channels, size, dtype=torch.complex128) for size in (N, L))
     return tuple(t.to(real.to_complex()) for t in (v, x, g))
