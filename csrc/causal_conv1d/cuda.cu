@@ -1,9 +1,12 @@
 // The short causal convolution of tiles of elements and channels, and its adjoint: see cuda.h.
 #include "causal_conv1d/cuda.h"
-#include "common/element.cuh"
+#include "common/element_bits.cuh"
 #include "common/exponential.cuh"
 
 namespace causal_conv1d {
+
+// Elements of a thread that are on their way together: of a tile, half of them or all.
+constexpr int32_t ahead = 9;
 
 // A channel's entries in shared memory.
 template <class T>
@@ -66,6 +69,37 @@ struct Member {
     if (e >= kept()) return read(p.x, e - kept());
     return p.initial ? static_cast<const T*>(p.initial)[in_state(e)] : T(0);
   }
+  // Elements t, t + step, ... of a sequence, below t + count; 0 outside of it.
+  __device__ __forceinline__ void read_ahead(const Sequence& from, int64_t t, int32_t count,
+                                             T (&v)[ahead]) const {
+    const int64_t last = p.length - 1 - t;
+    const int32_t low = t < 0 ? static_cast<int32_t>(-t) : 0;
+    const int32_t high = last < count - 1 ? static_cast<int32_t>(last) : count - 1;
+    if (p.length > 0) {
+      const int64_t place = b * from.batch + d * from.channel + t * from.time;
+      const auto at = [&](int32_t k) {
+        const int32_t i = k * step > low ? k * step : low;
+        return place + (i < high ? i : high) * from.time;
+      };
+      Bits<T> bits[ahead];
+      load_bits<T>(from.data, p.element, at, bits), values_of<T>(p.element, bits, v);
+    }
+#pragma unroll
+    for (int32_t k = 0; k < ahead; ++k) v[k] = used && k * step >= low && k * step <= high ? v[k] : T(0);
+  }
+  // Inputs from e on, so many.
+  __device__ __forceinline__ void fill(const Column<T>& x, int64_t e, int32_t count) const {
+#pragma unroll 1
+    for (int32_t i = first; i < count; i += ahead * step) {
+      T v[ahead];
+      read_ahead(p.x, e + i - kept(), count - i, v);
+#pragma unroll
+      for (int32_t k = 0; k < ahead; ++k)
+        if (i + k * step < count) x[i + k * step] = v[k];
+    }
+    if (!p.initial) return;
+    for (int32_t i = first; i < count && e + i < kept(); i += step) x[i] = input(e + i);
+  }
   // Of the inputs from x[i] on: what the activation takes.
   __device__ __forceinline__ T linear(const Column<T>& x, int32_t i) const {
     T z = bias;
@@ -81,7 +115,7 @@ __device__ __forceinline__ void forward(const CausalConvParams& p) {
   const Member<T, WIDTH, CausalConvParams> member(p);
   const int32_t count = p.inputs(), step = member.step;
   const Column<T> x = member.column(memory, count);
-  for (int32_t i = member.first; i < count; i += step) x[i] = member.input(member.begin + i);
+  member.fill(x, member.begin, count);
   __syncthreads();
   if (!member.used) return;
   for (int32_t i = member.first; i < p.tile_elements(); i += step) {
@@ -121,19 +155,22 @@ __device__ __forceinline__ void backward(const CausalConvBackwardParams& p) {
   T* const sums = of_slopes + p.tile_channels() * slopes;
   const Column<T> x = member.column(memory, inputs), h = member.column(of_slopes, slopes);
   const int64_t before = member.begin - kept;  // the element of slope 0, and the input of place 0
-  for (int32_t i = member.first; i < inputs; i += step) x[i] = member.input(before + i);
+  member.fill(x, before, inputs);
   __syncthreads();
-  for (int32_t i = member.first; i < slopes; i += step) {
-    const int64_t t = before + i;
-    T slope = 0;
-    if (member.used && t >= 0 && t < p.length) {
-      slope = member.read(p.g, t);
-      if (p.silu) {
+#pragma unroll 1
+  for (int32_t from = member.first; from < slopes; from += ahead * step) {
+    T slope[ahead];
+    member.read_ahead(p.g, before + from, slopes - from, slope);
+#pragma unroll
+    for (int32_t k = 0; k < ahead; ++k) {
+      const int32_t i = from + k * step;
+      if (i >= slopes) break;
+      if (p.silu && before + i >= 0 && before + i < p.length) {
         const T z = member.linear(x, i), s = sigmoid(z);
-        slope *= s * (1 + z * (1 - s));
+        slope[k] *= s * (1 + z * (1 - s));
       }
+      h[i] = slope[k];
     }
-    h[i] = slope;
   }
   __syncthreads();
   for (int32_t i = member.first; i < p.tile_elements(); i += step) {
@@ -164,7 +201,7 @@ __device__ __forceinline__ void backward(const CausalConvBackwardParams& p) {
 KERNEL(causal_conv1d_f32, CausalConvParams, 128, 8) {
   p.width == 4 ? causal_conv1d::forward<float, 4>(p) : causal_conv1d::forward<float, 0>(p);
 }
-KERNEL(causal_conv1d_f64, CausalConvParams, 128, 8) {
+KERNEL(causal_conv1d_f64, CausalConvParams, 128, 6) {
   p.width == 4 ? causal_conv1d::forward<double, 4>(p) : causal_conv1d::forward<double, 0>(p);
 }
 KERNEL(causal_conv1d_backward_f32, CausalConvBackwardParams, 128, 6) {

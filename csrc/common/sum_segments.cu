@@ -6,8 +6,16 @@ __device__ __forceinline__ void sum_segments(const SumSegmentsParams& p) {
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= p.count) return;
   const T* const partial = static_cast<const T*>(p.partial);
+  constexpr int32_t ahead = 16;  // are on their way together
   double sum = 0;
-  for (int32_t s = 0; s < p.segments; ++s) sum += partial[s * p.count + i];
+#pragma unroll 1
+  for (int32_t s = 0; s < p.segments; s += ahead) {
+    T v[ahead];
+#pragma unroll
+    for (int32_t k = 0; k < ahead; ++k) v[k] = partial[(s + k < p.segments ? s + k : s) * p.count + i];
+#pragma unroll
+    for (int32_t k = 0; k < ahead; ++k) sum += s + k < p.segments ? v[k] : T(0);
+  }
   static_cast<T*>(p.out)[i] = static_cast<T>(sum);
 }
 

@@ -29,7 +29,7 @@ const Kernels ends = KERNELS(selective_scan_fatbin, "ends"), carry = KERNELS(sel
 #undef KERNELS
 
 // So many blocks fill a GPU: as long as there are fewer, time is cut.
-constexpr int64_t kEnoughBlocks = 512;
+constexpr int64_t kEnoughBlocks = 384;
 
 cuda::Sequence sequence(const Tensor& tensor) {
   const Sizes strides = tensor.strides();
@@ -66,8 +66,12 @@ cuda::Params params_of(const ScanSizes& sizes, const ScanTensors& given) {
   params.least = given.least, params.most = given.most, params.softplus = given.softplus;
   params.batch = sizes.B, params.length = sizes.L;
   params.channels = static_cast<int32_t>(sizes.D), params.numbers = static_cast<int32_t>(numbers);
-  const int64_t blocks = sizes.B * cuda::over(sizes.D, cuda::width(params, cuda::threads));
+  const int64_t blocks = sizes.B * cuda::over(sizes.D, cuda::width(params));
   const int64_t wanted = blocks > 0 ? cuda::over(kEnoughBlocks, blocks) : 1;
+  const auto in_one_group = [&](const cuda::Matrix& m) {
+    return m.channels % cuda::width(params) == 0 || m.channels == params.channels;
+  };
+  params.staged = in_one_group(params.b) && in_one_group(params.c);
   const int64_t chunks = sizes.chunks > 1 ? sizes.chunks : 1;
   params.chunks_of_segment = static_cast<int32_t>(cuda::over(chunks, wanted < chunks ? wanted : chunks));
   params.segments = static_cast<int32_t>(cuda::over(chunks, params.chunks_of_segment));
@@ -110,7 +114,7 @@ std::vector<Tensor> forward_op(const ScanTensors& given) {
 
 // Blocks of the backward pass add up over their channels where these share b or c and fill half of a block.
 void share(cuda::Params& params) {
-  const int32_t side = cuda::width(params, cuda::backward_threads);
+  const int32_t side = cuda::width(params);
   int32_t common = 0;
   for (cuda::Matrix* m : {&params.b, &params.c}) {
     m->shared = 2 * m->channels >= side;
@@ -118,6 +122,7 @@ void share(cuda::Params& params) {
   }
   if (common > 0 && 2 * common < side) params.b.shared = params.c.shared = 0, common = 0;
   params.of_group = common > 0 ? common : params.channels;
+  params.staged = params.b.shared && params.c.shared;
 }
 
 std::vector<Tensor> backward_op(const Tensor& g, const Tensor& g_final, const ScanTensors& given,
@@ -131,8 +136,8 @@ std::vector<Tensor> backward_op(const Tensor& g, const Tensor& g_final, const Sc
   cuda::Params params = params_of(sizes, given);
   params.g = sequence(g), params.before = g_final.data<void>(), params.reverse = 1;
   params.states = const_cast<void*>(states.data<void>());
-  share(params);
   const std::optional<Tensor> starts = carried(sizes, device, params);
+  share(params);
 
   Tensor du = like(given.u), d_delta = like(given.delta);
   Tensor dz = given.z ? like(*given.z) : Tensor::empty({0, 0, 0}, given.u.dtype(), device);

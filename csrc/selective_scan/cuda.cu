@@ -10,30 +10,64 @@ __device__ __forceinline__ int64_t row_of_sums(const Params& p, int64_t b, int64
 
 template <class T, bool complex>
 __device__ __forceinline__ void find_ends(const Params& p) {
-  const int32_t side = width(p, threads);
-  const int64_t blocks = over(p.channels, side);
-  const Lane<T, complex> lane(p, static_cast<int32_t>(blockIdx.x % blocks) * side, p.channels,
-                              blockIdx.x / blocks);
+  DYN_SHARED(T, memory);
+  const int64_t blocks = over(p.channels, width(p));
+  const int32_t from = static_cast<int32_t>(blockIdx.x % blocks) * width(p);
+  const Lane<T, complex> lane(p, from, p.channels, blockIdx.x / blocks);
   if (lane.segment == (p.reverse ? 0 : p.segments - 1)) return;
-  const Numbers<T, complex> a = lane.rates();
+  Elements<T> elements(lane, from, p.channels);
+  Complex<T>* const steps = reinterpret_cast<Complex<T>*>(memory);
+  const Rows<T, complex> rows(lane, p.reverse ? p.c : p.b, p.reverse ? lane.c_row : lane.b_row,
+                              memory + 2 * lane.tile * lane.side);
+  const Numbers<T, complex> rates = lane.rates().prepared();
   Numbers<T, complex> h;
   h.clear();
   T sum = 0;
-  if (p.reverse) {
+
+  const int64_t count = over(lane.end - lane.begin, lane.tile);
+  const auto begin_tile = [&](int64_t j) {  // behind the last one: that once more
+    const int64_t place = j < count ? j : count - 1;
+    const int64_t t = lane.begin + (p.reverse ? count - 1 - place : place) * lane.tile;
+    elements.begin_inputs(t);
+    if (p.reverse) elements.begin_gradient(t), elements.begin_gate(t);
+    rows.begin(t, j % 2);
+    end_group_of_copies();
+    return t;
+  };
+  const auto walk = [&](auto staged, int64_t t, int32_t buffer) {
 #pragma unroll 1
-    for (int64_t t = lane.end - 1; t >= lane.begin; --t) {
-      const Element<T> e = lane.element(t);
-      h.add_scaled_conjugate(weight<complex> * lane.gradient(t), lane.c_at(t));
-      h = h.times_conjugate(a.decay(e.dt));
-      sum += e.dt;
+    for (int32_t from = 0; from < lane.tile; from += 2) {
+#pragma unroll
+      for (int32_t i = 0; i < 2; ++i) {
+        const int32_t k = p.reverse ? lane.tile - 1 - from - i : from + i;
+        const Complex<T> step = steps[k * lane.side + lane.column];
+        const Numbers<T, complex> row = rows.at(staged, t, k, buffer), decay = rates.decay(step.x);
+        if (p.reverse) {
+          h.add_scaled_conjugate(step.y, row);
+          h = h.times_conjugate(decay);
+        } else {
+          h.advance(decay, step.y, row);
+        }
+        sum += step.x;
+      }
     }
-  } else {
+  };
+  int64_t t = begin_tile(0);
 #pragma unroll 1
-    for (int64_t t = lane.begin; t < lane.end; ++t) {
-      const Element<T> e = lane.element(t);
-      h.advance(a.decay(e.dt), e.dt * e.u, lane.b_at(t));
-      sum += e.dt;
+  for (int64_t j = 0; j < count; ++j) {
+    elements.take_inputs();
+    if (p.reverse) {
+      elements.take_gradient(), elements.take_gate();
+#pragma unroll
+      for (int32_t i = 0; i < each; ++i) elements.u[i] = weight<complex> * elements.gated(i, elements.g[i]);
     }
+    elements.share(t, steps, !p.reverse);
+    const int64_t next = begin_tile(j + 1);
+    wait_for_copies<1>();
+    __syncthreads();
+    p.staged ? walk(Staged<true>(), t, j % 2) : walk(Staged<false>(), t, j % 2);
+    __syncthreads();
+    t = next;
   }
   if (!lane.used) return;
   h.store(p.ends, lane.row_of_ends(), p.channels, lane.first, p.numbers);
@@ -67,7 +101,7 @@ __device__ __forceinline__ void carry(const Params& p) {
     }
     if (turns == p.segments - 1) break;
     const T dt = static_cast<const T*>(p.sums)[row_of_sums(p, b, segment) + d];
-    const T size = decay_by(dt * a[0]);
+    const T size = decay_by(dt * (decay_unit<T> * a[0]));
     if constexpr (complex) {
       T sine, cosine;
       turn(dt * T(0.31830988618379067) * a[1], sine, cosine);
@@ -85,24 +119,56 @@ __device__ __forceinline__ void carry(const Params& p) {
 
 template <class T, bool complex>
 __device__ __forceinline__ void forward(const Params& p) {
-  const int32_t side = width(p, threads);
-  const int64_t blocks = over(p.channels, side);
-  const Lane<T, complex> lane(p, static_cast<int32_t>(blockIdx.x % blocks) * side, p.channels,
-                              blockIdx.x / blocks);
-  const Numbers<T, complex> a = lane.rates();
+  DYN_SHARED(T, memory);
+  const int64_t blocks = over(p.channels, width(p));
+  const int32_t from = static_cast<int32_t>(blockIdx.x % blocks) * width(p);
+  const Lane<T, complex> lane(p, from, p.channels, blockIdx.x / blocks);
+  Elements<T> elements(lane, from, p.channels);
+  Complex<T>* const steps = reinterpret_cast<Complex<T>*>(memory);
+  T* const outputs = memory + 2 * lane.tile * lane.side;  // parts of them
+  const Rows<T, complex> b(lane, p.b, lane.b_row, outputs + lane.tile * threads);
+  const Rows<T, complex> c(lane, p.c, lane.c_row, b.shared + b.numbers());
+  const Numbers<T, complex> rates = lane.rates().prepared();
   Numbers<T, complex> h = lane.incoming();
+
+  const auto begin_tile = [&](int64_t t, int32_t buffer) {
+    elements.begin_inputs(t), elements.begin_gate(t);
+    b.begin(t, buffer), c.begin(t, buffer);
+    end_group_of_copies();
+  };
+  const auto walk = [&](auto staged, int64_t t, int32_t buffer) {
 #pragma unroll 1
-  for (int64_t t = lane.begin; t < lane.end; ++t) {
+    for (int32_t first = 0; first < lane.tile; first += 2) {
+#pragma unroll
+      for (int32_t k = first; k < first + 2; ++k) {
+        const Complex<T> step = steps[k * lane.side + lane.column];
+        h.advance(rates.decay(step.x), step.y, b.at(staged, t, k, buffer));
+        outputs[k * threads + threadIdx.x] = c.at(staged, t, k, buffer).inner(h);
+      }
+    }
+  };
+  int32_t buffer = 0;
+  if (lane.begin < lane.end) begin_tile(lane.begin, buffer);
+#pragma unroll 1
+  for (int64_t t = lane.begin; t < lane.end; t += lane.tile, buffer ^= 1) {
     if (t % chunk == 0 && lane.used)
       h.store(p.states, lane.row_of_kept(t / chunk), p.channels, lane.first, p.numbers);
-    const Element<T> e = lane.element(t);
-    h.advance(a.decay(e.dt), e.dt * e.u, lane.b_at(t));
-    T y = weight<complex> * lane.sum_of_parts(lane.c_at(t).inner(h)) + lane.skip * e.u;
-    if (p.z.data) {
-      const T z = lane.read(p.z, t);
-      y *= z * sigmoid(z);
+    elements.take_inputs(), elements.take_gate();
+    elements.share(t, steps, true);
+    T y[each], skipped[each];
+#pragma unroll
+    for (int32_t i = 0; i < each; ++i) skipped[i] = elements.skip * elements.u[i];
+    begin_tile(t + lane.tile < lane.end ? t + lane.tile : t, buffer ^ 1);
+    wait_for_copies<1>();
+    __syncthreads();
+    p.staged ? walk(Staged<true>(), t, buffer) : walk(Staged<false>(), t, buffer);
+    __syncthreads();
+    elements.sum_parts(outputs, y);
+#pragma unroll
+    for (int32_t i = 0; i < each; ++i) {
+      y[i] = elements.gated(i, weight<complex> * y[i] + skipped[i]);
+      if (elements.inside(i, t)) store_element(p.y, p.u.element, elements.of_result(i, t), y[i]);
     }
-    if (lane.part == 0 && lane.used) store_element(p.y, p.u.element, lane.of_result(t), y);
   }
   if (lane.segment == p.segments - 1 && lane.used)
     h.store(p.final_state, lane.row_of_state(), 1, lane.first, p.numbers);
@@ -110,39 +176,39 @@ __device__ __forceinline__ void forward(const Params& p) {
 
 }  // namespace selective_scan
 
-KERNEL(selective_scan_ends_real_f32, SelectiveScanEndsParams, 128, 5) {
+KERNEL(selective_scan_ends_real_f32, SelectiveScanEndsParams, 64, 6) {
   selective_scan::find_ends<float, false>(p);
 }
-KERNEL(selective_scan_ends_real_f64, SelectiveScanEndsParams, 128, 5) {
+KERNEL(selective_scan_ends_real_f64, SelectiveScanEndsParams, 64, 4) {
   selective_scan::find_ends<double, false>(p);
 }
-KERNEL(selective_scan_ends_complex_f32, SelectiveScanEndsParams, 128, 5) {
+KERNEL(selective_scan_ends_complex_f32, SelectiveScanEndsParams, 64, 6) {
   selective_scan::find_ends<float, true>(p);
 }
-KERNEL(selective_scan_ends_complex_f64, SelectiveScanEndsParams, 128, 5) {
+KERNEL(selective_scan_ends_complex_f64, SelectiveScanEndsParams, 64, 4) {
   selective_scan::find_ends<double, true>(p);
 }
-KERNEL(selective_scan_carry_real_f32, SelectiveScanCarryParams, 128) {
+KERNEL(selective_scan_carry_real_f32, SelectiveScanCarryParams, 64) {
   selective_scan::carry<float, false>(p);
 }
-KERNEL(selective_scan_carry_real_f64, SelectiveScanCarryParams, 128) {
+KERNEL(selective_scan_carry_real_f64, SelectiveScanCarryParams, 64) {
   selective_scan::carry<double, false>(p);
 }
-KERNEL(selective_scan_carry_complex_f32, SelectiveScanCarryParams, 128) {
+KERNEL(selective_scan_carry_complex_f32, SelectiveScanCarryParams, 64) {
   selective_scan::carry<float, true>(p);
 }
-KERNEL(selective_scan_carry_complex_f64, SelectiveScanCarryParams, 128) {
+KERNEL(selective_scan_carry_complex_f64, SelectiveScanCarryParams, 64) {
   selective_scan::carry<double, true>(p);
 }
-KERNEL(selective_scan_forward_real_f32, SelectiveScanForwardParams, 128) {
+KERNEL(selective_scan_forward_real_f32, SelectiveScanForwardParams, 64, 6) {
   selective_scan::forward<float, false>(p);
 }
-KERNEL(selective_scan_forward_real_f64, SelectiveScanForwardParams, 128) {
+KERNEL(selective_scan_forward_real_f64, SelectiveScanForwardParams, 64, 6) {
   selective_scan::forward<double, false>(p);
 }
-KERNEL(selective_scan_forward_complex_f32, SelectiveScanForwardParams, 128) {
+KERNEL(selective_scan_forward_complex_f32, SelectiveScanForwardParams, 64, 4) {
   selective_scan::forward<float, true>(p);
 }
-KERNEL(selective_scan_forward_complex_f64, SelectiveScanForwardParams, 128) {
+KERNEL(selective_scan_forward_complex_f64, SelectiveScanForwardParams, 64, 6) {
   selective_scan::forward<double, true>(p);
 }

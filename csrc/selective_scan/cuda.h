@@ -9,8 +9,13 @@
 //                             `reverse`: the gradient that each passes to the one before it, if it gets none
 //   selective_scan_carry_*    what each segment begins with: exp(a sum dt) times what it began with, plus its end
 //   selective_scan_forward_*  the outputs, and the state before each chunk
-//   selective_scan_backward_* the gradients. A chunk's states are computed again, those before every `steps` elements,
-//                             and from these those before each.
+//   selective_scan_backward_* the gradients. A chunk's states are computed again, those before every tile, and from
+//                             these those before each element.
+//
+// All but carry go through time by tiles. What belongs to an element alone (dt, gates, what is stored) a thread makes
+// for neighbouring channels, so once, and it loads that of the next tile before it goes on with this one; lanes take it
+// from shared memory, and so the rows of b and c, if the block's channels have the same (`staged`). Lanes leave their
+// parts of sums over a state there. Beyond the end dt is 0, which changes no state.
 //
 // db and dc, where their groups have enough channels to fill half a block (`shared`), are added up over the channels
 // of a block, else they are stored for each channel; sum_segments does the rest. All sums are in a fixed order.
@@ -20,8 +25,9 @@
 
 namespace selective_scan {
 
-constexpr int32_t chunk = 64, steps = 8;  // elements
-constexpr int32_t threads = 128, backward_threads = 64;
+constexpr int32_t chunk = 64;  // elements
+constexpr int32_t threads = 64, warps = threads / 32;
+constexpr int32_t each = 4;  // elements of a thread in a tile, at most
 
 // (batch, channel, time), strides in elements; null: none.
 struct Sequence {
@@ -45,10 +51,20 @@ HOST_DEVICE constexpr int32_t of_lane(int32_t real_bytes) {
 HOST_DEVICE constexpr int32_t most_numbers(int32_t real_bytes) {
   return 32 * of_lane(real_bytes);
 }
-HOST_DEVICE constexpr int32_t parts_of(int32_t numbers, int32_t real_bytes) {
-  int32_t parts = 1;
-  while (parts * of_lane(real_bytes) < numbers) parts *= 2;
-  return parts;
+// A channel has 2^part_bits lanes.
+HOST_DEVICE constexpr int32_t part_bits(int32_t numbers, int32_t real_bytes) {
+  int32_t bits = 0;
+  while (of_lane(real_bytes) << bits < numbers) ++bits;
+  return bits;
+}
+// Of a channel's 2^bits lanes. A tile has 2^tile_bits elements: few where there are many channels, or long rows of b
+// and c.
+HOST_DEVICE constexpr int32_t tile_bits(int32_t bits) {
+  return bits == 0 || bits == 5 ? 2 : 3;
+}
+// Elements whose db and dc wait to be added up over warps.
+HOST_DEVICE constexpr int32_t waiting_of(int32_t bits) {
+  return 1 << (5 - bits < tile_bits(bits) ? 5 - bits : tile_bits(bits));
 }
 
 HOST_DEVICE int64_t over(int64_t count, int64_t size) {
@@ -85,24 +101,30 @@ struct Params {
   int32_t channels, numbers, real_bytes;
   int32_t segments, chunks_of_segment;
   int32_t softplus, reverse;
+  int32_t staged;    // whether all channels of each block have the same b, and the same c
   int32_t of_group;  // a divisor of D: blocks of the backward pass have channels of one such group alone
 };
 
 // Channels that a block has side by side.
-HOST_DEVICE int32_t width(const Params& p, int32_t block_threads) {
-  return block_threads / parts_of(p.numbers, p.real_bytes);
+HOST_DEVICE int32_t width(const Params& p) {
+  return threads >> part_bits(p.numbers, p.real_bytes);
 }
 HOST_DEVICE int32_t blocks_of_group(const Params& p) {
-  return static_cast<int32_t>(over(p.of_group, width(p, backward_threads)));
+  return static_cast<int32_t>(over(p.of_group, width(p)));
 }
 // How many parts of db or dc are added up for a group's.
 HOST_DEVICE int64_t contributions(const Params& p, const Matrix& m) {
   const int64_t parts = m.shared ? m.channels / p.of_group * blocks_of_group(p) : m.channels;
   return parts * (m.constant ? p.segments : 1);
 }
-// Two buffers of a step's numbers of db and dc, for each warp.
-HOST_DEVICE int32_t sums_bytes(const Params& p) {
-  return 2 * (backward_threads / 32) * 2 * parts_of(p.numbers, p.real_bytes) * 32;
+// Shared memory, in numbers: `values` of each element of a tile, `sums` of each lane, and two buffers of rows.
+HOST_DEVICE int32_t tile_numbers(const Params& p, int32_t values, int32_t sums) {
+  const int32_t bits = part_bits(p.numbers, p.real_bytes);
+  const int32_t rows = p.staged ? 2 * 2 * of_lane(p.real_bytes) << bits : 0;
+  return (values * width(p) + sums * threads + rows) << tile_bits(bits);
+}
+HOST_DEVICE int64_t blocks_of_channels(const Params& p) {
+  return p.batch * p.segments * over(p.channels, width(p));
 }
 
 }  // namespace selective_scan
@@ -114,11 +136,11 @@ struct SelectiveScanBackwardParams : selective_scan::Params {};
 
 HOST_DEVICE Launch launch(const SelectiveScanForwardParams& p) {
   using namespace selective_scan;
-  return {p.batch * p.segments * over(p.channels, width(p, threads)), threads, 0};
+  return {blocks_of_channels(p), threads, tile_numbers(p, 2, 1) * p.real_bytes};
 }
 HOST_DEVICE Launch launch(const SelectiveScanEndsParams& p) {
   using namespace selective_scan;
-  return {p.batch * p.segments * over(p.channels, width(p, threads)), threads, 0};
+  return {blocks_of_channels(p), threads, tile_numbers(p, 2, 0) * p.real_bytes};
 }
 // A thread a number or, of complex ones, a pair of them, of which some idle.
 HOST_DEVICE Launch launch(const SelectiveScanCarryParams& p) {
@@ -127,7 +149,10 @@ HOST_DEVICE Launch launch(const SelectiveScanCarryParams& p) {
 }
 HOST_DEVICE Launch launch(const SelectiveScanBackwardParams& p) {
   using namespace selective_scan;
-  const int32_t states = backward_threads * (chunk / steps + steps) * 32;
-  return {p.batch * p.segments * (p.channels / p.of_group) * blocks_of_group(p), backward_threads,
-          states + sums_bytes(p)};
+  const int32_t bits = part_bits(p.numbers, p.real_bytes), tile = 1 << tile_bits(bits);
+  const int32_t states = (chunk / tile + tile) * threads * 32;
+  const int32_t waiting = waiting_of(bits) * warps * 2 * (32 << bits);
+  const int32_t constant = p.b.constant || p.c.constant ? 2 * threads * 32 : 0;
+  return {p.batch * p.segments * (p.channels / p.of_group) * blocks_of_group(p), threads,
+          states + waiting + constant + tile_numbers(p, 3, 3) * p.real_bytes};
 }

@@ -1,14 +1,17 @@
 // What the passes of the selective scan share: a lane's numbers of a state, and its elements of time.
 #pragma once
-#include "common/element.cuh"
+#include "common/async_number.cuh"
+#include "common/element_bits.cuh"
 #include "common/exponential.cuh"
 #include "selective_scan/cuda.h"
 
 namespace selective_scan {
 
-// e^x, whose exponent is rounded: by 2^-24 |x| of e^x, little beside 1 where it decays.
+// e^x = decay_by(decay_unit x), whose exponent is rounded: by 2^-24 |x| of e^x, little beside 1 where it decays.
+template <class T>
+constexpr T decay_unit = sizeof(T) == 4 ? T(log2_e) : T(1);
 __device__ __forceinline__ float decay_by(float x) {
-  return exp2f(x * 1.44269504f);
+  return exp2f(x);
 }
 __device__ __forceinline__ double decay_by(double x) {
   return exp(x);
@@ -19,6 +22,22 @@ __device__ __forceinline__ void turn(float half_turns, float& sine, float& cosin
 __device__ __forceinline__ void turn(double half_turns, double& sine, double& cosine) {
   sincospi(half_turns, &sine, &cosine);
 }
+// 16 bytes of shared memory.
+__device__ __forceinline__ void load_piece(const float* from, float* v) {
+  const float4 piece = *reinterpret_cast<const float4*>(from);
+  v[0] = piece.x, v[1] = piece.y, v[2] = piece.z, v[3] = piece.w;
+}
+__device__ __forceinline__ void load_piece(const double* from, double* v) {
+  const double2 piece = *reinterpret_cast<const double2*>(from);
+  v[0] = piece.x, v[1] = piece.y;
+}
+__device__ __forceinline__ void store_piece(float* to, const float* v) {
+  *reinterpret_cast<float4*>(to) = float4{v[0], v[1], v[2], v[3]};
+}
+__device__ __forceinline__ void store_piece(double* to, const double* v) {
+  *reinterpret_cast<double2*>(to) = double2{v[0], v[1]};
+}
+
 // A lane's numbers of a state, real ones or pairs.
 template <class T, bool complex>
 struct Numbers {
@@ -43,21 +62,34 @@ struct Numbers {
     for (int32_t i = 0; i < count; ++i)
       if (first + i < numbers) data[i * stride] = v[i];
   }
-  // exp(dt a), where a is this.
+  // In shared memory: two pieces of 16 bytes, so many numbers apart.
+  __device__ __forceinline__ void take(const T* from, int32_t apart) {
+#pragma unroll
+    for (int32_t i = 0; i < 2; ++i) load_piece(from + i * apart, v + i * (count / 2));
+  }
+  __device__ __forceinline__ void put(T* to, int32_t apart) const {
+#pragma unroll
+    for (int32_t i = 0; i < 2; ++i) store_piece(to + i * apart, v + i * (count / 2));
+  }
+  // Of a, this: what a decay is made from, real parts in `decay_unit`s, imaginary ones in half turns.
+  __device__ __forceinline__ Numbers prepared() const {
+    Numbers x;
+#pragma unroll
+    for (int32_t i = 0; i < count; ++i)
+      x.v[i] = v[i] * (complex && i % 2 ? T(0.31830988618379067) : decay_unit<T>);
+    return x;
+  }
+  // exp(dt a), where this is a prepared.
   __device__ __forceinline__ Numbers decay(T dt) const {
     Numbers e;
-    if constexpr (complex) {
-      const T half_turns = dt * T(0.31830988618379067);
 #pragma unroll
-      for (int32_t i = 0; i < count; i += 2) {
-        const T size = decay_by(dt * v[i]);
+    for (int32_t i = 0; i < count; i += complex ? 2 : 1) {
+      e.v[i] = decay_by(dt * v[i]);
+      if constexpr (complex) {
         T sine, cosine;
-        turn(half_turns * v[i + 1], sine, cosine);
-        e.v[i] = size * cosine, e.v[i + 1] = size * sine;
+        turn(dt * v[i + 1], sine, cosine);
+        e.v[i + 1] = e.v[i] * sine, e.v[i] *= cosine;
       }
-    } else {
-#pragma unroll
-      for (int32_t i = 0; i < count; ++i) e.v[i] = decay_by(dt * v[i]);
     }
     return e;
   }
@@ -97,6 +129,13 @@ struct Numbers {
 #pragma unroll
     for (int32_t i = 0; i < count; ++i) v[i] += complex && i % 2 ? -scale * x.v[i] : scale * x.v[i];
   }
+  // Re(sum a conj(x)), where this is a prepared.
+  __device__ __forceinline__ T inner_of_prepared(const Numbers& x) const {
+    T re = 0, im = 0;
+#pragma unroll
+    for (int32_t i = 0; i < count; ++i) (complex && i % 2 ? im : re) += v[i] * x.v[i];
+    return re * (1 / decay_unit<T>)+im * T(3.1415926535897931);
+  }
   // Re(sum this x), and with the conjugate of x.
   __device__ __forceinline__ T inner(const Numbers& x) const {
     T sum = 0;
@@ -112,37 +151,31 @@ struct Numbers {
   }
 };
 
-// An element of time in a channel; x is delta + bias, and free dt before it is limited.
-template <class T>
-struct Element {
-  T u, x, free, dt;
-};
-
 // What a lane has: a part of a channel's state, in a segment of a sequence. A lane without a channel computes with
 // zeros, as all of a warp go on to the shuffles.
 template <class T, bool complex>
 struct Lane {
   const Params& p;
-  int32_t lanes, part, first;  // channels of a warp; which numbers: of part, and the first of them
-  int32_t d;
+  int32_t bits;                    // a channel has 2^bits parts
+  int32_t lanes, part, first;      // channels of a warp; which numbers: of part, and the first of them
+  int32_t side, tile;              // channels of the block, elements of a tile
+  int32_t column, d;               // its channel: of the block's, and of all
   int64_t b, segment, begin, end;  // of time
   bool used;
-  T bias, skip;
   const T *b_row, *c_row;
 
   // A block's lanes have the channels from `from` on, up to `to`; `rest` says which sequence and segment.
   __device__ __forceinline__ Lane(const Params& params, int32_t from, int32_t to, int64_t rest) : p(params) {
-    const int32_t parts = parts_of(p.numbers, sizeof(T));
-    lanes = 32 / parts;
-    part = threadIdx.x % 32 / lanes, first = part * Numbers<T, complex>::count;
-    d = from + threadIdx.x / 32 * lanes + threadIdx.x % lanes;
+    bits = part_bits(p.numbers, sizeof(T));
+    lanes = 32 >> bits, side = threads >> bits, tile = 1 << tile_bits(bits);
+    const int32_t thread = threadIdx.x, inside = thread % 32;
+    part = inside >> (5 - bits), first = part * Numbers<T, complex>::count;
+    column = (thread / 32 << (5 - bits)) + (inside & (lanes - 1)), d = from + column;
     used = d < to;
     d = used ? d : to - 1;
     b = rest / p.segments, segment = rest % p.segments;
     const int64_t longest = int64_t(p.chunks_of_segment) * chunk;
     begin = segment * longest, end = begin + longest < p.length ? begin + longest : p.length;
-    bias = p.bias ? static_cast<const T*>(p.bias)[d] : T(0);
-    skip = p.d ? static_cast<const T*>(p.d)[d] : T(0);
     b_row = row_of(p.b), c_row = row_of(p.c);
   }
   __device__ __forceinline__ const T* row_of(const Matrix& m) const {
@@ -153,8 +186,6 @@ struct Lane {
     x.load(row, t * m.time, 1, first, p.numbers);
     return x;
   }
-  __device__ __forceinline__ Numbers<T, complex> b_at(int64_t t) const { return entries(b_row, p.b, t); }
-  __device__ __forceinline__ Numbers<T, complex> c_at(int64_t t) const { return entries(c_row, p.c, t); }
   __device__ __forceinline__ Numbers<T, complex> rates() const {
     Numbers<T, complex> a;
     a.load(p.a, int64_t(d) * p.numbers, 1, first, used ? p.numbers : 0);
@@ -181,35 +212,148 @@ struct Lane {
   __device__ __forceinline__ int64_t of_segment() const {
     return (b * p.segments + segment) * p.channels + d;
   }
-  __device__ __forceinline__ int64_t of_result(int64_t t) const {
-    return (b * p.length + t) * p.channels + d;
-  }
+};
 
-  __device__ __forceinline__ T read(const Sequence& from, int64_t t) const {
-    return load_element<T>(from.data, from.element, b * from.batch + d * from.channel + t * from.time);
+// What a thread has of a tile: elements of one channel, the first of them `row`, the others `apart`. Those of the next
+// tile are on their way.
+template <class T>
+struct Elements {
+  const Params& p;
+  int32_t bits, side, tile, column, row, apart;
+  int32_t d;
+  int64_t b, end;
+  bool used;
+  T bias, skip;
+  Bits<T> next_u[each], next_delta[each], next_z[each], next_g[each];
+  T u[each], x[each], z[each], g[each];
+
+  // Of a block as a Lane has it.
+  template <class Lane>
+  __device__ __forceinline__ Elements(const Lane& lane, int32_t from, int32_t to) : p(lane.p) {
+    bits = lane.bits, side = lane.side, tile = lane.tile;
+    const int32_t thread = threadIdx.x;
+    column = thread & (side - 1), row = thread >> (6 - bits), apart = 1 << bits;
+    d = from + column;
+    used = d < to;
+    d = used ? d : to - 1;
+    b = lane.b, end = lane.end;
+    bias = p.bias ? static_cast<const T*>(p.bias)[d] : T(0);
+    skip = p.d ? static_cast<const T*>(p.d)[d] : T(0);
   }
-  __device__ __forceinline__ Element<T> element(int64_t t) const {
-    Element<T> e;
-    e.u = used ? read(p.u, t) : T(0);
-    e.x = read(p.delta, t) + bias;
-    e.free = !p.softplus || e.x > 20 ? e.x : log_of_one_and(exponential(e.x));
-    const T least = static_cast<T>(p.least), most = static_cast<T>(p.most);
-    e.dt = e.free < least ? least : e.free > most ? most : e.free;
-    e.dt = used ? e.dt : T(0);
-    return e;
+  __device__ __forceinline__ int32_t place(int32_t i) const { return row + i * apart; }
+  // In a row of the block's channels for each element of the tile.
+  __device__ __forceinline__ int32_t at(int32_t i) const { return place(i) * side + column; }
+  __device__ __forceinline__ bool inside(int32_t i, int64_t t) const {
+    return used && place(i) < tile && t + place(i) < end;
   }
-  // The gradient of y before the gate.
-  __device__ __forceinline__ T gradient(int64_t t) const {
-    T gy = used ? read(p.g, t) : T(0);
-    if (p.z.data) {
-      const T z = used ? read(p.z, t) : T(0);
-      gy *= z * sigmoid(z);
+  __device__ __forceinline__ void fetch(const Sequence& from, int64_t t, Bits<T> (&next)[each]) const {
+    const int32_t last = static_cast<int32_t>((end - t < tile ? end - t : tile) - 1);
+    const int64_t first = b * from.batch + d * from.channel + t * from.time;
+    load_bits<T>(
+        from.data, from.element,
+        [&](int32_t i) { return first + (place(i) < last ? place(i) : last) * from.time; }, next);
+  }
+  // From t on: begin, and take when they are needed.
+  __device__ __forceinline__ void begin_inputs(int64_t t) {
+    fetch(p.u, t, next_u), fetch(p.delta, t, next_delta);
+  }
+  __device__ __forceinline__ void begin_gate(int64_t t) {
+    if (p.z.data) fetch(p.z, t, next_z);
+  }
+  __device__ __forceinline__ void begin_gradient(int64_t t) { fetch(p.g, t, next_g); }
+  __device__ __forceinline__ void take_inputs() {
+    values_of<T>(p.u.element, next_u, u), values_of<T>(p.delta.element, next_delta, x);
+#pragma unroll
+    for (int32_t i = 0; i < each; ++i) x[i] += bias;
+  }
+  __device__ __forceinline__ void take_gate() {
+    if (p.z.data) values_of<T>(p.z.element, next_z, z);
+  }
+  __device__ __forceinline__ void take_gradient() { values_of<T>(p.g.element, next_g, g); }
+
+  // dt before it is limited.
+  __device__ __forceinline__ T free(int32_t i) const {
+    return !p.softplus || x[i] > 20 ? x[i] : log_of_one_and(exponential(x[i]));
+  }
+  __device__ __forceinline__ T gated(int32_t i, T y) const {
+    return p.z.data ? y * (z[i] * sigmoid(z[i])) : y;
+  }
+  // For lanes: dt and what comes in, dt u, or u by itself if that is no input; 0 where there is no element. Returns
+  // bits of those whose dt is at a limit.
+  __device__ __forceinline__ int32_t share(int64_t t, Complex<T>* steps, bool weighed) const {
+    int32_t held = 0;
+#pragma unroll
+    for (int32_t i = 0; i < each; ++i) {
+      const T free_dt = free(i), least = static_cast<T>(p.least), most = static_cast<T>(p.most);
+      if (free_dt < least || free_dt > most) held |= 1 << i;
+      const bool there = inside(i, t);
+      const T in = there ? u[i] : T(0), dt = there ? free_dt < least  ? least
+                                                     : free_dt > most ? most
+                                                                      : free_dt
+                                                   : T(0);
+      if (place(i) < tile) steps[at(i)] = make_complex<T>(dt, weighed ? dt * in : in);
     }
-    return gy;
+    return held;
   }
-  // Over the parts of a channel.
-  __device__ __forceinline__ T sum_of_parts(T x) const {
-    for (int32_t distance = lanes; distance < 32; distance *= 2) x += __shfl_xor_sync(~0u, x, distance);
+  // Of lanes' numbers of the elements: their sums over the parts of a channel.
+  __device__ __forceinline__ void sum_parts(const T* of_lanes, T (&sums)[each]) const {
+    const int32_t lanes = 32 >> bits, first = (column >> (5 - bits)) * 32 + (column & (lanes - 1));
+#pragma unroll
+    for (int32_t i = 0; i < each; ++i) sums[i] = 0;
+#pragma unroll 1
+    for (int32_t part = 0; part < 1 << bits; ++part) {
+#pragma unroll
+      for (int32_t i = 0; i < each; ++i)
+        if (place(i) < tile) sums[i] += of_lanes[place(i) * threads + first + part * lanes];
+    }
+  }
+  __device__ __forceinline__ int64_t of_result(int32_t i, int64_t t) const {
+    return (b * p.length + t + place(i)) * p.channels + d;
+  }
+};
+
+// Of a row's numbers, those of all parts, the binary logarithm.
+template <class T>
+__device__ __forceinline__ int32_t row_bits(const Params& p) {
+  return part_bits(p.numbers, sizeof(T)) + (sizeof(T) == 4 ? 3 : 2);
+}
+
+// Says to code that there is of both kinds where rows are: in shared memory, or not.
+template <bool>
+struct Staged {};
+
+// The rows of b or c of two tiles: staged, or each lane's from global memory.
+template <class T, bool complex>
+struct Rows {
+  static constexpr int32_t count = Numbers<T, complex>::count;
+  const Lane<T, complex>& lane;
+  const Matrix& m;
+  const T* row;
+  T* const shared;
+  int32_t bits;  // of a row's numbers
+
+  __device__ __forceinline__ Rows(const Lane<T, complex>& of, const Matrix& matrix, const T* from, T* to)
+      : lane(of), m(matrix), row(from), shared(to), bits(row_bits<T>(of.p)) {}
+
+  // Of both buffers.
+  __device__ __forceinline__ int32_t numbers() const { return lane.p.staged ? 2 * lane.tile << bits : 0; }
+  __device__ __forceinline__ void begin(int64_t t, int32_t buffer) const {
+    if (!lane.p.staged) return;
+    T* const to = shared + (buffer * lane.tile << bits);
+#pragma unroll 1
+    for (int32_t i = threadIdx.x; i < lane.tile << bits; i += threads) {
+      const int32_t k = i >> bits, n = i - (k << bits);
+      begin_copy_of_number(to + i, row + (t + k) * m.time + n, n < lane.p.numbers && t + k < lane.end);
+    }
+  }
+  template <bool staged>
+  __device__ __forceinline__ Numbers<T, complex> at(Staged<staged>, int64_t t, int32_t k,
+                                                    int32_t buffer) const {
+    Numbers<T, complex> x;
+    if constexpr (staged)
+      x.take(shared + ((buffer * lane.tile + k) << bits) + lane.first, count / 2);
+    else
+      x = lane.entries(row, m, t + k < lane.end ? t + k : lane.end - 1);
     return x;
   }
 };

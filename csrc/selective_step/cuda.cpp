@@ -21,7 +21,10 @@ const CudaKernel kernels[] = {{selective_step_fatbin, "selective_step_f32"},
   for (size_t i = sizes.size(); i-- > 1; inside *= sizes[i])
     contiguous = contiguous && (sizes[i] == 1 || strides[i] == inside);
   check(contiguous, "a selective step expects inputs whose rows are contiguous, in float64 if state is");
-  return {tensor.data<void>(), strides[0], static_cast<int32_t>(element_of(tensor.dtype()))};
+  const Element own = wide ? Element::float64 : Element::float32;
+  const bool by_fours = element_of(tensor.dtype()) == own && sizes.back() % 4 == 0 && strides[0] % 4 == 0 &&
+                        reinterpret_cast<uintptr_t>(tensor.data<void>()) % 16 == 0;
+  return {tensor.data<void>(), strides[0], static_cast<int32_t>(element_of(tensor.dtype())), by_fours};
 }
 
 Tensor step(const Tensor& state, const std::optional<Tensor>& state_indices, const Tensor& u,
@@ -33,6 +36,7 @@ Tensor step(const Tensor& state, const std::optional<Tensor>& state_indices, con
   const bool wide = is_double(state.dtype());
   Tensor y = Tensor::empty(u.sizes(), u.dtype(), u.device());
   if (sizes.rows * sizes.heads * sizes.width == 0) return y;
+  check(sizes.heads * sizes.width < int64_t(1) << 31, "a selective step takes fewer than 2^31 channels");
   SelectiveStepParams params{};
   params.state = state.data<void>(), params.next = next.mutable_data<void>();
   params.state_indices = data_of<int64_t>(state_indices);

@@ -19,6 +19,8 @@ struct Rows {
   const void* data;
   int64_t row;  // elements from one to the next
   int32_t element;
+  int32_t
+      by_fours;  // whether fours of numbers of a row begin at multiples of 16 bytes, in the kernel's precision
 };
 
 // 2^lane_bits neighbouring threads, at most a warp, have one channel: four entries each, or several times four.
@@ -46,9 +48,14 @@ struct SelectiveStepParams {
   int64_t of_group;  // heads
   int32_t one_decay, one_skip, softplus;
   int32_t by_fours;  // whether fours of entries of states and of a begin at multiples of 16 bytes
+
+  // Blocks of a row.
+  HOST_DEVICE int64_t across() const {
+    const int64_t channels = selective_step::threads >> selective_step::lane_bits(size);  // of a block
+    return (heads * width + channels - 1) / channels;
+  }
 };
 
 HOST_DEVICE Launch launch(const SelectiveStepParams& p) {
-  const int64_t channels = selective_step::threads >> selective_step::lane_bits(p.size);  // of a block
-  return {p.rows * ((p.heads * p.width + channels - 1) / channels), selective_step::threads, 0};
+  return {p.rows * p.across(), selective_step::threads, 0};
 }

@@ -19,11 +19,13 @@ __device__ __forceinline__ void by_states(const Block& block, const Sequence& le
   for (int32_t from = 0; from < block.p.size; from += Block::step) {
     const auto staged = [&](const Sequence& of, Real* to) {
       Block::template stage<chunk, Block::step>(
-          to, terms, [&](int32_t t, int32_t k) { return block.of_group(of, t, from + k); });
+          to, terms, of.data, block.p.element,
+          [&](int32_t t, int32_t k) { return block.in_group(of, t, from + k); });
     };
     staged(left, rows), staged(right, others);
     Block::template stage<Block::columns, Block::step>(
-        matrix, terms, [&](int32_t i, int32_t k) { return block.state(states, first + i, from + k); });
+        matrix, terms, states, own_element<Real>,
+        [&](int32_t i, int32_t k) { return block.in_states(first + i, from + k); });
     __syncthreads();
     const auto own = block.own(rows, terms);
     Math::multiply_add(products, own, DepthContiguous<Real>{others, terms}, Block::step);
@@ -43,9 +45,9 @@ __device__ __forceinline__ void by_elements(const Block& block, const Sequence& 
   Real* const inputs = block.tiles + chunk * Block::of_weights;
 #pragma unroll 1
   for (int32_t from = 0; from < chunk; from += Block::step) {
-    Block::template stage<Block::step, Block::columns>(inputs, Block::of_columns, [&](int32_t k, int32_t i) {
-      return block.of_head(of, from + k, first + i);
-    });
+    Block::template stage<Block::step, Block::columns>(
+        inputs, Block::of_columns, of.data, block.p.element,
+        [&](int32_t k, int32_t i) { return block.in_head(of, from + k, first + i); });
     __syncthreads();
     Math::multiply_add(sum, block.own(block.tiles + from, Block::of_weights),
                        DepthStrided<Real>{inputs, Block::of_columns}, Block::step);

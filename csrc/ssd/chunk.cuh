@@ -1,11 +1,17 @@
 // What the kernels of state-space duality share: a block's chunk of a head, and its products.
 #pragma once
-#include "common/element.cuh"
+#include "common/element.h"
+#include "common/element_bits.cuh"
 #include "common/exponential.cuh"
 #include "common/warp_product.cuh"
 #include "ssd/cuda.h"
 
 namespace ssd {
+
+// The type of states, as elements are numbered.
+template <class Real>
+constexpr int32_t own_element = static_cast<int32_t>(sizeof(Real) == 8 ? sequence_kernels::Element::float64
+                                                                       : sequence_kernels::Element::float32);
 
 // Calls visit(row, column, number, j, i) for each of a lane's accumulators.
 template <int32_t GROUPS, class Real, class Visit>
@@ -72,42 +78,68 @@ struct Chunk {
   __device__ __forceinline__ Real since_start(int32_t t) const { return exponential(sums[t] + rests[t]); }
   __device__ __forceinline__ Real until_end(int32_t s) const { return decay(chunk - 1, s); }
 
-  // Number `at` of element t in a head or group's part of a sequence, and of a state; 0 outside.
-  __device__ __forceinline__ Real read(const Sequence& from, int64_t head, int32_t t, int64_t at,
-                                       int32_t size) const {
-    if (begin + t >= p.length || at >= size) return 0;
-    return load_element<Real>(from.data, p.element,
-                              b * from.batch + (begin + t) * from.time + head * from.head + at);
+  // Where number `at` of element t is in a head or group's part of a sequence; -1 outside.
+  __device__ __forceinline__ int64_t place(const Sequence& from, int64_t head, int32_t t, int64_t at,
+                                           int32_t size) const {
+    return begin + t < p.length && at < size
+               ? b * from.batch + (begin + t) * from.time + head * from.head + at
+               : -1;
+  }
+  __device__ __forceinline__ int64_t in_head(const Sequence& from, int32_t t, int64_t at) const {
+    return place(from, h, t, at, p.width);
+  }
+  __device__ __forceinline__ int64_t in_group(const Sequence& from, int32_t t, int64_t at) const {
+    return place(from, group, t, at, p.size);
+  }
+  __device__ __forceinline__ int64_t in_states(int64_t channel, int64_t n) const {
+    return channel < p.width && n < p.size ? (of_chunk * p.width + channel) * p.size + n : -1;
   }
   __device__ __forceinline__ Real of_head(const Sequence& from, int32_t t, int64_t at) const {
-    return read(from, h, t, at, p.width);
+    const int64_t i = in_head(from, t, at);
+    return i < 0 ? Real(0) : load_element<Real>(from.data, p.element, i);
   }
   __device__ __forceinline__ Real of_group(const Sequence& from, int32_t t, int64_t at) const {
-    return read(from, group, t, at, p.size);
+    const int64_t i = in_group(from, t, at);
+    return i < 0 ? Real(0) : load_element<Real>(from.data, p.element, i);
   }
-  __device__ __forceinline__ Real state(const void* from, int64_t channel, int64_t n) const {
-    if (channel >= p.width || n >= p.size) return 0;
-    return static_cast<const Real*>(from)[(of_chunk * p.width + channel) * p.size + n];
+  // That at a place, or 0.
+  static __device__ __forceinline__ Real state(const void* from, int64_t at) {
+    const Real number = static_cast<const Real*>(from)[at < 0 ? 0 : at];
+    return at < 0 ? Real(0) : number;
   }
 
-  // HEIGHT rows of WIDTH numbers to shared memory; the numbers of a row lie side by side in both.
-  template <int32_t HEIGHT, int32_t WIDTH, class Load>
-  static __device__ __forceinline__ void stage(Real* to, int32_t pitch, const Load& load) {
-    constexpr int32_t count = HEIGHT * WIDTH / threads, together = count < 8 ? count : 8;
+  // HEIGHT rows of WIDTH numbers to shared memory, those at place(row, column), zeros where that is -1, as
+  // made(row, column, number); the numbers of a row lie side by side in both. Eight are on their way together, of
+  // float64 four.
+  template <int32_t HEIGHT, int32_t WIDTH, class Place, class Made>
+  static __device__ __forceinline__ void stage(Real* to, int32_t pitch, const void* data, int32_t element,
+                                               const Place& place, const Made& made) {
+    constexpr int32_t count = HEIGHT * WIDTH / threads, most = 32 / sizeof(Real),
+                      together = count < most ? count : most;
 #pragma unroll 1
     for (int32_t first = threadIdx.x; first < HEIGHT * WIDTH; first += together * threads) {
-      Real held[together];
+      int64_t at[together];
 #pragma unroll
       for (int32_t i = 0; i < together; ++i) {
         const int32_t e = first + i * threads;
-        held[i] = load(e / WIDTH, e % WIDTH);
+        at[i] = place(e / WIDTH, e % WIDTH);
       }
+      Bits<Real> bits[together];
+      Real held[together];
+      load_bits<Real>(data, element, [&](int32_t i) { return at[i] < 0 ? 0 : at[i]; }, bits);
+      values_of<Real>(element, bits, held);
 #pragma unroll
       for (int32_t i = 0; i < together; ++i) {
         const int32_t e = first + i * threads;
-        to[e / WIDTH * pitch + e % WIDTH] = held[i];
+        to[e / WIDTH * pitch + e % WIDTH] = at[i] < 0 ? Real(0) : made(e / WIDTH, e % WIDTH, held[i]);
       }
     }
+  }
+  template <int32_t HEIGHT, int32_t WIDTH, class Place>
+  static __device__ __forceinline__ void stage(Real* to, int32_t pitch, const void* data, int32_t element,
+                                               const Place& place) {
+    stage<HEIGHT, WIDTH>(to, pitch, data, element, place,
+                         [](int32_t, int32_t, Real number) { return number; });
   }
 
   // Operands in shared memory: this warp's rows, or a tile's columns, whose terms or which themselves lie side by side.

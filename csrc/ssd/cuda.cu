@@ -19,12 +19,13 @@ __device__ __forceinline__ void states_of_block(const SsdStatesParams& p) {
   Real sum[Block::groups][4] = {};
 #pragma unroll 1
   for (int32_t from = 0; from < chunk; from += Block::step) {
-    Block::template stage<Block::step, chunk>(inputs, Block::of_rows, [&](int32_t k, int32_t i) {
-      return block.rows[from + k] * block.of_head(p.x, from + k, first_row + i);
-    });
-    Block::template stage<Block::step, Block::columns>(matrix, Block::of_columns, [&](int32_t k, int32_t i) {
-      return block.of_group(p.b, from + k, first_column + i);
-    });
+    Block::template stage<Block::step, chunk>(
+        inputs, Block::of_rows, p.x.data, block.p.element,
+        [&](int32_t k, int32_t i) { return block.in_head(p.x, from + k, first_row + i); },
+        [&](int32_t k, int32_t, Real number) { return block.rows[from + k] * number; });
+    Block::template stage<Block::step, Block::columns>(
+        matrix, Block::of_columns, p.b.data, block.p.element,
+        [&](int32_t k, int32_t i) { return block.in_group(p.b, from + k, first_column + i); });
     __syncthreads();
     Math::multiply_add(sum, block.own_across(inputs, Block::of_rows),
                        DepthStrided<Real>{matrix, Block::of_columns}, Block::step);

@@ -57,11 +57,15 @@ __device__ __forceinline__ void pair(const Block& block, Real (&read)[Block::gro
 #pragma unroll 1
   for (int32_t from = 0; from < p.width; from += Block::step) {
     Block::template stage<chunk, Block::step>(
-        slopes, terms, [&](int32_t t, int32_t k) { return block.of_head(p.g, t, from + k); });
+        slopes, terms, p.g.data, block.p.element,
+        [&](int32_t t, int32_t k) { return block.in_head(p.g, t, from + k); });
     Block::template stage<chunk, Block::step>(
-        inputs, terms, [&](int32_t t, int32_t k) { return block.dt[t] * block.of_head(p.x, t, from + k); });
+        inputs, terms, p.x.data, block.p.element,
+        [&](int32_t t, int32_t k) { return block.in_head(p.x, t, from + k); },
+        [&](int32_t t, int32_t, Real number) { return block.dt[t] * number; });
     Block::template stage<Block::step, Block::columns>(
-        before, pitch, [&](int32_t k, int32_t i) { return block.state(p.states, from + k, first + i); });
+        before, pitch, p.states, own_element<Real>,
+        [&](int32_t k, int32_t i) { return block.in_states(from + k, first + i); });
     __syncthreads();
     const auto own = block.own(slopes, terms);
     Math::multiply_add(paired, own, DepthContiguous<Real>{inputs, terms}, Block::step);
@@ -86,9 +90,11 @@ __device__ __forceinline__ void cross(const Block& block, const Real* weights, R
   for (int32_t from = 0; from < Block::columns; from += Block::step) {
     Real* const others = staged + chunk * Block::terms;
     Block::template stage<chunk, Block::step>(
-        staged, Block::terms, [&](int32_t t, int32_t k) { return block.of_group(p.c, t, first + from + k); });
+        staged, Block::terms, p.c.data, block.p.element,
+        [&](int32_t t, int32_t k) { return block.in_group(p.c, t, first + from + k); });
     Block::template stage<chunk, Block::step>(
-        others, Block::terms, [&](int32_t t, int32_t k) { return block.of_group(p.b, t, first + from + k); });
+        others, Block::terms, p.b.data, block.p.element,
+        [&](int32_t t, int32_t k) { return block.in_group(p.b, t, first + from + k); });
     __syncthreads();
     Math::multiply_add(products, block.own(staged, Block::terms), DepthContiguous<Real>{others, Block::terms},
                        Block::step);
@@ -118,12 +124,16 @@ __device__ __forceinline__ void leave(const Block& block, Real* staged, Real (&l
 #pragma unroll 1
   for (int32_t from = 0; from < p.width; from += Block::step) {
     Block::template stage<chunk, Block::step>(
-        staged, terms, [&](int32_t t, int32_t k) { return block.dt[t] * block.of_head(p.x, t, from + k); });
-    Block::template stage<Block::step, Block::columns>(after, pitch, [&](int32_t k, int32_t i) {
-      const Real later = block.state(p.after, from + k, first + i);
-      through += later * block.state(p.states, from + k, first + i);
-      return later;
-    });
+        staged, terms, p.x.data, block.p.element,
+        [&](int32_t t, int32_t k) { return block.in_head(p.x, t, from + k); },
+        [&](int32_t t, int32_t, Real number) { return block.dt[t] * number; });
+    Block::template stage<Block::step, Block::columns>(
+        after, pitch, p.after, own_element<Real>,
+        [&](int32_t k, int32_t i) { return block.in_states(from + k, first + i); },
+        [&](int32_t k, int32_t i, Real later) {
+          through += later * block.state(p.states, block.in_states(from + k, first + i));
+          return later;
+        });
     __syncthreads();
     Math::multiply_add(left, block.own(staged, terms), DepthStrided<Real>{after, pitch}, Block::step);
     __syncthreads();
@@ -151,9 +161,11 @@ __device__ __forceinline__ void matrices_of_block(const SsdMatricesParams& p) {
   for (int32_t from = 0; from < chunk; from += Block::step) {
     Real* const others = staged + Block::step * pitch;
     Block::template stage<Block::step, Block::columns>(
-        staged, pitch, [&](int32_t k, int32_t i) { return block.of_group(p.b, from + k, first + i); });
+        staged, pitch, p.b.data, block.p.element,
+        [&](int32_t k, int32_t i) { return block.in_group(p.b, from + k, first + i); });
     Block::template stage<Block::step, Block::columns>(
-        others, pitch, [&](int32_t k, int32_t i) { return block.of_group(p.c, from + k, first + i); });
+        others, pitch, p.c.data, block.p.element,
+        [&](int32_t k, int32_t i) { return block.in_group(p.c, from + k, first + i); });
     __syncthreads();
     Math::multiply_add(read, block.own(weights + from, Block::of_weights), DepthStrided<Real>{staged, pitch},
                        Block::step);

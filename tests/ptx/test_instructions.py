@@ -441,6 +441,22 @@ def test_a_store_of_16_bits_takes_the_lowest_of_a_wider_register() -> None:
     assert int(run(text, given, 1)[0]) == 0xDEF0
 
 
+@pytest.mark.parametrize(
+    ("through", "want"),
+    [
+        ("st.shared.b8 [at], %rs9; ld.shared.b8 %rs10, [at]; cvt.u64.u16 %rd10, %rs10;", 0xF0),
+        ("st.shared.b16 [at], %rs9; ld.shared.b16 %r10, [at]; cvt.u64.u32 %rd10, %r10;", 0xDEF0),
+    ],
+)
+def test_a_load_of_few_bits_clears_the_rest_of_a_register(through: str, want: int) -> None:
+    text = kernel("mov.b64", (Type("b64"), Type("b64")), True).replace(
+        "st.global", f"cvt.u16.u64 %rs9, %rd10; {through}\nst.global"
+    )
+    text = text.replace(".reg .pred", ".shared .b16 at; .reg .pred")
+    given = np.array([0x123456789ABCDEF0], dtype=np.uint64)
+    assert int(run(text, given, 1)[0]) == want
+
+
 @pytest.mark.parametrize(("name", "parts"), [("mov.b32", 2), ("mov.b64", 2), ("mov.b64", 4)])
 def test_a_register_is_taken_apart(name: str, parts: int) -> None:
     width = int(name[-2:])

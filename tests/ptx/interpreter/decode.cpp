@@ -170,10 +170,12 @@ class Decoder {
       if (o[1].kind == Value::list) key += ":pack" + std::to_string(o[1].elements.size());
       if (o[0].kind == Value::list) key += ":unpack" + std::to_string(o[0].elements.size());
     }
-    const auto has_64_bits = [&](const Value& v) {
-      return v.kind == Value::reg && entry_.widths[v.index] == 64;
+    const auto has = [&](const Value& v, int bits) {
+      return v.kind == Value::reg && entry_.widths[v.index] == bits;
     };
+    const auto has_64_bits = [&](const Value& v) { return has(v, 64); };
     if (key == "ld.shared.b32" && has_64_bits(o.at(0))) key += ":wide";
+    if ((key == "ld.shared.b16" || key == "ld.global.u16") && has(o.at(0), 32)) key += ":wide";
     if (key == "st.shared.b16" && has_64_bits(o.at(1))) key += ":low";
     if (key == "ld.param.s32" && has_64_bits(o.at(0))) key += ":wide";
     if (key == "cvt.s64.s32" && has_64_bits(o.at(1))) key += ":low";

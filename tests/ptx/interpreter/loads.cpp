@@ -80,10 +80,18 @@ template <class T, int n>
   add_accesses<uint32_t, 4>(table, ".v4");
   add_accesses<uint64_t, 1>(table, "");
   add_accesses<uint64_t, 2>(table, ".v2");
+  table["ld.shared.b16:wide"] = {load<Space::shared, uint16_t, 1, uint32_t, uint32_t>, "wa",
+                                 load<Space::shared, uint16_t, 1, uint64_t, uint32_t>};
+  table["ld.global.u16:wide"] = {load<Space::global, uint16_t, 1, uint32_t, uint32_t>, "wa",
+                                 load<Space::global, uint16_t, 1, uint64_t, uint32_t>};
   table["ld.shared.b32:wide"] = {load<Space::shared, uint32_t, 1, uint32_t, uint64_t>, "da",
                                  load<Space::shared, uint32_t, 1, uint64_t, uint64_t>};
   table["st.shared.b16:low"] = {store<Space::shared, uint16_t, 1, uint32_t, uint64_t>, "ad",
                                 store<Space::shared, uint16_t, 1, uint64_t, uint64_t>};
+  table["ld.shared.b8"] = {load<Space::shared, uint8_t, 1, uint32_t, uint16_t>, "ha",
+                           load<Space::shared, uint8_t, 1, uint64_t, uint16_t>};
+  table["st.shared.b8"] = {store<Space::shared, uint8_t, 1, uint32_t, uint16_t>, "ah",
+                           store<Space::shared, uint8_t, 1, uint64_t, uint16_t>};
   table["ld.param.s32:wide"] = {nullptr, "da", load_parameter<int32_t, 1, int64_t>};
 }
 
