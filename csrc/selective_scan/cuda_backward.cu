@@ -3,6 +3,16 @@
 
 namespace selective_scan {
 
+// Elements of the recomputed states that are unrolled. In float64 ptxas would spill two of them on these architectures,
+// and one by itself on later ones.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 900
+template <class T>
+constexpr int32_t unrolled = sizeof(T) == 8 ? 1 : 2;
+#else
+template <class T>
+constexpr int32_t unrolled = 2;
+#endif
+
 // Sums over neighbouring lanes, as many as `lanes`: of the HELD first values, a power of two, that each lane has, it is
 // left with HELD / lanes, or one, which begin with that which is returned. Recursion, as v must stay in registers.
 template <int32_t lanes, int32_t HELD, class T, int32_t COUNT>
@@ -181,9 +191,9 @@ __device__ __forceinline__ void backward(const Params& p) {
   // On from h, whose states are kept if they are wanted.
   const auto recompute = [&](auto staged, Row& h, int64_t t, bool keep) {
 #pragma unroll 1
-    for (int32_t first = 0; first < tile; first += 2) {
+    for (int32_t first = 0; first < tile; first += unrolled<T>) {
 #pragma unroll
-      for (int32_t k = first; k < first + 2; ++k) {
+      for (int32_t k = first; k < first + unrolled<T>; ++k) {
         if (keep) h.put(state(tiles_of_chunk + k), piece);
         const Complex<T> step = steps[k * lane.side + lane.column];
         h.advance(rates.decay(step.x), step.y, b_rows.at(staged, t, k, buffer));
