@@ -127,7 +127,9 @@ def main() -> None:
     given, _ = parser.parse_known_args()
 
     headers = given.cuda.glob("*/include")
-    options = [f"-std={given.std}", *(f"-I{folder}" for folder in (*given.include, *headers))]
+    # Of a generic lambda in device code NVRTC 12 says that it is the host's, nvcc that it is the device's.
+    options = ["-default-device", f"-std={given.std}"]
+    options += [f"-I{folder}" for folder in (*given.include, *headers)]
     compiler, fat = Nvrtc(given.cuda), FatBinary(given.cuda)
     for wanted in given.gencode:
         code = wanted.partition("code=")[2]
