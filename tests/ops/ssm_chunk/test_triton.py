@@ -77,10 +77,12 @@ def filled(channels: int, rank: int, heads: int, pairs: int, less: int) -> tuple
 def test_tiles_that_are_filled(
     case: tuple[Any, ...], dtype: torch.dtype, request: pytest.FixtureRequest
 ) -> None:
-    """And almost."""
+    """And almost; of several heads, and with powers of fewer terms than a program adds up at a time."""
     *sizes, chunk, tail = case
+    channels, rank, _, pairs = sizes
     for less in range(4 if compiled(request) else 1):
         check((*filled(*sizes, less), chunk, tail), dtype)
+    check((channels, rank, 2, pairs, min(chunk, 8), tail), dtype)
 
 
 @pytest.mark.launches_nothing

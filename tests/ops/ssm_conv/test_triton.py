@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from tests.ops import second_derivatives
-from tests.triton_kernels import device, skip_reason
+from tests.triton_kernels import compiled, device, skip_reason
 
 if skip_reason() is not None:
     pytest.skip(str(skip_reason()), allow_module_level=True)
@@ -26,6 +26,8 @@ pytestmark = pytest.mark.checks("oracle", "interpreter", "GPU", of="ssm_conv/tri
 
 DEVICE = device()
 F64 = torch.float64
+#: Of the norm, by the type of u.
+TOLERANCES = {F64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 5e-3, torch.float16: 2e-3}
 DENSE = pytest.mark.parametrize("dense", [False, True], ids=["diagonal", "dense"])
 
 
@@ -159,6 +161,31 @@ def test_lower_precisions(dtype: torch.dtype, size: int, chunk: int, dense: bool
         arguments(Model(2, 1, size, chunk, dense), 2, 75, torch.tensor([75, 20]), dtype),
         2e-6 if dtype == torch.float32 else 2e-2,
     )
+
+
+@pytest.mark.thorough
+@DENSE
+@pytest.mark.parametrize("size", [16, 64])
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_tiles_that_are_filled(
+    dtype: torch.dtype, size: int, dense: bool, segments: bool, request: pytest.FixtureRequest
+) -> None:
+    """By rows and states, of rows that end together and anywhere, with chunks of up to 16 elements; and almost."""
+    if request.node.callspec.params.get("machine") == "cuda 90" and size == 64 and dtype.itemsize == 2:
+        why = "the interpreter of PTX lacks wgmma with both operands in shared memory"
+        request.applymarker(pytest.mark.xfail(raises=RuntimeError, reason=why, strict=True))
+    for less in range(5 if compiled(request) else 1):
+        chunk, batch = 32 if size == 64 else 16 >> less, 17 - less
+        channels = 1 if dtype.itemsize == 2 else 1 + less % 2
+        model = Model(2, channels, size - less * (1 if dense else 2), chunk, dense)
+        length = 5 * chunk - less % chunk
+        together, anywhere = (
+            arguments(model, batch, length, lengths, dtype)
+            for lengths in (None, torch.arange(batch) * 7 % (length + 1))
+        )
+        together[5] = None
+        for given in (together, anywhere):
+            agree(given, TOLERANCES[dtype])
 
 
 def test_float32_keeps_its_digits_over_long_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
