@@ -2,6 +2,8 @@
 
 #include "ssm_step/cuda.h"
 
+#include <algorithm>
+
 #include "runtime/cuda_driver.h"
 #include "ssm_step/checks.h"
 
@@ -13,6 +15,11 @@ namespace {
 // By [precision].
 const CudaKernel one[] = {{ssm_step_fatbin, "ssm_step_one_f32"}, {ssm_step_fatbin, "ssm_step_one_f64"}};
 const CudaKernel many[] = {{ssm_step_fatbin, "ssm_step_many_f32"}, {ssm_step_fatbin, "ssm_step_many_f64"}};
+
+// Blocks of one turn for each that another turn is worth: the parameters are read once a block, and fewer blocks would
+// leave multiprocessors idle.
+constexpr int64_t kBlocksOfATurn = 2048;
+constexpr int64_t kMostTurns = 4;
 
 Tensor step(const Tensor& state, const std::optional<Tensor>& state_indices, const Tensor& u,
             const Tensor& a_minus_one, const Tensor& b, const Tensor& c, const std::optional<Tensor>& d,
@@ -30,6 +37,9 @@ Tensor step(const Tensor& state, const std::optional<Tensor>& state_indices, con
   params.pairs = sizes.pairs, params.channels = sizes.channels;
   params.rank = static_cast<int32_t>(sizes.rank), params.bytes = wide ? 8 : 4;
   params.rows_together = sizes.rows > 1 ? ::ssm_step::many : 1;
+  params.turns = 1;
+  const int64_t turns = launch(params).blocks / kBlocksOfATurn;
+  if (sizes.rows > 1 && turns > 1) params.turns = static_cast<int32_t>(std::min(turns, kMostTurns));
   launch((sizes.rows > 1 ? many : one)[wide], u.device(), params);
   return y;
 }

@@ -1,5 +1,5 @@
 // One step of many heads of many sequences: every state is read and written once, and nothing else is as
-// long. A group of lanes has one head of up to ROWS rows, whose loads are under way together.
+// long. A group of lanes has one head, of ROWS rows at a time, whose loads are under way together.
 #include "common/numbers.cuh"
 #include "ssm_step/cuda.h"
 
@@ -18,110 +18,155 @@ __device__ __forceinline__ void sum_over_lanes(T (&values)[ROWS], int lanes) {
     for (int r = 0; r < ROWS; ++r) values[r] += __shfl_xor_sync(~0u, values[r], distance);
 }
 
+// A lane's part of a head, and of ROWS rows of it at a time.
 template <class T, int ROWS>
-__device__ __forceinline__ void step(const SsmStepParams& p) {
-  DYN_SHARED(T, shared);
-  const int bits = lane_bits(p.pairs), lanes = 1 << bits, heads = threads >> bits;
-  const int lane = threadIdx.x & (lanes - 1), group = threadIdx.x >> bits;
-  T* const pulls = shared + group * p.rank * ROWS;  // (rank, ROWS), of this group
-  const int64_t across = (p.heads + heads - 1) / heads;
-  const int64_t h = blockIdx.x % across * heads + group, first = blockIdx.x / across * ROWS;
-  const bool used = h < p.heads;  // all threads go on to the shuffles
-  const int64_t begin = used ? lane : p.pairs;
-  const int64_t at = h * p.pairs, size = p.heads * p.pairs;
-  const Complex<T>* const a_minus_one = static_cast<const Complex<T>*>(p.a_minus_one) + at;
-  const Complex<T>* const b = static_cast<const Complex<T>*>(p.b) + at;
-  const Complex<T>* const c = static_cast<const Complex<T>*>(p.c) + at;
-  const Complex<T>* const state = static_cast<const Complex<T>*>(p.state) + at;
-  Complex<T>* const next = static_cast<Complex<T>*>(p.next) + at;
-  const Complex<T> zero = make_complex(T(0), T(0));
-
+struct Step {
+  const SsmStepParams& p;
+  int lanes, lane;
+  int64_t h, at, size, begin;
+  bool used;  // all threads go on to the shuffles
+  T* pulls;   // (rank, ROWS), of this group
   int64_t slot[ROWS];
   T u[ROWS], sum[ROWS];
-#pragma unroll
-  for (int r = 0; r < ROWS; ++r) {
-    const int64_t row = first + r;
-    slot[r] = -1;
-    if (row < p.rows) slot[r] = p.state_indices ? p.state_indices[row] : row;
-    if (slot[r] >= p.slots) slot[r] = -2;
-    u[r] = used && slot[r] >= 0 ? static_cast<const T*>(p.u)[row * p.heads + h] : T(0);
+  Complex<T> first_pair[ROWS];  // states of pair `begin`, which for most is all
+
+  __device__ __forceinline__ Step(const SsmStepParams& params, int64_t across, T* shared) : p(params) {
+    const int bits = lane_bits(p.pairs), group = threadIdx.x >> bits;
+    lanes = 1 << bits, lane = threadIdx.x & (lanes - 1);
+    h = blockIdx.x % across * (threads >> bits) + group;
+    used = h < p.heads;
+    begin = used ? lane : p.pairs, at = h * p.pairs, size = p.heads * p.pairs;
+    pulls = shared + group * p.rank * ROWS;
   }
 
-#pragma unroll 1
-  for (int k = 0; k < p.rank; ++k) {
-    const Complex<T>* const q = static_cast<const Complex<T>*>(p.q) + k * size + at;
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) sum[r] = 0;
-#pragma unroll 1
-    for (int64_t n = begin; n < p.pairs; n += lanes) {
-      const Complex<T> weight = q[n];
-#pragma unroll
-      for (int r = 0; r < ROWS; ++r)
-        if (slot[r] >= 0) sum[r] += real_product<T>(weight, state[slot[r] * size + n]);
-    }
-    sum_over_lanes(sum, lanes);
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r)
-      if (lane == 0) pulls[k * ROWS + r] = 2 * sum[r];
+  __device__ __forceinline__ const Complex<T>* numbers(const void* of) const {
+    return static_cast<const Complex<T>*>(of) + at;
   }
-  __syncwarp();
+  __device__ __forceinline__ Complex<T> old(int r, int64_t n) const {
+    return slot[r] >= 0 ? numbers(p.state)[slot[r] * size + n] : make_complex(T(0), T(0));
+  }
 
-#pragma unroll
-  for (int r = 0; r < ROWS; ++r) sum[r] = 0;
-#pragma unroll 1
-  for (int64_t n = begin; n < p.pairs; n += lanes) {
-    const Complex<T> pole = a_minus_one[n], input = b[n], readout = p.channels > 0 ? c[n] : zero;
-    Complex<T> old[ROWS], moved[ROWS];
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) old[r] = slot[r] >= 0 ? state[slot[r] * size + n] : zero;
+  __device__ __forceinline__ void find(int64_t first) {
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
-      moved[r] = multiply(pole, old[r]);
+      const int64_t row = first + r;
+      slot[r] = -1;
+      if (row < p.rows) slot[r] = p.state_indices ? p.state_indices[row] : row;
+      if (slot[r] >= p.slots) slot[r] = -2;
+      u[r] = used && slot[r] >= 0 ? static_cast<const T*>(p.u)[row * p.heads + h] : T(0);
+    }
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) first_pair[r] = begin < p.pairs ? old(r, begin) : make_complex(T(0), T(0));
+  }
+
+  // s_r, for all lanes.
+  __device__ __forceinline__ void pull() {
+    __syncwarp();  // the rows before have read theirs
+#pragma unroll 1
+    for (int k = 0; k < p.rank; ++k) {
+      const Complex<T>* const q = numbers(p.q) + k * size;
+      const Complex<T> weight = begin < p.pairs ? q[begin] : make_complex(T(0), T(0));
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) sum[r] = real_product<T>(weight, first_pair[r]);
+#pragma unroll 1
+      for (int64_t n = begin + lanes; n < p.pairs; n += lanes) {
+        const Complex<T> further = q[n];
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r)
+          if (slot[r] >= 0) sum[r] += real_product<T>(further, old(r, n));
+      }
+      sum_over_lanes(sum, lanes);
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r)
+        if (lane == 0) pulls[k * ROWS + r] = 2 * sum[r];
+    }
+    __syncwarp();
+  }
+
+  // The states x' of pair n, of `states` before, and what they add to the first channel.
+  __device__ __forceinline__ void move(int64_t n, const Complex<T> (&states)[ROWS]) {
+    const Complex<T> pole = numbers(p.a_minus_one)[n], input = numbers(p.b)[n],
+                     readout = p.channels > 0 ? numbers(p.c)[n] : make_complex(T(0), T(0));
+    Complex<T> moved[ROWS];
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+      moved[r] = multiply(pole, states[r]);
       moved[r].x += input.x * u[r];
       moved[r].y += input.y * u[r];
     }
 #pragma unroll 1
     for (int k = 0; k < p.rank; ++k) {
-      const Complex<T> lift = static_cast<const Complex<T>*>(p.p)[k * size + at + n];
+      const Complex<T> lift = numbers(p.p)[k * size + n];
 #pragma unroll
       for (int r = 0; r < ROWS; ++r) {
         moved[r].x += lift.x * pulls[k * ROWS + r];
         moved[r].y += lift.y * pulls[k * ROWS + r];
       }
     }
+    Complex<T>* const next = static_cast<Complex<T>*>(p.next) + at + n;
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
       if (slot[r] < 0) continue;
-      moved[r] = add(old[r], moved[r]);  // once, and last
+      moved[r] = add(states[r], moved[r]);  // once, and last
       sum[r] += real_product<T>(readout, moved[r]);
-      next[slot[r] * size + n] = moved[r];
+      next[slot[r] * size] = moved[r];
     }
   }
 
-#pragma unroll 1
-  for (int64_t channel = 0; channel < p.channels; ++channel) {
-    if (channel > 0) {  // of the states that this thread has just written
+  __device__ __forceinline__ void advance() {
 #pragma unroll
-      for (int r = 0; r < ROWS; ++r) sum[r] = 0;
+    for (int r = 0; r < ROWS; ++r) sum[r] = 0;
+    if (begin < p.pairs) move(begin, first_pair);
 #pragma unroll 1
-      for (int64_t n = begin; n < p.pairs; n += lanes) {
-        const Complex<T> readout = c[channel * size + n];
+    for (int64_t n = begin + lanes; n < p.pairs; n += lanes) {
+      Complex<T> states[ROWS];
 #pragma unroll
-        for (int r = 0; r < ROWS; ++r)
-          if (slot[r] >= 0) sum[r] += real_product<T>(readout, next[slot[r] * size + n]);
+      for (int r = 0; r < ROWS; ++r) states[r] = old(r, n);
+      move(n, states);
+    }
+  }
+
+  __device__ __forceinline__ void read_out(int64_t first) {
+#pragma unroll 1
+    for (int64_t channel = 0; channel < p.channels; ++channel) {
+      if (channel > 0) {  // of the states that this thread has just written
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) sum[r] = 0;
+#pragma unroll 1
+        for (int64_t n = begin; n < p.pairs; n += lanes) {
+          const Complex<T> readout = numbers(p.c)[channel * size + n];
+#pragma unroll
+          for (int r = 0; r < ROWS; ++r)
+            if (slot[r] >= 0) sum[r] += real_product<T>(readout, numbers(p.next)[slot[r] * size + n]);
+        }
+      }
+      sum_over_lanes(sum, lanes);
+      if (!used || lane != 0) continue;
+      const T skip = p.d ? static_cast<const T*>(p.d)[channel * p.heads + h] : T(0);
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) {
+        const int64_t row = first + r;
+        if (row >= p.rows) continue;
+        T output = 2 * sum[r] + skip * u[r];
+        if (slot[r] < 0) output = slot[r] == -1 ? T(0) : T(nan(""));
+        static_cast<T*>(p.y)[(row * p.channels + channel) * p.heads + h] = output;
       }
     }
-    sum_over_lanes(sum, lanes);
-    if (!used || lane != 0) continue;
-    const T skip = p.d ? static_cast<const T*>(p.d)[channel * p.heads + h] : T(0);
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) {
-      const int64_t row = first + r;
-      if (row >= p.rows) continue;
-      T output = 2 * sum[r] + skip * u[r];
-      if (slot[r] < 0) output = slot[r] == -1 ? T(0) : T(nan(""));
-      static_cast<T*>(p.y)[(row * p.channels + channel) * p.heads + h] = output;
-    }
+  }
+};
+
+template <class T, int ROWS>
+__device__ __forceinline__ void step(const SsmStepParams& p) {
+  DYN_SHARED(T, shared);
+  const int64_t across = blocks_across(p), rows = int64_t(ROWS) * p.turns;
+  Step<T, ROWS> step(p, across, shared);
+  const int64_t begin = blockIdx.x / across * rows, end = begin + rows < p.rows ? begin + rows : p.rows;
+#pragma unroll 1
+  for (int64_t first = begin; first < end; first += ROWS) {
+    step.find(first);
+    if (p.rank > 0) step.pull();
+    step.advance();
+    step.read_out(first);
   }
 }
 

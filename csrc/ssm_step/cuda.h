@@ -26,13 +26,14 @@ struct SsmStepParams {
   int64_t rows, slots, heads, pairs, channels;
   int32_t rank;
   int32_t rows_together;  // 1 or 8, as the kernel's name says
+  int32_t turns;          // of so many rows, that a block takes one after the other
   int32_t bytes;          // of a real number
 };
 
 namespace ssm_step {
 
 constexpr int32_t threads = 128;
-constexpr int32_t many = 8;  // rows for which a block reads the parameters once
+constexpr int32_t many = 8;  // rows whose states a block has at once
 
 // 2^lane_bits neighbouring threads, at most a warp, have one head: a pair each, or several.
 HOST_DEVICE constexpr int32_t lane_bits(int64_t pairs) {
@@ -41,12 +42,16 @@ HOST_DEVICE constexpr int32_t lane_bits(int64_t pairs) {
   return bits;
 }
 
+HOST_DEVICE int64_t blocks_across(const SsmStepParams& p) {
+  const int64_t heads = threads >> lane_bits(p.pairs);  // of a block
+  return (p.heads + heads - 1) / heads;
+}
+
 }  // namespace ssm_step
 
 HOST_DEVICE Launch launch(const SsmStepParams& p) {
-  const int64_t heads = ssm_step::threads >> ssm_step::lane_bits(p.pairs);  // of a block
-  const int64_t across = (p.heads + heads - 1) / heads;
-  const int64_t down = (p.rows + p.rows_together - 1) / p.rows_together;
+  const int64_t heads = ssm_step::threads >> ssm_step::lane_bits(p.pairs);
+  const int64_t rows = int64_t(p.rows_together) * p.turns, down = (p.rows + rows - 1) / rows;
   const int64_t pulls = heads * (p.rank > 0 ? p.rank : 1) * p.rows_together;  // s_r, in shared memory
-  return {across * down, ssm_step::threads, static_cast<int32_t>(pulls * p.bytes)};
+  return {ssm_step::blocks_across(p) * down, ssm_step::threads, static_cast<int32_t>(pulls * p.bytes)};
 }

@@ -100,6 +100,25 @@ def test_no_row_is_read_beyond_the_last(dtype: torch.dtype) -> None:
         run(exact.sample(rows, 1, 2, 1, 1, **some), in_place=True, check=True)
 
 
+@pytest.mark.launches_nothing
+@pytest.mark.parametrize("turns", [2, 4])
+def test_rows_for_which_a_block_reads_the_parameters_once(turns: int) -> None:
+    """By eights, one after the other; the last block has fewer. The op does it from 4096 blocks on."""
+    x = exact.sample(27, 3, 33, 1, 1)
+    y, after = torch.full((27, 1, 3), float("nan")), torch.full_like(x.state, complex("nan"))
+    sizes = {"rows": 27, "slots": 27, "heads": 3, "pairs": 33, "channels": 1, "rank": 1}
+    kernel = {"rows_together": 8, "turns": turns, "bytes": 4}
+    Kernels("csrc/ssm_step/cuda.cu").run(
+        "ssm_step_many_f32", {**x._asdict(), "next": after, "y": y, **sizes, **kernel}
+    )
+    exact.check(x, y, after)
+
+
+@pytest.mark.thorough
+def test_many_rows_are_taken_one_after_the_other() -> None:
+    run(exact.sample(8 * 4096 + 3, 1, 1, 1, 1), in_place=False)
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("dtype", exact.TOLERANCE, ids=str)
 @pytest.mark.parametrize("order", ORDERS)
@@ -116,13 +135,14 @@ def test_launch_rules() -> None:
     kernels = Kernels("csrc/ssm_step/cuda.cu")
 
     def rule(
-        rows: int, heads: int, pairs: int, rank: int = 0, dtype: torch.dtype = torch.complex64
+        rows: int, heads: int, pairs: int, rank: int = 0, dtype: torch.dtype = torch.complex64, turns: int = 1
     ) -> tuple[int, ...]:
         pointers = dict.fromkeys(
             ("state", "state_indices", "u", "a_minus_one", "b", "c", "d", "p", "q", "next", "y")
         )
         sizes = {"rows": rows, "slots": rows, "heads": heads, "pairs": pairs, "channels": 1, "rank": rank}
-        kernel = {"rows_together": 1 if rows == 1 else 8, "bytes": exact.REAL[dtype].itemsize}
+        together = 1 if rows == 1 else 8
+        kernel = {"rows_together": together, "turns": turns, "bytes": exact.REAL[dtype].itemsize}
         name = f"ssm_step_{'one' if rows == 1 else 'many'}_f{8 * kernel['bytes']}"
         return kernels.launch_rule(name, {**pointers, **sizes, **kernel})
 
@@ -130,6 +150,7 @@ def test_launch_rules() -> None:
     assert rule(17, 6, 32, rank=2) == (2 * 3, 128, 4 * 8 * 2 * 4)
     assert rule(2, 256, 3, rank=1, dtype=torch.complex128) == (8, 128, 32 * 8 * 8)
     assert rule(2, 5, 1000) == (2, 128, 4 * 8 * 4)
+    assert [rule(65, 8, 32, turns=turns)[0] for turns in (1, 2, 4)] == [9 * 2, 5 * 2, 3 * 2]
     assert rule(0, 5, 3)[0] == rule(3, 0, 3)[0] == 0
 
 
