@@ -30,10 +30,10 @@ def image(b: np.ndarray, width: int, chunk: int) -> np.ndarray:
     return found.reshape(-1)
 
 
-def descriptor(width: int, chunk: int) -> int:
-    """The tile lies at 1024; in units of 16 bytes."""
+def descriptor(width: int, chunk: int, at: int = 0) -> int:
+    """Shared memory begins at 1024, and the tile ``at`` bytes on; in units of 16 bytes."""
     halves, eights = (8, 16) if width == 16 else (1, width // 2)
-    return (64 + chunk) | halves << 16 | eights << 32 | SWIZZLES[width] << 62
+    return (64 + at // 16 + chunk) | halves << 16 | eights << 32 | SWIZZLES[width] << 62
 
 
 FENCES = "fence.proxy.async.shared::cta; bar.sync 0; wgmma.fence.sync.aligned;"
@@ -41,19 +41,28 @@ WAIT = "wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;"
 
 
 def run(
-    b: np.ndarray, width: int, chunk: int = 0, fences: str = FENCES, wait: str = WAIT, times: int = 1
+    b: np.ndarray,
+    width: int,
+    chunk: int = 0,
+    fences: str = FENCES,
+    wait: str = WAIT,
+    times: int = 1,
+    of_a: tuple[int, int] | None = None,
 ) -> np.ndarray:
-    """A b' by one block of four warps, ``times`` added up."""
+    """A b' by one block of four warps, ``times`` added up; ``of_a``: A is in shared memory, of that width and chunk."""
     columns, words = len(b), image(b, width, chunk)
+    words = np.concatenate([words, np.zeros(-len(words) % 256, dtype=np.uint32)])
+    behind_b = words.nbytes
+    if of_a:
+        words = np.concatenate([words, image(A, *of_a)])
     y = np.zeros((128, columns // 2), dtype=np.float32)
     d = ", ".join(f"%d{k}" for k in range(columns // 2))
     copies = "".join(
         f"ld.global.b32 %r2, [%rd2+{4 * at}]; st.shared.b32 [%r3+{4 * at}], %r2;"
         for at in range(0, len(words), 128)
     )
-    product = (
-        f"wgmma.mma_async.sync.aligned.m64n{columns}k8.f32.tf32.tf32 {{{d}}}, {{%a0, %a1, %a2, %a3}}, %rd4,"
-    )
+    a_operand = "%rd6" if of_a else "{%a0, %a1, %a2, %a3}"
+    product = f"wgmma.mma_async.sync.aligned.m64n{columns}k8.f32.tf32.tf32 {{{d}}}, {a_operand}, %rd4,"
     text = f"""
     .version 8.0
     .target sm_90a
@@ -68,7 +77,8 @@ def run(
       mul.wide.u32 %rd5, %r1, 4; add.s64 %rd2, %rd2, %rd5;
       mov.u32 %r3, tile; shl.b32 %r4, %r1, 2; add.s32 %r3, %r3, %r4;
       {copies}
-      mov.u64 %rd4, {descriptor(width, chunk)}; setp.eq.u32 %p1, %r1, %r1;
+      mov.u64 %rd4, {descriptor(width, chunk)};
+      mov.u64 %rd6, {descriptor(*of_a, behind_b) if of_a else 0}; setp.eq.u32 %p1, %r1, %r1;
       {fences}
       {product} 0, 1, 1; {f"{product} %p1, 1, 1;" * (times - 1)}
       {wait}
@@ -87,14 +97,23 @@ def run(
     return found.transpose(0, 4, 1, 3, 2, 5).reshape(64, columns)
 
 
-@pytest.mark.parametrize(
-    ("width", "chunk"), [(16, 0), (32, 0), (64, 0), (64, 2), (128, 0), (128, 2), (128, 4), (128, 6)]
-)
+LAYOUTS = [(16, 0), (32, 0), (64, 0), (64, 2), (128, 0), (128, 2), (128, 4), (128, 6)]
+
+
+@pytest.mark.parametrize(("width", "chunk"), LAYOUTS)
 @pytest.mark.parametrize("columns", [16, 64])
 def test_product(columns: int, width: int, chunk: int) -> None:
     b = RANDOM.integers(-8, 9, (columns, 8)).astype(np.float32)
     assert (run(b, width, chunk) == A @ b.T).all()
     assert (run(b, width, chunk, times=3) == 3 * A @ b.T).all()
+
+
+@pytest.mark.parametrize("of_a", LAYOUTS)
+@pytest.mark.parametrize("of_b", [(16, 0), (64, 2)])
+def test_product_of_two_tiles_in_shared_memory(of_a: tuple[int, int], of_b: tuple[int, int]) -> None:
+    b = RANDOM.integers(-8, 9, (32, 8)).astype(np.float32)
+    assert (run(b, *of_b, of_a=of_a) == A @ b.T).all()
+    assert (run(b, *of_b, of_a=of_a, times=3) == 3 * A @ b.T).all()
 
 
 def test_what_is_read_before_the_wait_is_what_was_there_before() -> None:
@@ -108,7 +127,7 @@ def test_what_is_read_before_the_wait_is_what_was_there_before() -> None:
 FAULTS = {
     "no fence of the proxies": (
         {"fences": FENCES.replace("fence.proxy.async.shared::cta;", "")},
-        r"a wgmma's read of shared tile\+0, which was written with no fence.proxy.async since",
+        r"a wgmma's read of shared tile\+(0|1024), which was written with no fence.proxy.async since",
     ),
     "no fence of the registers": (
         {"fences": FENCES.replace("wgmma.fence.sync.aligned;", "")},
@@ -137,5 +156,6 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_finds_the_planted_fault(name: str) -> None:
     changes, said = FAULTS[name]
-    with pytest.raises(RuntimeError, match=r"^k: block \(0,0,0\) thread \(\d+,0,0\): .*(" + said + ")"):
-        run(np.ones((16, 8), dtype=np.float32), 32, **changes)
+    for of_a in (None, (32, 0)):
+        with pytest.raises(RuntimeError, match=r"^k: block \(0,0,0\) thread \(\d+,0,0\): .*(" + said + ")"):
+            run(np.ones((16, 8), dtype=np.float32), 32, of_a=of_a, **changes)

@@ -171,9 +171,6 @@ def test_tiles_that_are_filled(
     dtype: torch.dtype, size: int, dense: bool, segments: bool, request: pytest.FixtureRequest
 ) -> None:
     """By rows and states, of rows that end together and anywhere, with chunks of up to 16 elements; and almost."""
-    if request.node.callspec.params.get("machine") == "cuda 90" and size == 64 and dtype.itemsize == 2:
-        why = "the interpreter of PTX lacks wgmma with both operands in shared memory"
-        request.applymarker(pytest.mark.xfail(raises=RuntimeError, reason=why, strict=True))
     for less in range(5 if compiled(request) else 1):
         chunk, batch = 32 if size == 64 else 16 >> less, 17 - less
         channels = 1 if dtype.itemsize == 2 else 1 + less % 2

@@ -178,6 +178,7 @@ class Decoder {
     if ((key == "ld.shared.b16" || key == "ld.global.u16") && has(o.at(0), 32)) key += ":wide";
     if (key == "st.shared.b16" && has_64_bits(o.at(1))) key += ":low";
     if (key == "ld.param.s32" && has_64_bits(o.at(0))) key += ":wide";
+    if (key.compare(0, 6, "wgmma.") == 0 && o.size() > 1 && o[1].kind != Value::list) key += ":shared";
     if (key == "cvt.s64.s32" && has_64_bits(o.at(1))) key += ":low";
     return key;
   }

@@ -64,7 +64,7 @@ struct Copy {  // cp.async that has not landed
 struct Warp;
 struct Product {  // a wgmma that has not landed
   const Instruction* by;
-  uint64_t descriptor;
+  uint64_t a, b;  // descriptors; a's where it is in shared memory
   bool adds;
   void (*land)(Warp&, const Product&);
 };

@@ -1,4 +1,4 @@
-// wgmma: a product of registers and a tile of shared memory, by four warps of 16 rows each. It lands only when it is
+// wgmma: a product of registers, or a tile of shared memory, and a tile of shared memory, by four warps of 16 rows each. It lands only when it is
 // waited for, and until then is as late as it may be: it reads its operands and adds to its sums at the wait.
 #include "access.h"
 #include "table.h"
@@ -31,31 +31,45 @@ class Tile {
   uint32_t begin_, between_halves_, between_eights_, width_;
 };
 
-// Operands: d, half as many as there are columns; a, 4; the descriptor of b; does it add to d; the signs of a and b.
+enum class A { in_registers, in_shared };
+
+// Operands: d, half as many as there are columns; a, 4 registers or a descriptor; the descriptor of b; does it add to d;
+// the signs of a and b.
 template <int columns>
 constexpr int first_of_a = columns / 2;
+template <int columns, A place>
+constexpr int behind_a = first_of_a<columns> + (place == A::in_registers ? 4 : 1);
+constexpr int rows_of_group = 64, rows_of_warp = 16;
 
-template <int columns, class Use>
-void each_half_row(Warp& w, const Instruction& i, uint64_t descriptor, Use use) {
+template <class Use>
+void each_half_row(Warp& w, const Instruction& i, uint64_t descriptor, int rows, Use use) {
   const Tile tile(descriptor);
-  for (int row = 0; row < columns; ++row)
+  for (int row = 0; row < rows; ++row)
     for (int half = 0; half < 2; ++half)
       use(row, half, bytes_at(w, i, 0, Space::shared, Touch::async_read, tile.at(row, half), 16));
 }
-
-template <int columns>
-void land(Warp& w, const Product& product) {
-  const Instruction& i = *product.by;
-  float a[16][8], b[columns][8];
-  for (int lane = 0; lane < lanes; ++lane)
-    for (int k = 0; k < 4; ++k)
-      a[lane / 4 + 8 * (k % 2)][lane % 4 + 4 * (k / 2)] =
-          tf32(w, i, lane, w.values<uint32_t>(i.operands[first_of_a<columns> + k])[lane]);
-  each_half_row<columns>(w, i, product.descriptor, [&](int row, int half, const unsigned char* from) {
+template <int rows>
+void read_tile(Warp& w, const Instruction& i, uint64_t descriptor, float (&to)[rows][8]) {
+  each_half_row(w, i, descriptor, rows, [&](int row, int half, const unsigned char* from) {
     uint32_t bits[4];
     memcpy(bits, from, sizeof bits);
-    for (int k = 0; k < 4; ++k) b[row][4 * half + k] = tf32(w, i, 0, bits[k]);
+    for (int k = 0; k < 4; ++k) to[row][4 * half + k] = tf32(w, i, 0, bits[k]);
   });
+}
+
+template <int columns, A place>
+void land(Warp& w, const Product& product) {
+  const Instruction& i = *product.by;
+  float of_group[rows_of_group][8], b[columns][8];
+  float (*const a)[8] = of_group + w.index % 4 * rows_of_warp;
+  if constexpr (place == A::in_registers)
+    for (int lane = 0; lane < lanes; ++lane)
+      for (int k = 0; k < 4; ++k)
+        a[lane / 4 + 8 * (k % 2)][lane % 4 + 4 * (k / 2)] =
+            tf32(w, i, lane, w.values<uint32_t>(i.operands[first_of_a<columns> + k])[lane]);
+  else
+    read_tile(w, i, product.a, of_group);
+  read_tile(w, i, product.b, b);
   for (int k = 0; k < columns / 2; ++k) {
     float* const d = w.values<float>(i.operands[k]);
     for (int lane = 0; lane < lanes; ++lane) {
@@ -67,7 +81,7 @@ void land(Warp& w, const Product& product) {
   }
 }
 
-template <int columns>
+template <int columns, A place>
 void begin(Warp& w, const Instruction& i) {
   whole_warp(w, i);
   const auto refuse = [&](const std::string& what) {
@@ -75,17 +89,21 @@ void begin(Warp& w, const Instruction& i) {
   };
   if (w.launch->threads() % 128) refuse("the block has no whole groups of four warps");
   if (!w.fenced) refuse("no wgmma.fence orders it behind what its registers held before");
-  constexpr int behind_a = first_of_a<columns> + 4;
-  const uint64_t* const descriptors = w.values<uint64_t>(i.operands[behind_a]);
-  for (int lane = 1; lane < lanes; ++lane)
-    if (descriptors[lane] != descriptors[0]) refuse("lanes have different descriptors");
-  if (descriptors[0] >> 49 & 7) refuse("the interpreter knows no base offset in a descriptor");
+  const auto descriptor = [&](int operand, int rows) {
+    const uint64_t* const of_lanes = w.values<uint64_t>(i.operands[operand]);
+    for (int lane = 1; lane < lanes; ++lane)
+      if (of_lanes[lane] != of_lanes[0]) refuse("lanes have different descriptors");
+    if (of_lanes[0] >> 49 & 7) refuse("the interpreter knows no base offset in a descriptor");
+    each_half_row(w, i, of_lanes[0], rows, [](int, int, const unsigned char*) {});
+    return of_lanes[0];
+  };
+  constexpr int at_b = behind_a<columns, place>;
   for (int k = 2; k < 4; ++k)
-    if (*w.values<uint32_t>(i.operands[behind_a + k]) != 1)
-      refuse("the interpreter knows no negative operand");
-  each_half_row<columns>(w, i, descriptors[0], [](int, int, const unsigned char*) {});
-  const bool adds = w.predicate(i.operands[behind_a + 1]) & 1;
-  w.products.back().push_back({&i, descriptors[0], adds, land<columns>});
+    if (*w.values<uint32_t>(i.operands[at_b + k]) != 1) refuse("the interpreter knows no negative operand");
+  const uint64_t a = place == A::in_shared ? descriptor(first_of_a<columns>, rows_of_group) : 0;
+  const uint64_t b = descriptor(at_b, columns);
+  const bool adds = w.predicate(i.operands[at_b + 1]) & 1;
+  w.products.back().push_back({&i, a, b, adds, land<columns, place>});
   ++w.products_begun;
 }
 
@@ -116,7 +134,9 @@ void fence_of_proxies(Warp& w, const Instruction&) {
 template <int columns>
 [[gnu::cold]] void add_product(Table& table) {
   const std::string name = "wgmma.mma_async.sync.aligned.m64n" + std::to_string(columns) + "k8.f32.tf32.tf32";
-  table[name] = {begin<columns>, std::string(first_of_a<columns>, 'w') + "wwwwdpww"};
+  const std::string sums(first_of_a<columns>, 'w');
+  table[name] = {begin<columns, A::in_registers>, sums + "wwwwdpww"};
+  table[name + ":shared"] = {begin<columns, A::in_shared>, sums + "ddpww"};
 }
 
 }  // namespace
