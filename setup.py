@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.resolve()
 sys.path.insert(0, str(ROOT / "tools"))
 import cpp_compiler  # noqa: E402
 import cuda_compiler  # noqa: E402
-from cpp_compiler import instruction_sets  # noqa: E402
+from cpp_compiler import bfloat16_sets, instruction_sets  # noqa: E402
 from cuda_compiler import Cuda  # noqa: E402
 from fingerprint import build_number, fingerprint  # noqa: E402
 
@@ -110,6 +110,10 @@ def ninja_file(compiler: str, cuda: Cuda | None, folder: Path) -> str:
             continue
         stem = f"{source.parent.name}/{source.stem}"
         variants = instruction_sets(compiler) if source.stem in ("cpu", "cpu_backward") else {}
+        if source.stem == "cpu_bfloat16":
+            variants = bfloat16_sets(compiler)
+            if not variants:
+                continue
         is_op = source.stem == "cpu" and not source.with_name("register.cpp").exists()
         if is_op or not variants:
             variants = {**variants, "": ""}

@@ -11,6 +11,9 @@ import pytest
 import torch
 
 from tests import checks_table
+from tests.instruction_sets import instruction_set
+
+__all__ = ["instruction_set"]  # a fixture
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

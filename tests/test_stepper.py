@@ -659,17 +659,9 @@ class TestNative:
         with use_backend("torch"):
             assert model().stepper()._program is None
 
-    @pytest.fixture(params=[0, 1, 2])
-    def limited(self, request: pytest.FixtureRequest) -> Any:
-        limit = torch.ops.sequence_kernels_native.limit_instruction_set
-        if limit(request.param) != request.param:
-            pytest.skip("this machine does not have it")
-        yield request.param
-        limit(2)
-
     @pytest.mark.parametrize("width", [1, 64, 65, 130])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    def test_widths_and_rows(self, limited: int, width: int, dtype: torch.dtype) -> None:
+    def test_widths_and_rows(self, instruction_set: int, width: int, dtype: torch.dtype) -> None:
         layers = [{"_name_": "s4d", "d_state": 34, "channels": 2}, {"_name_": "ff", "activation": "gelu"}]
         module = SequenceModel(width, layer=layers, residual="R", norm="layer").to(dtype).eval()
         for rows in (0, 1, 2, 3, 5, 8, 9, 17, 33):
@@ -777,7 +769,7 @@ class TestNative:
             run(fine, weights, state, torch.tensor([0, 2]), x)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    def test_panels(self, limited: int, dtype: torch.dtype) -> None:
+    def test_panels(self, instruction_set: int, dtype: torch.dtype) -> None:
         """Every 64 outputs side by side, zeros after the last one, and nothing beyond."""
         pack = torch.ops.sequence_kernels_native.pack.default
         for outputs, inputs in ((1, 1), (64, 16), (65, 37), (130, 5), (0, 3), (3, 0)):
@@ -809,7 +801,7 @@ class TestNative:
                 pack(*wrong)
 
     @pytest.mark.parametrize("name", [name for name, row in ACTIVATIONS.items() if row.code is not None])
-    def test_activations(self, limited: int, name: str) -> None:
+    def test_activations(self, instruction_set: int, name: str) -> None:
         """Within 3e-7 of the function itself, everywhere and also where they are small; NaN stays."""
         from sequence_kernels.stepping.program import Program
 

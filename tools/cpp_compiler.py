@@ -16,6 +16,8 @@ INSTRUCTION_SETS = {
         "avx512": "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector-width=512",
     },
 }
+#: The same for kernels that multiply bfloat16 numbers.
+BFLOAT16_SETS = {"x86_64": {"avx512_bf16": INSTRUCTION_SETS["x86_64"]["avx512"] + " -mavx512bf16"}}
 
 
 def find() -> str | None:
@@ -35,3 +37,8 @@ def machine(compiler: str) -> str:
 def instruction_sets(compiler: str) -> dict[str, str]:
     """The instruction sets of the machine that it compiles for, and the options that ask for each."""
     return INSTRUCTION_SETS.get(machine(compiler), {"generic": ""})
+
+
+def bfloat16_sets(compiler: str) -> dict[str, str]:
+    """The same of what multiplies bfloat16 numbers; none on most machines."""
+    return BFLOAT16_SETS.get(machine(compiler), {})

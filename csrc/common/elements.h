@@ -2,6 +2,9 @@
 #pragma once
 
 #include <type_traits>
+#ifdef __AVX512BF16__
+#  include <immintrin.h>
+#endif
 
 #include "common/element.h"
 #include "common/vector.h"
@@ -15,6 +18,15 @@ struct Bfloat16 {
 struct Float16 {
   uint16_t bits;
 };
+
+template <typename Type>
+constexpr Element kElement = Element::float32;
+template <>
+inline constexpr Element kElement<double> = Element::float64;
+template <>
+inline constexpr Element kElement<Bfloat16> = Element::bfloat16;
+template <>
+inline constexpr Element kElement<Float16> = Element::float16;
 
 inline float widened(Bfloat16 value) {
   return bits<float>(static_cast<uint32_t>(value.bits) << 16);
@@ -41,6 +53,25 @@ inline void narrow(float value, Float16& to) {
   const uint32_t large = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
   to.bits = static_cast<uint16_t>(sign | (magnitude >= 0x477ff000 ? large : finite));
 }
+// A vector's worth, by its own instructions where the compiler finds none for a loop of those.
+typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
+inline Vector<float> load_widened(const Bfloat16* from) {
+  Halves halves;
+  __builtin_memcpy(&halves, from, sizeof(halves));
+  return bits<Vector<float>>(__builtin_convertvector(halves, Vector<uint32_t>) << 16);
+}
+inline Halves narrowed(Vector<float> v) {
+#ifdef __AVX512BF16__
+  return bits<Halves>(_mm512_cvtneps_pbh(bits<__m512>(v)));
+#else
+  const Vector<uint32_t> from = bits<Vector<uint32_t>>(v), rounded = (from + 0x7fff + (from >> 16 & 1)) >> 16;
+  return __builtin_convertvector(v != v ? Vector<uint32_t>{} + 0x7fc0 : rounded, Halves);
+#endif
+}
+inline void store_narrowed(Bfloat16* to, Vector<float> v) {
+  const Halves halves = narrowed(v);
+  __builtin_memcpy(to, &halves, sizeof(halves));
+}
 template <typename Real>
 inline Real widened(Real value) {
   return value;
@@ -50,16 +81,16 @@ inline void narrow(Real value, Real& to) {
   to = value;
 }
 
-// Call function with the pointer, to const or not, as one to the type of the elements; Real is float64 if and
-// only if they are.
+// Call function with the pointer, to const or not, as one to the type of the elements: those of Real, or where that is
+// float32 a half precision.
 template <typename Real, typename Void, typename Function>
-inline void with_element(Element element, Void* data, const Function& function) {
+inline void with_element([[maybe_unused]] Element element, Void* data, const Function& function) {
   const auto call = [&](auto* type) {
     using Type = std::remove_pointer_t<decltype(type)>;
     function(static_cast<std::conditional_t<std::is_const_v<Void>, const Type, Type>*>(data));
   };
-  if constexpr (sizeof(Real) == 8) {
-    call(static_cast<double*>(nullptr));
+  if constexpr (sizeof(Real) != 4) {
+    call(static_cast<Real*>(nullptr));
   } else {
     if (element == Element::float32) call(static_cast<float*>(nullptr));
     if (element == Element::bfloat16) call(static_cast<Bfloat16*>(nullptr));
@@ -67,17 +98,27 @@ inline void with_element(Element element, Void* data, const Function& function) 
   }
 }
 
-template <typename Real, typename From>
-inline void read(const From* from, int64_t stride, int64_t count, Real* to) {
-  if (stride == 1)
-    for (int64_t i = 0; i < count; ++i) to[i] = widened(from[i]);
+template <typename From, typename To>
+inline void convert(From from, To& to) {
+  if constexpr (sizeof(To) > sizeof(From))
+    to = widened(from);
+  else if constexpr (sizeof(To) < sizeof(From))
+    narrow(from, to);
   else
-    for (int64_t i = 0; i < count; ++i) to[i] = widened(from[i * stride]);
+    to = from;
 }
 
-template <typename Real, typename To>
-inline void write(const Real* from, int64_t count, To* to) {
-  for (int64_t i = 0; i < count; ++i) narrow(from[i], to[i]);
+template <typename From, typename To>
+inline void read(const From* from, int64_t stride, int64_t count, To* to) {
+  if (stride == 1)
+    for (int64_t i = 0; i < count; ++i) convert(from[i], to[i]);
+  else
+    for (int64_t i = 0; i < count; ++i) convert(from[i * stride], to[i]);
+}
+
+template <typename From, typename To>
+inline void write(const From* from, int64_t count, To* to) {
+  for (int64_t i = 0; i < count; ++i) convert(from[i], to[i]);
 }
 
 }  // namespace

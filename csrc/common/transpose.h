@@ -35,6 +35,8 @@ template <typename Real, typename From>
 inline Vector<Real> load_widened(const From* from) {
   if constexpr (std::is_same_v<From, Real>) {
     return load(from);
+  } else if constexpr (std::is_same_v<From, Bfloat16>) {
+    return load_widened(from);
   } else {
     Real wide[kLanes<Real>];
     read(from, 1, kLanes<Real>, wide);
@@ -45,6 +47,8 @@ template <typename Real, typename To>
 inline void store_narrowed(To* to, Vector<Real> v) {
   if constexpr (std::is_same_v<To, Real>) {
     store<Real>(to, v);
+  } else if constexpr (std::is_same_v<To, Bfloat16>) {
+    store_narrowed(to, v);
   } else {
     Real wide[kLanes<Real>];
     store<Real>(wide, v);

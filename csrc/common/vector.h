@@ -13,9 +13,9 @@
 namespace sequence_kernels {
 namespace {
 
-constexpr int kVectorBytes = kIsa == Isa::avx512 ? 64 : kIsa == Isa::avx2 ? 32 : 16;
+constexpr int kVectorBytes = kIsa >= Isa::avx512 ? 64 : kIsa == Isa::avx2 ? 32 : 16;
 #if defined(__x86_64__)
-constexpr int kVectorRegisters = kIsa == Isa::avx512 ? 32 : 16;
+constexpr int kVectorRegisters = kIsa >= Isa::avx512 ? 32 : 16;
 #else
 constexpr int kVectorRegisters = 32;
 #endif

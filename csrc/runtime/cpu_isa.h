@@ -18,6 +18,7 @@ template <typename Function>
 void with_instruction_set(const Function& function) {
   switch (instruction_set()) {
 #ifdef __x86_64__
+    case Isa::avx512_bf16:
     case Isa::avx512:
       return function(std::integral_constant<Isa, Isa::avx512>());
     case Isa::avx2:
@@ -26,6 +27,16 @@ void with_instruction_set(const Function& function) {
     default:
       return function(std::integral_constant<Isa, Isa::generic>());
   }
+}
+
+// The same; for Isa::avx512_bf16 where the machine has it and there is a kernel for it that is wanted.
+template <typename Function>
+void with_instruction_set(bool bfloat16, const Function& function) {
+#ifdef __x86_64__
+  if (bfloat16 && instruction_set() == Isa::avx512_bf16)
+    return function(std::integral_constant<Isa, Isa::avx512_bf16>());
+#endif
+  with_instruction_set(function);
 }
 
 }  // namespace sequence_kernels

@@ -41,6 +41,16 @@ int64_t heads_at_once(const SsmConvArguments<Real>& arguments, int64_t items) {
   return std::clamp<int64_t>(arguments.H * items / thread_count(), 1, line);
 }
 
+// Call function(std::integral_constant<Isa, ...>): the set that multiplies bfloat16 numbers where sequences are of those
+// and rows of a chunk are whole vectors.
+template <typename Real, typename Function>
+void run_on_best(const SsmConvArguments<Real>& arguments, const Function& function) {
+  if constexpr (std::is_same_v<Real, float>)
+    with_instruction_set(arguments.u.element == Element::bfloat16 && arguments.T % 16 == 0, function);
+  else
+    with_instruction_set(function);
+}
+
 // The kernels index by these values, so that they are looked at here, whatever Python has seen of them.
 void check_lengths(const int64_t* lengths, int64_t rows, int64_t most) {
   for (int64_t row = 0; lengths && row < rows; ++row)
@@ -96,7 +106,7 @@ std::vector<Tensor> run(const SsmConvSizes& sizes, const SsmConvTensors& given,
   arguments.final_state = results[1].mutable_data<Real>();
   arguments.heads_at_once = heads_at_once(arguments, sizes.B / SsmConvBlock(arguments).batch);
   const SsmConvTile tile(arguments, false);
-  with_instruction_set([&](auto isa) {
+  run_on_best(arguments, [&](auto isa) {
     parallel_for<Real>(tile.groups(arguments) * tile.batches(arguments),
                        ssm_conv_scratch<Real, isa()>(arguments),
                        [&](int64_t begin, int64_t end, Real* scratch) {
@@ -138,7 +148,7 @@ std::vector<Tensor> run_backward(const SsmConvSizes& sizes, const Tensor& g, con
   arguments.d_d = results[5].mutable_data<Real>();
   arguments.d_initial = results[6].mutable_data<Real>();
   arguments.heads_at_once = heads_at_once(arguments, 1);
-  with_instruction_set([&](auto isa) {
+  run_on_best(arguments, [&](auto isa) {
     parallel_for<Real>(SsmConvTile(arguments, true).groups(arguments),
                        ssm_conv_backward_scratch<Real, isa()>(arguments),
                        [&](int64_t begin, int64_t end, Real* scratch) {

@@ -16,6 +16,9 @@
 // sequences, as the rows of a matrix that stays in cache: one matrix product with E_in for all rows, a_chunk
 // row by row in place, one product each with E_out and the Toeplitz matrix.
 //
+// bfloat16 sequences are multiplied as such where the machine has AVX512-BF16: u, g, X_m, P_m and the matrices are rounded
+// to bfloat16 where they are multiplied, but for a_chunk; sums, and the recurrence, are float32.
+//
 // Packed sequences lie one behind the other in a single one of u. Their chunks are rows of a table: a chunk that begins
 // a sequence has that sequence's initial state before it, not what the chunk before it left; and the last chunk of
 // each, of fewer than T elements, maybe of none, leads to its final state. Backward, the gradient that arrives at such
@@ -129,7 +132,7 @@ struct SsmConvTile {
 };
 
 // Scratch elements that one thread needs.
-template <typename Real, Isa isa>
+template <typename Real, Isa isa>  // float and Isa::avx512_bf16: of bfloat16 sequences, T a multiple of 16
 int64_t ssm_conv_scratch(const SsmConvArguments<Real>& arguments);
 template <typename Real, Isa isa>
 int64_t ssm_conv_backward_scratch(const SsmConvArguments<Real>& arguments);

@@ -14,25 +14,24 @@ struct Range {
   int64_t h0, h1, b0, b1, m0, m1;
 };
 
-template <typename Real>
+template <typename Real, typename Row = Real>
 struct Turned {
   Sequences there;
   int64_t channels, heads, span;  // of the rows
-  Real* rows;  // (batch, channels, heads, span); null: the sequences are taken where they are
+  Row* rows;  // (batch, channels, heads, span); null: the sequences are taken where they are
 
   // What the kernels take for a range that begins at element `begin`.
   Sequences taken(const Range& range, int64_t begin) const {
     if (!rows) return there;
-    const Element own = sizeof(Real) == 8 ? Element::float64 : Element::float32;
-    Sequences in_rows{rows, own, channels * heads * span, heads * span, span, 1};
+    Sequences in_rows{rows, kElement<Row>, channels * heads * span, heads * span, span, 1};
     in_rows.origin = in_rows.place(range.b0, 0, range.h0, begin);
     return in_rows;
   }
 
   // To the rows from the sequences.
   void bring(const Range& range, int64_t begin, int64_t end) const {
-    with_element<Real>(there.element, there.data, [&](const auto* data) {
-      for_pieces<false>(data, range, begin, end, [&](const auto* from, int64_t count, Real* row) {
+    with_element<Row>(there.element, there.data, [&](const auto* data) {
+      for_pieces<false>(data, range, begin, end, [&](const auto* from, int64_t count, Row* row) {
         transpose<Real>(from, there.step, count, range.h1 - range.h0, row, span);
       });
     });
@@ -40,8 +39,8 @@ struct Turned {
 
   // And back.
   void put_back(const Range& range, int64_t begin, int64_t end) const {
-    with_element<Real>(there.element, const_cast<void*>(there.data), [&](auto* data) {
-      for_pieces<true>(data, range, begin, end, [&](auto* to, int64_t count, const Real* row) {
+    with_element<Row>(there.element, const_cast<void*>(there.data), [&](auto* data) {
+      for_pieces<true>(data, range, begin, end, [&](auto* to, int64_t count, const Row* row) {
         transpose<Real>(row, span, range.h1 - range.h0, count, to, there.step);
       });
     });
@@ -56,7 +55,7 @@ struct Turned {
     for (int64_t b = range.b0; b < range.b1; ++b)
       for (int64_t c = 0; c < channels; ++c) {
         Data* from = data + there.place(b, c, range.h0, begin);
-        Real* row = rows + ((b - range.b0) * channels + c) * heads * span;
+        Row* row = rows + ((b - range.b0) * channels + c) * heads * span;
         for (int64_t t = 0; t < end - begin; t += piece) {
           for (int64_t i = t + ahead; i < smaller(t + ahead + piece, end - begin); ++i)
             __builtin_prefetch(from + i * there.step, for_writing, 3);

@@ -3,6 +3,7 @@
 
 #include "common/elements.h"
 #include "common/register_tile.h"
+#include "ssm_conv/operand.h"
 #include "ssm_conv/turned.h"
 
 namespace sequence_kernels {
@@ -15,7 +16,7 @@ inline int64_t padded(int64_t size) {
 }
 
 template <typename Real>
-inline void fill(Real* to, int64_t count, Real value = 0) {
+inline void fill(Real* to, int64_t count, Real value = {}) {
   for (int64_t i = 0; i < count; ++i) to[i] = value;
 }
 
@@ -136,10 +137,13 @@ struct Rows {
   Element* at(int64_t g, int64_t i) const { return data + g * group + i * row; }
 };
 
-// One call, and what a thread holds of the head it is at.
-template <typename Real>
+// One call, and what a thread holds of the head it is at. Inputs and outputs are rows of Row, which is what they are
+// multiplied as; states are of Real.
+template <typename Real, typename Row = Real>
 struct Worker {
   using Arguments = SsmConvArguments<Real>;
+  using Factor = typename Operand<Row>::Factor;
+  static constexpr int64_t kTerms = Operand<Row>::terms;
 
   Arguments arguments;  // with the sequences of the range
   Range range{};        // what is brought into rows
@@ -155,7 +159,13 @@ struct Worker {
   uint64_t rest_bits = 0;  // binary digits of the elements that any sequence has in its last chunk
 
   Real *e_in, *e_out, *toeplitz, *powers;  // (T, S), C of (S, T), C of (T, T), A^(2^i) for i <= log2 T
-  Real *u, *out, *x;   // rows of inputs and outputs of a block; of states, of a block or of all there are
+  static constexpr bool kRounded = !std::is_same_v<Row, Real>;
+  struct Factors {
+    Factor *in, *out, *square;
+  };
+  Factors factors;     // the first three as rows are multiplied by them
+  Row *u, *out;        // rows of inputs and outputs of a block
+  Real* x;             // of states, of a block or of all there are
   Real *met, *inputs;  // in the last chunk of one row: the states, the elements
 
   Worker(const Arguments& given, bool all_states, Real* scratch)
@@ -179,8 +189,13 @@ struct Worker {
     e_out = take(C * S * Tp);
     toeplitz = take(C * T * Tp);
     powers = take((bits + 1) * power_size());
-    u = take(row_count * Tp);
-    out = take(row_count * Tp);
+    if constexpr (kRounded)
+      factors = {take_of<Factor>(factor_rows(T) * Sp), take_of<Factor>(C * factor_rows(S) * Tp),
+                 take_of<Factor>(C * factor_rows(T) * Tp)};
+    else
+      factors = {e_in, e_out, toeplitz};
+    u = take_of<Row>(row_count * Tp);
+    out = take_of<Row>(row_count * Tp);
     x = take(((all_states ? block.batch * (round_up(longest_part(), kTileRows) + 1) : 0) + row_count) * Sp);
     met = take((bits + 3) * Sp);
     inputs = take(T);
@@ -196,6 +211,14 @@ struct Worker {
     if (next) next += padded<Real>(count);
     return at;
   }
+
+  template <typename Type>
+  Type* take_of(int64_t count) {
+    static_assert(sizeof(Type) <= sizeof(Real));
+    return reinterpret_cast<Type*>(take(count));
+  }
+
+  static int64_t factor_rows(int64_t rows) { return (rows + kTerms - 1) / kTerms; }
 
   int64_t power_size() const { return arguments.dense ? Sp * Sp : 4 * Sp; }
 
@@ -308,6 +331,13 @@ struct Worker {
       }
       pad(read_out(c, h), S, T, strides[2], strides[3], e_out + c * S * Tp, Tp);
     }
+    if constexpr (kRounded) {
+      pack_pairs(e_in, Sp, T, Sp, factors.in);
+      for (int64_t c = 0; c < C; ++c) {
+        pack_pairs(e_out + c * S * Tp, Tp, S, Tp, factors.out + c * factor_rows(S) * Tp);
+        pack_pairs(toeplitz + c * T * Tp, Tp, T, Tp, factors.square + c * factor_rows(T) * Tp);
+      }
+    }
   }
 
   // Of the rows of a block, and of the states of all chunks.
@@ -321,14 +351,13 @@ struct Worker {
   }
 
   // The elements of one block, of channel c of head h, if they can be rows where they are; else null.
-  const Real* in_place(const Sequences& sequences, const Layout& layout, int64_t b0, int64_t c, int64_t h,
-                       int64_t m0, int64_t chunks) const {
+  const Row* in_place(const Sequences& sequences, const Layout& layout, int64_t b0, int64_t c, int64_t h,
+                      int64_t m0, int64_t chunks) const {
     const bool whole = T == Tp && chunks % kTileRows == 0 && chunks > 0 &&
                        end_of(m0 + chunks - 1) == begin_of(m0) + chunks * T;
-    const Element own = sizeof(Real) == 8 ? Element::float64 : Element::float32;
-    if (!whole || layout.groups != layout.batch || sequences.step != 1 || sequences.element != own)
+    if (!whole || layout.groups != layout.batch || sequences.step != 1 || sequences.element != kElement<Row>)
       return nullptr;
-    return static_cast<const Real*>(sequences.data) + sequences.place(b0, c, h, begin_of(m0));
+    return static_cast<const Row*>(sequences.data) + sequences.place(b0, c, h, begin_of(m0));
   }
 
   // The elements of u that chunk m takes, from begin_of(m) to before end_of(m).
@@ -338,18 +367,18 @@ struct Worker {
   }
 
   // Those elements as rows: in `own`, unless they can stay.
-  Rows<const Real> rows_at(const Sequences& from, const Layout& layout, int64_t b0, int64_t c, int64_t h,
-                           int64_t m0, int64_t chunks, const Real* own) const {
-    const Real* there = in_place(from, layout, b0, c, h, m0, chunks);
-    return there ? Rows<const Real>{there, T, from.batch} : Rows<const Real>{own, Tp, layout.sequence * Tp};
+  Rows<const Row> rows_at(const Sequences& from, const Layout& layout, int64_t b0, int64_t c, int64_t h,
+                          int64_t m0, int64_t chunks, const Row* own) const {
+    const Row* there = in_place(from, layout, b0, c, h, m0, chunks);
+    return there ? Rows<const Row>{there, T, from.batch} : Rows<const Row>{own, Tp, layout.sequence * Tp};
   }
 
-  Rows<const Real> read_rows(const Sequences& from, const Layout& layout, int64_t b0, int64_t c, int64_t h,
-                             int64_t m0, int64_t chunks, Real* own) const {
+  Rows<const Row> read_rows(const Sequences& from, const Layout& layout, int64_t b0, int64_t c, int64_t h,
+                            int64_t m0, int64_t chunks, Row* own) const {
     if (!in_place(from, layout, b0, c, h, m0, chunks))
-      with_element<Real>(from.element, from.data, [&](const auto* data) {
+      with_element<Row>(from.element, from.data, [&](const auto* data) {
         for_runs(layout, m0, chunks, [&](int64_t b, int64_t m, int64_t at, int64_t count, int64_t missing) {
-          Real* place = own + layout.row(b, m) * Tp;
+          Row* place = own + layout.row(b, m) * Tp;
           read(data + from.place(b0 + b, c, h, at), from.step, count, place);
           fill(place + count, missing);
         });
@@ -361,11 +390,11 @@ struct Worker {
   // be.
   template <typename Write>
   void write_rows(const Sequences& results, const Layout& layout, int64_t b0, int64_t c, int64_t h,
-                  int64_t m0, int64_t chunks, Real* own, const Write& write_to) const {
-    if (const Real* there = in_place(results, layout, b0, c, h, m0, chunks))
-      return write_to(Rows<Real>{const_cast<Real*>(there), T, results.batch});
-    write_to(Rows<Real>{own, Tp, layout.sequence * Tp});
-    with_element<Real>(results.element, const_cast<void*>(results.data), [&](auto* data) {
+                  int64_t m0, int64_t chunks, Row* own, const Write& write_to) const {
+    if (const Row* there = in_place(results, layout, b0, c, h, m0, chunks))
+      return write_to(Rows<Row>{const_cast<Row*>(there), T, results.batch});
+    write_to(Rows<Row>{own, Tp, layout.sequence * Tp});
+    with_element<Row>(results.element, const_cast<void*>(results.data), [&](auto* data) {
       for_runs(layout, m0, chunks, [&](int64_t b, int64_t m, int64_t at, int64_t count, int64_t) {
         write(own + layout.row(b, m) * Tp, count, data + results.place(b0 + b, c, h, at));
       });
@@ -409,13 +438,13 @@ struct Worker {
 
   // From rows of inputs and the states before the first chunk, in `from`, the states after each chunk.
   template <typename Ahead>
-  void make_states(Real* from, const Layout& states, const Rows<const Real>& inputs, const Layout& layout,
+  void make_states(Real* from, const Layout& states, const Rows<const Row>& inputs, const Layout& layout,
                    int64_t h, int64_t m0, int64_t chunks, Ahead ahead) const {
     for (int64_t g = 0; g < layout.groups; ++g) {
       Real* to = from + states.row(g, 1) * Sp;
       for_tiles<Real>(round_up(layout.rows, kTileRows), Sp, [&](auto& tile, int64_t i, int64_t j) {
         ahead.next(8);
-        tile.add(T, inputs.at(g, i), inputs.row, 1, e_in + j, Sp);
+        add(tile, T, inputs.at(g, i), inputs.row, factors.in + j, Sp);
         tile.put(to + i * Sp + j, Sp);
       });
     }
@@ -439,7 +468,7 @@ struct Worker {
         copy(at, Sp, at + Sp);
       }
     }
-    with_element<Real>(arguments.u.element, arguments.u.data, [&](const auto* data) {
+    with_element<Row>(arguments.u.element, arguments.u.data, [&](const auto* data) {
       const Sequences& u = arguments.u;
       read(data + u.place(end.b, 0, h, end.at), u.step, end.rest, inputs);
     });
@@ -462,11 +491,11 @@ struct Worker {
   }
   bool turns() const { return arguments.heads_at_once > 1; }
 
-  Turned<Real> turned(const Sequences& sequences, int64_t channels, const SsmConvTile& tile) {
+  Turned<Real, Row> turned(const Sequences& sequences, int64_t channels, const SsmConvTile& tile) {
     const int64_t span = round_up(tile.chunks * T, 16) + 16;  // heads not in the same sets of a cache
     const int64_t count = tile.batch * channels * tile.heads * span;
     return {sequences, channels, tile.heads, span,
-            turns() && sequences.heads_side_by_side() ? take(count) : nullptr};
+            turns() && sequences.heads_side_by_side() ? take_of<Row>(count) : nullptr};
   }
 };
 

@@ -88,8 +88,8 @@ SEQUENCE_STREAM_API int sequence_stream_read_state(const sequence_stream* model,
 SEQUENCE_STREAM_API int sequence_stream_write_state(sequence_stream* model, int64_t stream, const void* state,
                                                     size_t size);
 
-/* For tests. Of this process: no higher instruction set than 0 (generic), 1 (AVX2) or 2 (AVX-512) from now on. Returns
- * what will run: the best that the machine has, unless limited. */
+/* For tests. Of this process: no higher instruction set than 0 (generic), 1 (AVX2), 2 (AVX-512) or 3 (its
+ * products of bfloat16, which no stream has) from now on. Returns what will run: the best that the machine has, unless limited. */
 SEQUENCE_STREAM_API int sequence_stream_limit_instruction_set(int highest);
 
 #ifdef __cplusplus

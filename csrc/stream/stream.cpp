@@ -303,6 +303,6 @@ int sequence_stream_write_state(sequence_stream* model, int64_t stream, const vo
 }
 
 int sequence_stream_limit_instruction_set(int highest) {
-  const int held = highest < 0 ? 0 : highest > 2 ? 2 : highest;
+  const int held = highest < 0 ? 0 : highest > 3 ? 3 : highest;
   return static_cast<int>(limit_instruction_set(static_cast<Isa>(held)));
 }

@@ -13,20 +13,28 @@ from .. import ops
 from ..stepping.stages import Elementwise, Gate, Stage, is_tensor
 from .norms import TransposedLN
 
-#: Numbers from which on a gradient by our op is faster than by torch's functions, on a CPU in float32.
+#: Numbers from which on a gradient by our op is faster than by torch's functions, on a CPU, and of what types.
 _WORTH_A_CALL = 1 << 17
+_FASTER = {"gelu": (torch.float32,), "glu": (torch.float32, torch.bfloat16)}
 
 
-def is_worth_our_op(numbers: int, *tensors: Tensor) -> bool:
+def is_worth_our_op(kind: str | None, numbers: int, dtype: torch.dtype, *tensors: Tensor) -> bool:
     """Whether ``ops.activation`` computes the gradient of so many numbers, made of the tensors, faster than torch."""
     return (
         numbers >= _WORTH_A_CALL
+        and dtype in _FASTER.get(kind or "", ())
         and torch.is_grad_enabled()
         and any(t.requires_grad for t in tensors)
-        and all(is_tensor(t) and t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
-        and not torch.is_autocast_enabled("cpu")
+        and all(is_tensor(t) and t.device.type == "cpu" for t in tensors)
+        and after_autocast(dtype) == dtype
         and not torch.compiler.is_exporting()
     )
+
+
+def after_autocast(dtype: torch.dtype) -> torch.dtype:
+    """What a linear map gives on a CPU, and ``ops.activation``, of numbers of this type."""
+    cast = torch.is_autocast_enabled("cpu") and dtype != torch.float64
+    return torch.get_autocast_dtype("cpu") if cast else dtype
 
 
 class GELU(nn.GELU):
@@ -37,7 +45,7 @@ class GELU(nn.GELU):
         return "gelu" if self.approximate == "none" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kind() is not None and is_worth_our_op(x.numel(), x):
+        if is_worth_our_op(self.kind(), x.numel(), x.dtype, x):
             if x.is_contiguous():
                 return ops.activation(x, "gelu")
             if x.mT.is_contiguous():
@@ -53,7 +61,7 @@ class GLU(nn.GLU):
         return "glu" if self.dim == -1 else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kind() is not None and is_worth_our_op(x.numel(), x) and x.is_contiguous():
+        if is_worth_our_op(self.kind(), x.numel(), x.dtype, x) and x.is_contiguous():
             return ops.activation(x, "glu")
         return F.glu(x, self.dim)
 

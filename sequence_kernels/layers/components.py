@@ -13,7 +13,7 @@ from .. import ops
 from ..arguments.values import checked
 from ..optim import CarriesOptions
 from ..stepping.stages import is_plain
-from .activations import ACTIVATIONS, GELU, GLU, activation_module, is_worth_our_op
+from .activations import ACTIVATIONS, GELU, GLU, activation_module, after_autocast, is_worth_our_op
 
 
 class SparedLinear(CarriesOptions, nn.Linear):
@@ -75,7 +75,8 @@ class LinearActivation(nn.Sequential):
             return super().forward(x)
         weight, bias = linear.weight, linear.bias
         numbers = x.numel() // linear.in_features * linear.out_features
-        if bias is None or not is_worth_our_op(numbers, x, weight, bias):
+        dtype = after_autocast(x.dtype)
+        if bias is None or not is_worth_our_op(kind, numbers, dtype, x, weight, bias):
             return super().forward(x)
         return ops.activation(F.linear(x, weight), kind, bias)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sequence_kernels import ops
 from sequence_kernels.ops import dispatch
+from tests.instruction_sets import OF_ALL, available
 
 #: Those whose kernels run on GPUs alone.
 GPU_BACKENDS = [b for b in ops.BACKENDS if not dispatch.runs_on(b, "cpu")]
@@ -36,11 +37,9 @@ def gpu_backends(op: str) -> list[Any]:
 
 def on_every_instruction_set(run: Callable[[], tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
     """What ``run`` gives with each set that this CPU has, while it holds; the same with one thread and with three."""
-    limit, threads = torch.ops.sequence_kernels_native.limit_instruction_set, torch.get_num_threads()
+    threads = torch.get_num_threads()
     try:
-        for level in (0, 1, 2):
-            if limit(level) != level:
-                continue
+        for _ in available(OF_ALL):
             runs = []
             for count in (1, 3):
                 torch.set_num_threads(count)
@@ -49,7 +48,6 @@ def on_every_instruction_set(run: Callable[[], tuple[Tensor, ...]]) -> Iterator[
                 assert torch.equal(one, many), "the number of threads changes a result"
             yield runs[0]
     finally:
-        limit(2)
         torch.set_num_threads(threads)
 
 

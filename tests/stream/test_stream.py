@@ -108,14 +108,10 @@ def test_what_is_served() -> None:
     assert reasons == {name: f"the interpreter does not know {what}" for name, what in UNSERVED.items()}
 
 
-@pytest.fixture(params=[0, 1, 2])
-def limited(request: pytest.FixtureRequest) -> Iterator[int]:
-    ours = torch.ops.sequence_kernels_native.limit_instruction_set
-    if ours(request.param) != request.param:
-        pytest.skip("this machine does not have it")
-    assert c.call("limit_instruction_set", request.param) == request.param
-    yield request.param
-    ours(2)
+@pytest.fixture
+def limited(instruction_set: int) -> Iterator[int]:
+    assert c.call("limit_instruction_set", instruction_set) == instruction_set
+    yield instruction_set
     c.call("limit_instruction_set", 2)
 
 

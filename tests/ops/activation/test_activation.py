@@ -84,11 +84,13 @@ def test_any_shape_and_strides(backend: str, kind: str, shape: tuple[int, ...]) 
 @every_backend
 @every_kind
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nan_and_infinity_are_as_in_torch(backend: str, kind: str, dtype: torch.dtype) -> None:
+def test_nan_and_infinity_are_as_in_the_formula(backend: str, kind: str, dtype: torch.dtype) -> None:
+    """Plain torch's are torch's own: its GELU of infinity is infinity on AVX2 and NaN on AVX-512."""
     x = torch.tensor([[math.nan, 1.0, math.inf, -math.inf, 3.0, 2.0]] * 5, dtype=dtype).requires_grad_()
     plain = x.detach().clone().requires_grad_()
     y = ops.activation(x, kind, backend=backend)
-    want = F.glu(plain) if kind == "glu" else F.gelu(plain)
+    torchs = F.glu if kind == "glu" else F.gelu
+    want = torchs(plain) if backend == "torch" else by_definition(plain.double(), kind).to(dtype)
     torch.testing.assert_close(y, want, equal_nan=True)
     (dx,), (wanted,) = torch.autograd.grad(y.sum(), x), torch.autograd.grad(want.sum(), plain)
     torch.testing.assert_close(dx, wanted, equal_nan=True)
@@ -209,7 +211,7 @@ def test_modules_take_it_where_it_is_faster_and_are_torchs_own_else(
     with torch.no_grad():
         ours()(x)
     with torch.autocast("cpu", torch.bfloat16):
-        ours()(x)
+        assert ours()(x).dtype == torch.float32
     ours()(x.double())
     ours()(x[:, ::2])
     assert not calls
@@ -246,6 +248,40 @@ def test_the_bias_of_a_linear_map_is_added_in_the_activation(kind: str, calls: l
     got, right = torch.autograd.grad(y, inputs, g), torch.autograd.grad(want, inputs, g)
     for a, b in zip(got, right, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_glu_of_bfloat16_is_taken_too_and_gelu_is_not(calls: list[bool]) -> None:
+    x = torch.randn(512, 512).bfloat16().requires_grad_()
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = activations.GLU()(x)
+            assert activations.GELU()(x).dtype == torch.bfloat16
+        assert calls == [False]
+        calls.clear()
+        torch.testing.assert_close(y, F.glu(x.float()).bfloat16(), rtol=0.01, atol=0)
+    with torch.autocast("cpu", torch.float16):
+        assert activations.GLU()(x).dtype == torch.bfloat16
+    assert not calls
+
+
+@pytest.mark.parametrize("halves", [False, True])
+def test_the_bias_of_a_map_under_autocast_or_in_bfloat16_is_added_in_glu(
+    halves: bool, calls: list[bool]
+) -> None:
+    made, x = _linear("glu")
+    wide = [t.detach().requires_grad_() for t in (x, *made.parameters())]
+    want = F.glu(F.linear(*wide))
+    g = torch.randn_like(want)
+    right = torch.autograd.grad(want, wide, g)
+    if halves:
+        made, x = made.bfloat16(), x.detach().bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=not halves):
+        y = made(x)
+    assert calls == [True]
+    assert y.dtype == torch.bfloat16
+    got = torch.autograd.grad(y, (x, *made.parameters()), g.bfloat16())
+    for a, b in zip((y, *got), (want, *right), strict=True):
+        assert (a.float() - b).norm() < 0.01 * b.norm()
 
 
 class _Adapted(nn.Linear):

@@ -16,13 +16,6 @@ if native.unavailable("cpu") is not None:
     pytest.skip(str(native.unavailable("cpu")), allow_module_level=True)
 
 raw = torch.ops.sequence_kernels_native
-HIGHEST = raw.limit_instruction_set(2)
-
-
-@pytest.fixture(params=range(HIGHEST + 1), ids=["generic", "avx2", "avx512"][: HIGHEST + 1])
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[int]:
-    yield raw.limit_instruction_set(request.param)
-    raw.limit_instruction_set(2)
 
 
 @pytest.fixture

@@ -111,19 +111,12 @@ def test_the_adjoint_is_that_of_autograd(backend: str, size: tuple[int, int, int
 
 
 @needs_native
-@pytest.mark.parametrize("limit", [0, 1, 2])
-def test_every_instruction_set_and_size(limit: int) -> None:
-    set_limit = torch.ops.sequence_kernels_native.limit_instruction_set
-    if set_limit(limit) != limit:
-        pytest.skip("this machine does not have it")
-    try:
-        for size in SIZES:
-            for given, wide, bilinear in KINDS:
-                inputs = parameters(*size, given)
-                assert_results(implementation("diagonal_discretize", "cpu"), inputs, bilinear, wide)
-                assert_adjoint(implementation("diagonal_discretize_backward", "cpu"), inputs, bilinear, wide)
-    finally:
-        set_limit(2)
+def test_every_instruction_set_and_size(instruction_set: int) -> None:
+    for size in SIZES:
+        for given, wide, bilinear in KINDS:
+            inputs = parameters(*size, given)
+            assert_results(implementation("diagonal_discretize", "cpu"), inputs, bilinear, wide)
+            assert_adjoint(implementation("diagonal_discretize_backward", "cpu"), inputs, bilinear, wide)
 
 
 @needs_native

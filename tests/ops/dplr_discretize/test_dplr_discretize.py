@@ -69,26 +69,19 @@ def test_is_the_bilinear_transform(backend: str, rank: int, copies: int) -> None
 
 
 @needs_native
-@pytest.mark.parametrize("limit", [0, 1, 2])
 @pytest.mark.parametrize(("given", "dtype"), [(C64, C64), (C64, C128), (C128, C128), (C128, C64)])
-def test_every_instruction_set_and_size(limit: int, given: torch.dtype, dtype: torch.dtype) -> None:
+def test_every_instruction_set_and_size(instruction_set: int, given: torch.dtype, dtype: torch.dtype) -> None:
     """complex128 within 1e-14 of plain torch, complex64 its rounding."""
-    set_limit = torch.ops.sequence_kernels_native.limit_instruction_set
-    if set_limit(limit) != limit:
-        pytest.skip("this machine does not have it")
-    try:
-        large = [parameters(*size, given, LARGE) for size in PIVOTED]
-        for arguments in [*(parameters(*size, given) for size in SIZES), *large]:
-            adjoint = implementation("dplr_discretize_backward", "cpu")
-            assert_adjoint(adjoint, arguments, dtype == C128, 1e-13)
-            with use_backend("torch"):
-                expected = ops.dplr_discretize(*arguments, dtype=dtype)
-            for got, want in zip(ops.dplr_discretize(*arguments, dtype=dtype), expected, strict=True):
-                assert got.dtype == dtype
-                scale = float(want.abs().max()) if want.numel() else 1.0
-                torch.testing.assert_close(got, want, rtol=0, atol=(1e-14 if dtype == C128 else 1e-7) * scale)
-    finally:
-        set_limit(2)
+    large = [parameters(*size, given, LARGE) for size in PIVOTED]
+    for arguments in [*(parameters(*size, given) for size in SIZES), *large]:
+        adjoint = implementation("dplr_discretize_backward", "cpu")
+        assert_adjoint(adjoint, arguments, dtype == C128, 1e-13)
+        with use_backend("torch"):
+            expected = ops.dplr_discretize(*arguments, dtype=dtype)
+        for got, want in zip(ops.dplr_discretize(*arguments, dtype=dtype), expected, strict=True):
+            assert got.dtype == dtype
+            scale = float(want.abs().max()) if want.numel() else 1.0
+            torch.testing.assert_close(got, want, rtol=0, atol=(1e-14 if dtype == C128 else 1e-7) * scale)
 
 
 def gradients_by_autograd(gradients: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

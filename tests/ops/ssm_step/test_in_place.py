@@ -191,17 +191,9 @@ def test_bad_indices(rank: int | None) -> None:
 class TestNative:
     """The C++ kernel against the reference, over every instruction set, size and number of threads."""
 
-    @pytest.fixture(params=[0, 1, 2])
-    def limited(self, request: pytest.FixtureRequest) -> Any:
-        limit = torch.ops.sequence_kernels_native.limit_instruction_set
-        if limit(request.param) != request.param:
-            pytest.skip("this machine does not have it")
-        yield request.param
-        limit(2)
-
     @pytest.mark.parametrize("dtype", [C64, torch.complex128])
     @pytest.mark.parametrize("rank", [None, 0, 1, 3])
-    def test_sizes(self, limited: int, dtype: torch.dtype, rank: int | None) -> None:
+    def test_sizes(self, instruction_set: int, dtype: torch.dtype, rank: int | None) -> None:
         for heads in (1, 16, 17):
             for pairs in (0, 1, 3, 4, 9, 16, 33):
                 for channels in (0, 1, 3):
