@@ -19,7 +19,7 @@ __device__ __forceinline__ void by_states(const Block& block, const Sequence& le
   for (int32_t from = 0; from < block.p.size; from += Block::step) {
     const auto staged = [&](const Sequence& of, Real* to) {
       Block::template stage<chunk, Block::step>(
-          to, terms, of.data, block.p.element,
+          to, terms, of.data, block.element(),
           [&](int32_t t, int32_t k) { return block.in_group(of, t, from + k); });
     };
     staged(left, rows), staged(right, others);
@@ -46,7 +46,7 @@ __device__ __forceinline__ void by_elements(const Block& block, const Sequence& 
 #pragma unroll 1
   for (int32_t from = 0; from < chunk; from += Block::step) {
     Block::template stage<Block::step, Block::columns>(
-        inputs, Block::of_columns, of.data, block.p.element,
+        inputs, Block::of_columns, of.data, block.element(),
         [&](int32_t k, int32_t i) { return block.in_head(of, from + k, first + i); });
     __syncthreads();
     Math::multiply_add(sum, block.own(block.tiles + from, Block::of_weights),

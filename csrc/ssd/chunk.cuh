@@ -13,6 +13,12 @@ template <class Real>
 constexpr int32_t own_element = static_cast<int32_t>(sizeof(Real) == 8 ? sequence_kernels::Element::float64
                                                                        : sequence_kernels::Element::float32);
 
+// Whether its kernels are given float32 alone: half precisions have no more digits than tf32 keeps.
+template <class Math>
+constexpr bool float32_alone = false;
+template <>
+constexpr bool float32_alone<Tf32Cores<true>> = true;
+
 // Calls visit(row, column, number, j, i) for each of a lane's accumulators.
 template <int32_t GROUPS, class Real, class Visit>
 __device__ __forceinline__ void each(Real (&sum)[GROUPS][4], const Visit& visit) {
@@ -67,6 +73,9 @@ struct Chunk {
     }
     __syncthreads();
   }
+  __device__ __forceinline__ int32_t element() const {
+    return float32_alone<Math> ? own_element<Real> : p.element;
+  }
   __device__ __forceinline__ int64_t in_steps(int32_t t) const {
     return (b * p.length + begin + t) * p.heads + h;
   }
@@ -96,11 +105,11 @@ struct Chunk {
   }
   __device__ __forceinline__ Real of_head(const Sequence& from, int32_t t, int64_t at) const {
     const int64_t i = in_head(from, t, at);
-    return i < 0 ? Real(0) : load_element<Real>(from.data, p.element, i);
+    return i < 0 ? Real(0) : load_element<Real>(from.data, element(), i);
   }
   __device__ __forceinline__ Real of_group(const Sequence& from, int32_t t, int64_t at) const {
     const int64_t i = in_group(from, t, at);
-    return i < 0 ? Real(0) : load_element<Real>(from.data, p.element, i);
+    return i < 0 ? Real(0) : load_element<Real>(from.data, element(), i);
   }
   // That at a place, or 0.
   static __device__ __forceinline__ Real state(const void* from, int64_t at) {

@@ -20,11 +20,11 @@ __device__ __forceinline__ void states_of_block(const SsdStatesParams& p) {
 #pragma unroll 1
   for (int32_t from = 0; from < chunk; from += Block::step) {
     Block::template stage<Block::step, chunk>(
-        inputs, Block::of_rows, p.x.data, block.p.element,
+        inputs, Block::of_rows, p.x.data, block.element(),
         [&](int32_t k, int32_t i) { return block.in_head(p.x, from + k, first_row + i); },
         [&](int32_t k, int32_t, Real number) { return block.rows[from + k] * number; });
     Block::template stage<Block::step, Block::columns>(
-        matrix, Block::of_columns, p.b.data, block.p.element,
+        matrix, Block::of_columns, p.b.data, block.element(),
         [&](int32_t k, int32_t i) { return block.in_group(p.b, from + k, first_column + i); });
     __syncthreads();
     Math::multiply_add(sum, block.own_across(inputs, Block::of_rows),
@@ -89,7 +89,7 @@ __device__ __forceinline__ void outputs_of_block(const SsdOutputsParams& p) {
     if (block.begin + t >= p.length || channel >= p.width) return;
     if (p.d)
       number += static_cast<const Real*>(p.d)[block.h * p.width + channel] * block.of_head(p.x, t, channel);
-    store_element(p.y, p.element, block.in_steps(t) * p.width + channel, number);
+    store_element(p.y, block.element(), block.in_steps(t) * p.width + channel, number);
   });
 }
 

@@ -27,7 +27,7 @@ __device__ __forceinline__ void inputs_of_block(const SsdInputsParams& p) {
     skips[j][i % 2] += g * x;
     Real dx = block.dt[s] * number;
     if (p.d) dx += static_cast<const Real*>(p.d)[block.h * p.width + channel] * g;
-    store_element(p.dx, p.element, block.in_steps(s) * p.width + channel, dx);
+    store_element(p.dx, block.element(), block.in_steps(s) * p.width + channel, dx);
   });
   Block::over_lanes_of_row(of_kept), Block::over_lanes_of_row(of_slopes);
   block.put_rows(of_kept, block.rows), block.put_rows(of_slopes, block.sums);
@@ -57,10 +57,10 @@ __device__ __forceinline__ void pair(const Block& block, Real (&read)[Block::gro
 #pragma unroll 1
   for (int32_t from = 0; from < p.width; from += Block::step) {
     Block::template stage<chunk, Block::step>(
-        slopes, terms, p.g.data, block.p.element,
+        slopes, terms, p.g.data, block.element(),
         [&](int32_t t, int32_t k) { return block.in_head(p.g, t, from + k); });
     Block::template stage<chunk, Block::step>(
-        inputs, terms, p.x.data, block.p.element,
+        inputs, terms, p.x.data, block.element(),
         [&](int32_t t, int32_t k) { return block.in_head(p.x, t, from + k); },
         [&](int32_t t, int32_t, Real number) { return block.dt[t] * number; });
     Block::template stage<Block::step, Block::columns>(
@@ -90,10 +90,10 @@ __device__ __forceinline__ void cross(const Block& block, const Real* weights, R
   for (int32_t from = 0; from < Block::columns; from += Block::step) {
     Real* const others = staged + chunk * Block::terms;
     Block::template stage<chunk, Block::step>(
-        staged, Block::terms, p.c.data, block.p.element,
+        staged, Block::terms, p.c.data, block.element(),
         [&](int32_t t, int32_t k) { return block.in_group(p.c, t, first + from + k); });
     Block::template stage<chunk, Block::step>(
-        others, Block::terms, p.b.data, block.p.element,
+        others, Block::terms, p.b.data, block.element(),
         [&](int32_t t, int32_t k) { return block.in_group(p.b, t, first + from + k); });
     __syncthreads();
     Math::multiply_add(products, block.own(staged, Block::terms), DepthContiguous<Real>{others, Block::terms},
@@ -124,7 +124,7 @@ __device__ __forceinline__ void leave(const Block& block, Real* staged, Real (&l
 #pragma unroll 1
   for (int32_t from = 0; from < p.width; from += Block::step) {
     Block::template stage<chunk, Block::step>(
-        staged, terms, p.x.data, block.p.element,
+        staged, terms, p.x.data, block.element(),
         [&](int32_t t, int32_t k) { return block.in_head(p.x, t, from + k); },
         [&](int32_t t, int32_t, Real number) { return block.dt[t] * number; });
     Block::template stage<Block::step, Block::columns>(
@@ -161,10 +161,10 @@ __device__ __forceinline__ void matrices_of_block(const SsdMatricesParams& p) {
   for (int32_t from = 0; from < chunk; from += Block::step) {
     Real* const others = staged + Block::step * pitch;
     Block::template stage<Block::step, Block::columns>(
-        staged, pitch, p.b.data, block.p.element,
+        staged, pitch, p.b.data, block.element(),
         [&](int32_t k, int32_t i) { return block.in_group(p.b, from + k, first + i); });
     Block::template stage<Block::step, Block::columns>(
-        others, pitch, p.c.data, block.p.element,
+        others, pitch, p.c.data, block.element(),
         [&](int32_t k, int32_t i) { return block.in_group(p.c, from + k, first + i); });
     __syncthreads();
     Math::multiply_add(read, block.own(weights + from, Block::of_weights), DepthStrided<Real>{staged, pitch},

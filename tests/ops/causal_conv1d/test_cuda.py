@@ -34,6 +34,7 @@ CASES = [
     *(((2, 3, 2, 6), last, F64) for last in (False, True)),
     *(((1, 3, 4, 1), last, F32) for last in (False, True)),
     ((2, 2, 0, 4), True, F64),
+    *(((1, 5, 70, 7), last, dtype) for last in (False, True) for dtype in (F32, F64)),
 ]
 
 
@@ -76,7 +77,24 @@ def test_half_precision() -> None:
     """Computed in float32 and rounded once; the state keeps the bits of the inputs."""
     for dtype in (torch.bfloat16, torch.float16):
         for last in (False, True):
-            check((1, 3, 20, 4), last, dtype)
+            for width in (4, 7):
+                check((1, 3, 300 if width == 4 else 20, width), last, dtype)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["elements", "channels"])
+@pytest.mark.parametrize("width", [4, 7])
+def test_activations_at_the_ends_of_their_range(width: int, last: bool) -> None:
+    """Open wide or shut, where the exponential is none of a normal number."""
+    call, gradients = given((1, 3, 300, width), last, F64)
+    call[0] *= 400
+    want = [
+        getattr(reference, f"{op}{name}")(*of[:-1])
+        for op in ["causal_conv1d_channels_last" if last else "causal_conv1d"]
+        for name, of in (("", call), ("_backward", [*gradients, *call]))
+    ]
+    got = driver().run("causal_conv1d", *call), driver().run("causal_conv1d_backward", *gradients, *call)
+    for one, other in zip(got, want, strict=True):
+        close(one, other, 400 * TOLERANCE[F64])  # of numbers so many times as large
 
 
 def test_channels_that_are_part_of_something_wider() -> None:

@@ -118,8 +118,9 @@ def test_little_is_given() -> None:
     check(given, F64, False, last=False)
 
 
-def test_half_precision_is_computed_in_float32() -> None:
-    given = draw(1, 5, 70, 4, 1)
+@pytest.mark.parametrize("kind", [F64, C128], ids=["real", "complex"])
+def test_half_precision_is_computed_in_float32(kind: torch.dtype) -> None:
+    given = draw(1, 5, 67, 4, 1, dtype=kind)
     call = narrowed(laid_out(given, True, (-math.inf, math.inf), True), F32)
     for dtype in (torch.bfloat16, torch.float16):
         halves = [t.to(dtype) if i in (0, 1, 6) else t for i, t in enumerate(call)]
@@ -261,6 +262,67 @@ def test_what_kernels_do_not_take_is_prepared_or_left_to_torch() -> None:
 )
 def test_b_and_c_of_other_times_and_groups(sizes: Any, b_size: Any, c_size: Any, kind: torch.dtype) -> None:
     """Constant ones that a block shares; groups of b across those of c; no state, and no sequences."""
+    agree(sizes, b_size, c_size, kind)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64, torch.complex64, C128], ids=str)
+def test_groups_that_fill_blocks(dtype: torch.dtype) -> None:
+    """Of as many lanes a channel as there can be: both matrices shared, constant or not, or one of them each's own."""
+    for bits in range(6):
+        numbers = (32 // dtype.to_real().itemsize << bits) - 1
+        channels = (64 >> bits) + 1
+        size = -(-numbers // 2) if dtype.is_complex else numbers
+        one, each = 1, channels
+        for length, b_size, c_size in (
+            (9, (9, one), (9, one)),
+            (6, (1, one), (1, one)),
+            (5, (5, one), (1, each)),
+            (3, (3, each), (3, one)),
+            (2, (1, one), (2, each)),
+        ):
+            agree((1, length, channels, size), b_size, c_size, dtype)
+
+
+@pytest.mark.parametrize("groups", [1, 17])
+@pytest.mark.parametrize("dtype", [F32, F64, torch.complex64, C128], ids=str)
+def test_times_and_gates_at_the_ends_of_their_range(dtype: torch.dtype, groups: int) -> None:
+    """Each number of a thread: softplus of what has no exponential, or is itself; gates that are shut or open wide; and
+    decays whose exponents are no normal numbers', of segments too."""
+    kind, time = C128 if dtype.is_complex else F64, torch.arange(134).view(1, -1, 1) // 8
+    size = 4 if dtype.is_complex else 8
+    call, g = drawn((1, 134, 17, size), (134, groups), (134, groups), kind)
+    for place, ends, of in ((1, (-720.0, 25.0), time % 3), (6, (720.0, -720.0), time // 3 % 3)):
+        for which, end in enumerate(ends):
+            call[place] = torch.where(of == which, end, call[place])
+    call[7] = torch.zeros(17, dtype=F64)
+    of_segment = torch.log1p(torch.exp(call[1][0, :64, 3])).sum().item()
+    rates = torch.tensor([[-30.0], [-28.7], [-1e-3], [-720 / of_segment]] * 5, dtype=F64)[:17].expand(
+        17, size
+    )
+    # Angles whose rounding does not show: 25 times them.
+    call[2] = torch.complex(rates, call[2].imag / 10) if dtype.is_complex else rates.contiguous()
+    compare(call, g, dtype)
+
+
+def agree(sizes: Any, b_size: Any, c_size: Any, dtype: torch.dtype) -> None:
+    compare(*drawn(sizes, b_size, c_size, C128 if dtype.is_complex else F64), dtype)
+
+
+def compare(call: list[Any], g: list[Tensor], dtype: torch.dtype) -> None:
+    """A call in float64, computed so that it has the dtype's digits."""
+    real_dtype = dtype.to_real()
+    call, g = narrowed(call, real_dtype), narrowed(g, real_dtype)
+    wide = {real_dtype: F64, real_dtype.to_complex(): C128}
+    exact = [t.to(wide[t.dtype]) if isinstance(t, Tensor) else t for t in (*g, *call)]
+    want, got = reference.selective_scan(*exact[2:]), driver().run("selective_scan", *call)
+    want += reference.selective_scan_backward(*exact[:11], want[2], *exact[11:])
+    got = [*got, *driver().run("selective_scan_backward", *g, *call, got[2])]
+    bound = 1e-11 if real_dtype == F64 else 1e-5 if dtype.is_complex else 2e-6
+    assert all(error(a.to(w.dtype), w) < bound for a, w in zip(got, want, strict=True))
+
+
+def drawn(sizes: Any, b_size: Any, c_size: Any, kind: torch.dtype) -> tuple[list[Any], list[Tensor]]:
+    """A native call and the gradients of its results; b and c by times and groups."""
     batch, length, channels, size = sizes
     of_states = complexes if kind == C128 else real
     u, delta, z, g = (real(batch, length, channels, seed=i) for i in range(4))
@@ -268,8 +330,4 @@ def test_b_and_c_of_other_times_and_groups(sizes: Any, b_size: Any, c_size: Any,
     rates, d = -real(channels, size, seed=5).abs(), real(channels, seed=6)
     rates = torch.complex(rates, real(channels, size, seed=9)) if kind == C128 else rates
     state, g_final = (of_states(batch, channels, size, seed=i) for i in (7, 8))
-    call = [u, delta, rates, b, c, d, z, d, state, True, -math.inf, math.inf]
-    want, got = reference.selective_scan(*call), driver().run("selective_scan", *call)
-    want += reference.selective_scan_backward(g, g_final, *call[:9], want[2], *call[9:])
-    got = [*got, *driver().run("selective_scan_backward", g, g_final, *call, got[2])]
-    assert all(e < 1e-11 for e in map(error, got, want))
+    return [u, delta, rates, b, c, d, z, d, state, True, -math.inf, math.inf], [g, g_final]

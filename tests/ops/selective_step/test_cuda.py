@@ -39,7 +39,7 @@ def calls() -> Iterator[tuple[str, list[Any]]]:
 
 @pytest.mark.parametrize("dtype", exact.TOLERANCE, ids=str)
 def test_step(dtype: torch.dtype) -> None:
-    for shape in exact.SHAPES:
+    for shape in (*exact.SHAPES, (1, 1, 1, 301, 1, False), (1, 1, 2, 301, 1, True), (1, 1, 2, 300, 1, True)):
         run(exact.sample(*shape, dtype=dtype), exact.Numbers(), in_place=False)
         if dtype.itemsize > 2:  # in which what grows this fast would overflow
             run(exact.sample(*shape, dtype=dtype, bare=True), exact.PLAIN, in_place=True)
@@ -93,6 +93,15 @@ def test_every_element_has_its_last_digits(dtype: torch.dtype) -> None:
     bound = 8 * torch.finfo(dtype).eps
     for got, want in zip((y, after), exact.step(x, exact.Numbers()), strict=True):
         torch.testing.assert_close(got.double(), want, rtol=bound, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_times_and_gates_at_the_ends_of_their_range(dtype: torch.dtype) -> None:
+    """Softplus of what has no exponential; gates that are shut or open wide."""
+    x = exact.sample(1, 3, 2, 5, 1, True, dtype=dtype)
+    delta = torch.tensor([[-800.0, 25.0, -720.0]], dtype=dtype)
+    z = torch.tensor([750.0, -750.0, 1.0, -720.0, 720.0, -100.0], dtype=dtype).view(1, 3, 2)
+    run(x._replace(delta=delta, z=z), exact.Numbers(True, 0.0, math.inf), in_place=False)
 
 
 @pytest.mark.parametrize("one_decay", [False, True])
