@@ -99,9 +99,9 @@ def _diagonal_discretize(name: str, real: torch.dtype) -> Launches:
 def _ssm_step(name: str, real: torch.dtype) -> Launches:
     module = "sequence_kernels.ops.ssm_step.triton"
     found: Launches = {}
-    for rows in (1, 8):
-        state = torch.zeros(rows, 4, 32, dtype=real.to_complex())
-        u, d, slots = torch.zeros(rows, 4, dtype=real), torch.zeros(1, 4, dtype=real), torch.arange(rows)
+    for rows, heads, pairs in ((1, 4, 32), (8, 4, 32), (32, 4096, 64)):
+        state, slots = torch.zeros(rows, heads, pairs, dtype=real.to_complex()), torch.arange(rows)
+        u, d = torch.zeros(rows, heads, dtype=real), torch.zeros(1, heads, dtype=real)
         one = state[:1].clone()
         found[f"{rows} rows {name}"] = (module, "ssm_step", (state, u, one[0], one[0], one, d, None, None))
         found[f"{rows} rows, slots {name}"] = (

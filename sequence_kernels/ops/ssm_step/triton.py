@@ -14,6 +14,9 @@ from torch import Tensor
 
 from .kernels import steps
 
+#: Programs of 8 rows from which on each has 32 instead, for which it reads the parameters once.
+ENOUGH = 16384
+
 
 @triton.jit
 def _complex(pointer, row, n, mask):
@@ -84,8 +87,10 @@ def kernel(
     channels, rows = len(c), math.prod(u.shape[:-1])
     y = u.new_empty((*u.shape[:-1], channels, heads))
     if rows and heads:
-        together = 1 if rows == 1 else 8
         block = triton.next_power_of_2(max(1, pairs))
+        together = 1 if rows == 1 else 8
+        if block <= 64 and triton.cdiv(rows, 8) * heads >= ENOUGH:  # of more pairs registers would not do
+            together = 32
         p, q, rank = (a_minus_one, a_minus_one, 0) if p is None or q is None else (p, q, len(p))
         ssm_step_kernel[(triton.cdiv(rows, together) * heads,)](
             torch.view_as_real(state), torch.view_as_real(next_state), state_indices, u,

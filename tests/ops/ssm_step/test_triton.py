@@ -56,6 +56,18 @@ def test_tiles_that_are_filled(pairs: int, rows: int, dtype: torch.dtype) -> Non
         run(exact.sample(rows, 3, n, 2, 2, dtype=dtype, skip=False), in_place=True)
 
 
+@pytest.mark.on_ptx
+@pytest.mark.parametrize("pairs", [33, 64, 65])
+def test_rows_for_which_a_program_reads_the_parameters_once(
+    pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to 32 of up to 64 pairs, where there are programs enough; the last program has fewer."""
+    monkeypatch.setattr(kernels, "ENOUGH", 5 * 3)
+    run(
+        exact.sample(37, 3, pairs, 2, 1), in_place=False
+    )  # 5 programs of 8 rows, or 2 of 32, for each of 3 heads
+
+
 @pytest.mark.parametrize("rank", [None, 1])
 def test_state_indices(rank: int | None) -> None:
     state_indices = [4, -1, 0, 5, 2, -1, 1, 99, 8]  # of 9 slots
