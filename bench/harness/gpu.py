@@ -94,9 +94,15 @@ def _profile(out: Path) -> Sequence[str]:
     found = slowest(load(out / "bench.jsonl")) if (out / "bench.jsonl").exists() else None
     only = ("--op", found[0], "--shape", found[1]) if found else ("--op", "ssm_conv")
     return (
-        *("ncu", "--target-processes", "all", "--launch-count", "12", "--kernel-name", _OURS),
+        *("ncu", "--target-processes", "all", "--launch-count", "12", "--kernel-name", f"regex:{ours()}"),
         *(*run, *only, "--out", str(out / "profiled.jsonl")),
     )
+
+
+def ours() -> str:
+    """A pattern of our CUDA kernels' names, which begin with that of their directory."""
+    directories = {path.parent.name for path in (ROOT / "csrc").glob("*/*.cu")}
+    return f"^({'|'.join(sorted(directories - {'common'}))}|sum_segments)"
 
 
 def slowest(done: Run) -> tuple[str, str] | None:
@@ -106,9 +112,6 @@ def slowest(done: Run) -> tuple[str, str] | None:
     ]
     return min(found)[1:] if found else None
 
-
-#: Names of our kernels.
-_OURS = "regex:^(cauchy|dplr|ssm|sum_segments|vandermonde)"
 
 #: A test file that wants a package which this machine lacks costs that file alone.
 _PYTEST = (

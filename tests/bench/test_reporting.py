@@ -20,6 +20,8 @@ from bench.harness.results import RECORDED, Run, load, load_all
 from bench.harness.stats import Summary, ratio, verdict
 from bench.harness.tables import document, significant, summary, table
 from tests import stand_in_gpu
+from tests.ptx import nvcc
+from tests.ptx.machine import sources
 
 from . import toy
 
@@ -371,6 +373,13 @@ def test_the_gpu_command_from_end_to_end_on_the_stand_in(tmp_path):
     assert stages["bench"]["status"] in ("out of time", "failed", "passed")
     assert len(list((tmp_path / "out").iterdir())) <= 8
     assert "proofs: passed before" in again
+
+
+def test_nsight_compute_looks_at_every_kernel_of_ours():
+    kernels = [kernel for source in sources() for kernel in nvcc.kernels_of(source)]
+    assert kernels
+    assert [kernel for kernel in kernels if not re.search(gpu.ours(), kernel)] == []
+    assert not re.search(gpu.ours(), "ampere_sgemm_32x32_sliced1x4_nn")
 
 
 def test_a_gpu_stage_gets_its_environment(tmp_path):
