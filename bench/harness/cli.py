@@ -199,8 +199,9 @@ def _parser() -> argparse.ArgumentParser:
     predicted = command(
         "predict",
         predictions.command,
-        "What the CUDA kernels would take on an H200 and an RTX 4090: calculated.",
+        "What the kernels in CUDA and Triton would take on an H200 and an RTX 4090: calculated.",
     )
+    predicted.add_argument("--backend", choices=tuple(predictions.VERSIONS), help="only this one's kernels")
     predicted.add_argument("--op", action="append", default=[], help="only this operation (repeatable)")
     predicted.add_argument("--record", action="store_true", help="write the shares as those to compare with")
     seven = command(

@@ -7,6 +7,8 @@ An operation runs on the stand-in GPU of the tests, in a process of its own, whi
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import json
 import sys
 from collections.abc import Iterator, Mapping
@@ -42,11 +44,18 @@ SHAPES: Mapping[str, tuple[Shape, ...]] = {
         {"B": 8, "D": 1536, "W": 4, "L": 2048, "layout": layout} for layout in ("channels", "elements")
     ),
     "selective_scan": ({"B": 8, "L": 2048, "D": 1536, "N": 16},),
-    "selective_step": ({"B": 64, "H": 1536, "P": 1, "N": 16}, {"B": 64, "H": 24, "P": 64, "N": 128}),
+    "selective_step": tuple(
+        {"B": batch, **sizes}
+        for batch in (64, 512)
+        for sizes in ({"H": 1536, "P": 1, "N": 16}, {"H": 24, "P": 64, "N": 128})
+    ),
     # Of rank 1 a head has two blocks of different work: with 511 heads one of each is in the sample.
     "ssm_chunk": ({"H": 512, "N": 32, "R": 0, "T": 32}, {"H": 511, "N": 32, "R": 1, "T": 32}),
     "ssd": ({"B": 8, "L": 2048, "H": 24, "P": 64, "N": 128},),
+    "gated_rms_norm": ({"R": 16384, "C": 1536},),
 }
+#: Those that have kernels of one backend only.
+ONLY = {"gated_rms_norm": "triton"}
 #: A share of the floor may be so much less than the recorded one, a count by so much of itself more.
 SLACK = 0.01
 GATED = ("instructions", "block_sectors", "sectors", "shared_passes", "barriers")
@@ -54,40 +63,67 @@ GATED = ("instructions", "block_sectors", "sectors", "shared_passes", "barriers"
 Launches = dict[str, list[dict[str, Any]]]
 
 
+def _nvcc() -> str:
+    from tests.aot.nvcc import version
+
+    return version()
+
+
+def _triton() -> str:
+    from tests.aot.triton_units import version
+
+    return version()
+
+
+#: By backend, of the compiler; what another one makes is not held against the record.
+VERSIONS = {"cuda": _nvcc, "triton": _triton}
+
+
 def command(options: argparse.Namespace) -> int:
     """Counts, prints the tables, and compares with the record or writes it."""
-    from tests.aot.nvcc import version
     from tests.ptx import skip_reason as no_ptx
+    from tests.ptx import triton_skip_reason as no_triton
     from tests.stand_in_gpu import skip_reason as no_gpu
 
-    if reason := no_ptx() or no_gpu():
+    if reason := no_ptx() or no_triton() or no_gpu():
         print(f"error: {reason}")
         return 2
+    return max(held_to_record(backend, options) for backend in VERSIONS if options.backend in (None, backend))
+
+
+def operations(backend: str) -> list[str]:
+    return [op for op in SHAPES if ONLY.get(op, backend) == backend]
+
+
+def held_to_record(backend: str, options: argparse.Namespace) -> int:
     found: Launches = {}
-    for operation in options.op or SHAPES:
-        found |= counted(operation)
+    for operation in options.op or operations(backend):
+        if operation in operations(backend):
+            found |= counted(backend, operation)
     for gpu in GPUS:
-        print(f"{gpu.name}\n{table(gpu, found)}\n")
+        print(f"{gpu.name}, {backend}\n{table(gpu, found)}\n")
     now = {gpu.name: {name: share(gpu, launches) for name, launches in found.items()} for gpu in GPUS}
     counts = {name: totals(launches) for name, launches in found.items()}
-    recorded = json.loads(RECORD.read_text())
+    record = json.loads(RECORD.read_text())
+    recorded, version = record[backend], VERSIONS[backend]()
     if options.record:
-        if options.op and recorded["nvcc"] == version():  # the others stay
+        if options.op and recorded["version"] == version:  # the others stay
             now = {gpu: recorded["shares"][gpu] | shares for gpu, shares in now.items()}
             counts = recorded["counts"] | counts
-        RECORD.write_text(json.dumps({"nvcc": version(), "shares": now, "counts": counts}, indent=1) + "\n")
+        record[backend] = {"version": version, "shares": now, "counts": counts}
+        RECORD.write_text(json.dumps(record, indent=1) + "\n")
         return 0
-    if recorded["nvcc"] != version():
-        print(f"not held against the record, which is of nvcc {recorded['nvcc']}")
+    if recorded["version"] != version:
+        print(f"not held against the record, whose compiler is {recorded['version']}, not {version}")
         return 0
     worse = [*regressions(now, recorded["shares"]), *grown(counts, recorded["counts"])]
     print("\n".join(worse) or "none is slower")
     return 1 if worse else 0
 
 
-def counted(operation: str) -> Launches:
+def counted(backend: str, operation: str) -> Launches:
     """By operation, shape and mode: its launches."""
-    launches: Launches = on_stand_in(__name__, operation)
+    launches: Launches = on_stand_in(__name__, backend, operation, triton=backend == "triton")
     return launches
 
 
@@ -118,17 +154,14 @@ def grown(now: Mapping[str, Any], recorded: Mapping[str, Any]) -> list[str]:
 
 def work_of(launch: Mapping[str, Any], gpu: Gpu) -> Work:
     """With the registers that ptxas gives the kernel for this GPU."""
-    from tests.aot import budget
-
-    unit = budget.read()["nvcc"][f"{gpu.architecture} {launch['source']}"]
-    used = unit[launch["kernel"]]
+    registers, shared_bytes = launch["resources"][gpu.architecture]
     return Work(
-        blocks=launch["blocks"],
-        threads=launch["threads"],
-        registers=used["registers"],
-        shared_bytes=launch["shared_bytes"] + used["shared_bytes"],
-        cycles=launch["cycles"][gpu.name],
-        counts=launch["counts"],
+        launch["blocks"],
+        launch["threads"],
+        registers,
+        shared_bytes,
+        launch["cycles"][gpu.name],
+        launch["counts"],
     )
 
 
@@ -195,11 +228,11 @@ def cells(launch: Mapping[str, Any], predicted: Prediction, c: Mapping[str, floa
     )
 
 
-def launches_of(operation: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def launches_of(backend: str, operation: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """On the stand-in GPU, where this process has one: of a forward pass, and of the backward pass by itself."""
     bench = benches()[operation]
     for shape in SHAPES[operation]:
-        for mode, launches in sampled(bench, shape).items():
+        for mode, launches in sampled(backend, bench, shape).items():
             cost = bench.cost(shape, FORWARD).bytes
             if mode == BACKWARD:
                 cost = bench.cost(shape, BOTH).bytes - cost
@@ -209,14 +242,33 @@ def launches_of(operation: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             )
 
 
-def sampled(bench: Bench, shape: Shape) -> dict[str, list[dict[str, Any]]]:
-    """By mode. Once for each GPU, whose latencies differ, and with them the cycles of a block."""
-    from sequence_kernels import use_backend
-    from tests.ptx.counting import Sampling
+@contextlib.contextmanager
+def sampling(backend: str) -> Iterator[Any]:
+    """The machine that samples the backend's launches."""
+    from tests.ptx import on_ptx
+    from tests.ptx.counting import Sampling, TritonSampling
     from tests.stand_in_gpu.gpu import GPU
 
-    machine, runs = Sampling(ARCHITECTURE, latencies(H200), SAMPLE), {}
-    with use_backend("cuda"), GPU.driver.on(machine):
+    given = latencies(H200), SAMPLE, tuple(gpu.architecture for gpu in GPUS)
+    with contextlib.ExitStack() as stack:
+        if backend == "cuda":
+            machine = Sampling(ARCHITECTURE, *given)
+            stack.enter_context(GPU.driver.on(machine))
+            yield machine
+            return
+        of_triton = TritonSampling(ARCHITECTURE.replace("sm_", "cuda "), *given)
+        for path in sorted((ROOT / "sequence_kernels" / "ops").glob("*/triton.py")):
+            module = importlib.import_module(f"sequence_kernels.ops.{path.parent.name}.triton")
+            stack.enter_context(on_ptx(module, of_triton))
+        yield of_triton
+
+
+def sampled(backend: str, bench: Bench, shape: Shape) -> dict[str, list[dict[str, Any]]]:
+    """By mode. Once for each GPU, whose latencies differ, and with them the cycles of a block."""
+    from sequence_kernels import use_backend
+
+    runs = {}
+    with use_backend(backend), sampling(backend) as machine:
         inputs = bench.inputs(shape, torch.device("cuda"))
         machine.launches.clear()
         call = prepare(
@@ -243,4 +295,4 @@ def latencies(gpu: Gpu) -> Any:
 
 
 if __name__ == "__main__":
-    print(json.dumps({name: found for each in sys.argv[1:] for name, found in launches_of(each)}))
+    print(json.dumps(dict(launches_of(*sys.argv[1:]))))

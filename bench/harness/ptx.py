@@ -72,15 +72,15 @@ def measured(operations: list[str]) -> Counts:
     return found
 
 
-def on_stand_in(module: str, *operations: str) -> Any:
+def on_stand_in(module: str, *arguments: str, triton: bool = False) -> Any:
     """What that module prints as JSON when it is run on the stand-in GPU, in a process of its own."""
     from tests.stand_in_gpu import environment
 
     with tempfile.TemporaryDirectory() as cache:
         done = subprocess.run(
-            [sys.executable, "-m", module, *operations],
+            [sys.executable, "-m", module, *arguments],
             cwd=ROOT,
-            env=environment(Path(cache), triton=False),
+            env=environment(Path(cache), triton=triton),
             capture_output=True,
             text=True,
             check=False,

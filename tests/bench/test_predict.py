@@ -13,9 +13,9 @@ from bench.harness import predictions
 from bench.harness.predict import GPUS, H200, RTX_4090, Work, predict, resident
 from sequence_kernels import ops
 from sequence_kernels.ops import dispatch
-from tests.aot import nvcc
-from tests.ptx import skip_reason
+from tests.ptx import skip_reason, triton_skip_reason
 
+NO_TOOLS = skip_reason() or triton_skip_reason()
 NOTHING = dict.fromkeys(
     ("block_sectors", "sectors", "instructions", "doubles", "integer", "tensor_flops", "shared_passes"), 0.0
 )
@@ -95,29 +95,40 @@ def test_what_grows_by_more_than_a_hundredth_is_worse() -> None:
     ]
 
 
-def test_every_op_with_cuda_kernels_is_predicted() -> None:
+@pytest.mark.parametrize("backend", predictions.VERSIONS)
+def test_every_op_with_kernels_is_predicted(backend: str) -> None:
     """What works in place, or on another layout, has the kernels of the other op; adjoints are in its backward pass."""
-    found = {op for op in ops.operations() if "cuda" in dispatch._implementations[op]}
+    found = {op for op in ops.operations() if backend in dispatch._implementations[op]}
     of_their_own = {op for op in found if not op.endswith(("_", "_backward", "_channels_last"))}
-    assert of_their_own == set(predictions.SHAPES)
+    assert of_their_own == set(predictions.operations(backend))
 
 
-def test_every_operation_is_recorded_and_fast_enough() -> None:
-    recorded = json.loads(predictions.RECORD.read_text())["shares"]
+@pytest.mark.parametrize("backend", predictions.VERSIONS)
+def test_every_operation_is_recorded(backend: str) -> None:
+    recorded = json.loads(predictions.RECORD.read_text())[backend]["shares"]
     assert set(recorded) == {gpu.name for gpu in GPUS}
     for shares in recorded.values():
-        assert {name.split()[0] for name in shares} == set(predictions.SHAPES)
-    assert recorded["H200"]["ssm_conv B16-H512-N32-L16384-bfloat16 forward"] >= 0.85
-    assert recorded["H200"]["ssm_step B512-H1024-N32 forward"] >= 0.8
+        assert {name.split()[0] for name in shares} == set(predictions.operations(backend))
+
+
+def test_the_kernels_in_cuda_are_fast_enough() -> None:
+    recorded = json.loads(predictions.RECORD.read_text())["cuda"]["shares"]["H200"]
+    assert recorded["ssm_conv B16-H512-N32-L16384-bfloat16 forward"] >= 0.85
+    assert recorded["ssm_step B512-H1024-N32 forward"] >= 0.8
+    assert recorded["ssm_step B512-H1024-N32-R1 forward"] >= 0.8
 
 
 @pytest.mark.thorough
-@pytest.mark.skipif(skip_reason() is not None, reason=str(skip_reason()))
-def test_no_prediction_is_slower() -> None:
-    if json.loads(predictions.RECORD.read_text())["nvcc"] != nvcc.version():
-        pytest.skip("the record is of another nvcc")
+@pytest.mark.parametrize("backend", predictions.VERSIONS)
+@pytest.mark.skipif(NO_TOOLS is not None, reason=str(NO_TOOLS))
+def test_no_prediction_is_slower(backend: str) -> None:
+    if json.loads(predictions.RECORD.read_text())[backend]["version"] != predictions.VERSIONS[backend]():
+        pytest.skip("the record is of another compiler")
     done = subprocess.run(
-        [sys.executable, "-m", "bench", "predict"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "bench", "predict", "--backend", backend],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "none is slower" in done.stdout

@@ -6,8 +6,12 @@ import contextlib
 import functools
 import inspect
 import json
+import os
+import re
 import struct
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +27,7 @@ from tests.cuda_driver.driver import _extent
 from tests.cuda_emulator import build as emulator
 
 from .build import BUILD
-from .file import File
+from .file import File, Timing, Traffic
 from .triton_compiler import Compiled, Launch, Worker
 
 worker = functools.cache(Worker)
@@ -36,20 +40,43 @@ def skip_reason() -> str | None:
     return emulator.skip_reason() or triton_kernels.skip_reason()
 
 
-def compiled(launch: Launch) -> Compiled:
-    """Kept under build/ptx by the hash of the launch and of what the kernel's module reads."""
+def kept(launch: Launch, suffix: str, make: Callable[[Launch], Any]) -> Any:
+    """What was made, under build/ptx by the hash of the launch and of what the kernel's module reads."""
     import triton
 
     source = Path(str(sys.modules[launch.module].__file__))
     key = digest([triton.__version__, repr(launch)], followed(source, set()))
-    path = BUILD / "triton" / f"{launch.kernel}-{launch.target.replace(' ', '')}-{key}.json"
+    path = BUILD / "triton" / f"{launch.kernel}-{launch.target.replace(' ', '')}-{key}{suffix}"
     if not path.exists():
-        made = worker().compile(launch)
+        made = make(launch)
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_suffix(f".{id(made)}")
         new.write_text(json.dumps(made))
         new.rename(path)
-    return Compiled(*json.loads(path.read_text()))
+    return json.loads(path.read_text())
+
+
+def compiled(launch: Launch) -> Compiled:
+    return Compiled(*kept(launch, ".json", worker().compile))
+
+
+def registers(launch: Launch) -> int:
+    """Of a thread, as Triton's ptxas gives them."""
+    found: int = kept(launch, ".registers", _registers)
+    return found
+
+
+def _registers(launch: Launch) -> int:
+    from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
+
+    capability = int(launch.target.split()[1])
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as text:
+        text.write(compiled(launch).ptx)
+        text.flush()
+        of = f"--gpu-name={sm_arch_from_capability(capability)}"
+        command = [get_ptxas(capability).path, "-v", "--regAllocOptLevel=2", of, text.name, "-o", os.devnull]
+        log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    return max(int(used) for used in re.findall(r"Used (\d+) registers", log))
 
 
 class TritonPtx:
@@ -59,7 +86,16 @@ class TritonPtx:
         self.target = target
         self.executed = 0
         self.files: dict[str, File] = {}
+        self.checked = True
+        self.traffic: Traffic | None = None  # counted if there is one
+        self.timing: Timing | None = None
         self._made: dict[str, Compiled] = {}
+
+    def described(self, value: Any) -> Any:
+        """Of an argument that is no constant, what it is compiled for: its type, whatever the number."""
+        if isinstance(value, torch.Tensor):
+            return value.dtype
+        return None if value is None else type(value)()
 
     def run(self, launch: Launch, grid: tuple[int, ...], values: dict[str, Any]) -> None:
         key = repr(launch)
@@ -80,7 +116,7 @@ class TritonPtx:
         buffers = [
             (name, value.data_ptr(), _extent(value), min(4, value.element_size()))
             for name, value in values.items()
-            if isinstance(value, torch.Tensor) and value.numel()
+            if self.checked and isinstance(value, torch.Tensor) and value.numel()
         ]
         memory = np.frombuffer(params, dtype=np.uint8)
         size = (*grid, 1, 1)[:3]
@@ -88,15 +124,17 @@ class TritonPtx:
         order = ("random", self.executed % 1000)
         # Lanes that hold the same element load it all, and one stores: Triton counts on their lockstep.
         self.executed += file.run(
-            name, memory.ctypes.data, size, block, made.shared_bytes, *order, buffers, of_triton=True
+            name,
+            memory.ctypes.data,
+            size,
+            block,
+            made.shared_bytes,
+            *order,
+            buffers,
+            of_triton=True,
+            traffic=self.traffic,
+            timing=self.timing,
         )
-
-
-def described_as(value: Any) -> Any:
-    """Of an argument that is no constant, what it is compiled for: its type, whatever the number."""
-    if isinstance(value, torch.Tensor):
-        return value.dtype
-    return None if value is None else type(value)()
 
 
 class Kernel:
@@ -111,7 +149,7 @@ class Kernel:
     def __getitem__(self, grid: Any) -> Callable[..., None]:
         def launch(*arguments: Any, **options: Any) -> None:
             values = {**dict(zip(self._parameters, arguments, strict=False)), **options}
-            described = {k: described_as(v) if k in self._sizes else v for k, v in values.items()}
+            described = {k: self._machine.described(v) if k in self._sizes else v for k, v in values.items()}
             size = grid(values) if callable(grid) else grid
             self._machine.run(Launch(self._module, self._name, self._machine.target, described), size, values)
 

@@ -16,7 +16,8 @@ from tests.aot.digest import ROOT
 
 
 class Launch(NamedTuple):
-    """A kernel, by its module and name, and its arguments: a tensor stands as ``torch.dtype``."""
+    """A kernel, by its module and name, and its arguments: a tensor stands as ``torch.dtype``, a size as 0, or as 1 or
+    16 where Triton may count on that (``specialised``)."""
 
     module: str
     kernel: str
@@ -40,6 +41,19 @@ def no_cubin(backend: Any = None, stages: dict[str, Any] | None = None, *_: Any)
     return "PTX alone", "PTX alone"
 
 
+def specialised(source: Any, parameters: Any, arguments: dict[str, Any]) -> None:
+    """As Triton compiles what is launched: a size of 1 is a constant, one that 16 divides, here 16, is known to be."""
+    for position, parameter in enumerate(parameters):
+        value = arguments[parameter.name]
+        if parameter.is_constexpr or type(value) is not int:
+            continue
+        if value == 1:
+            source.signature[parameter.name] = "constexpr"
+            source.constants[(position,)] = 1
+        elif value == 16:
+            source.attrs[(position,)] = [["tt.divisibility", 16]]
+
+
 def made_of(launch: Launch) -> Compiled:
     """The launch as it would be compiled for that target ("cuda 80")."""
     import importlib
@@ -55,6 +69,7 @@ def made_of(launch: Launch) -> Compiled:
         k: torch.empty(0, dtype=v) if isinstance(v, torch.dtype) else v for k, v in launch.arguments.items()
     }
     source, options = _source(function, given)
+    specialised(source, function.params, launch.arguments)
     made = triton.compile(source, target=target(launch.target), options=options)
     passed = [name for name, kind in source.signature.items() if kind != "constexpr"]
     return Compiled(made.asm["ptx"], made.metadata.shared, made.metadata.num_warps, passed)
