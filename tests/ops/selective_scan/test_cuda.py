@@ -118,9 +118,10 @@ def test_little_is_given() -> None:
     check(given, F64, False, last=False)
 
 
+@pytest.mark.parametrize("size", [4, 8])
 @pytest.mark.parametrize("kind", [F64, C128], ids=["real", "complex"])
-def test_half_precision_is_computed_in_float32(kind: torch.dtype) -> None:
-    given = draw(1, 5, 67, 4, 1, dtype=kind)
+def test_half_precision_is_computed_in_float32(kind: torch.dtype, size: int) -> None:
+    given = draw(1, 5, 67, size, 1, dtype=kind)
     call = narrowed(laid_out(given, True, (-math.inf, math.inf), True), F32)
     for dtype in (torch.bfloat16, torch.float16):
         halves = [t.to(dtype) if i in (0, 1, 6) else t for i, t in enumerate(call)]
@@ -137,32 +138,43 @@ def test_half_precision_is_computed_in_float32(kind: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [F32, F64, torch.complex64, C128], ids=str)
 def test_decays_have_their_last_digits(dtype: torch.dtype) -> None:
-    """Whatever the rests of exponents and of angles are, each by itself, in both passes."""
-    rates = torch.linspace(-4, 0, 64, dtype=F64).unsqueeze(1)
+    """Whatever the rests of exponents and of angles are, each by itself, in both passes; in float64 of decays below
+    the normal numbers, by states that are so large that it shows."""
+    for first, large in ((-4, 1.0), *([(-1438, 2.0**1000)] if dtype.to_real() == F64 else [])):
+        rates = torch.linspace(first, first + 4, 64, dtype=F64).unsqueeze(1)
+        for at in (0, 1):
+            last_digits(dtype, rates, large, at)
+
+
+def last_digits(dtype: torch.dtype, rates: Tensor, large: float, at: int) -> None:
+    """Of half a time step, at the first or the second element of two."""
+    size = 32 // dtype.itemsize
     if dtype.is_complex:
-        rates = torch.complex(rates / 64, rates.flip(0))
-    a, one = rates.to(dtype), torch.ones(1, 64, 1, dtype=dtype)
-    u, delta = torch.zeros(1, 1, 64, dtype=one.real.dtype), torch.full((1, 1, 64), 0.5, dtype=one.real.dtype)
+        rates = torch.complex(rates / 64 if large == 1 else rates, rates.flip(0) - rates.flip(0).min())
+    a, one = rates.to(dtype).expand(64, size).contiguous(), torch.ones(1, 64, size, dtype=dtype)
+    state, matrix = large * one, one[:, :1].unsqueeze(2).expand(1, 2, 1, size).contiguous()
+    u, delta = torch.zeros(2, 1, 2, 64, dtype=one.real.dtype)
+    delta[:, at] = 0.5
     call = [
         u,
         delta,
         a,
-        one[:, :1].unsqueeze(2),
-        one[:, :1].unsqueeze(2),
+        matrix,
+        matrix,
         None,
         None,
         None,
-        one,
+        state,
         False,
         0.0,
         9.0,
     ]
     _, final_state, states = driver().run("selective_scan", *call)
-    *_, d_initial = driver().run("selective_scan_backward", u, one, *call, states)
-    want = torch.exp(a.to(rates.dtype) / 2)
-    bound = 3 * torch.finfo(dtype).eps
+    *_, d_initial = driver().run("selective_scan_backward", u, state, *call, states)
+    want = large * torch.exp(a.to(rates.dtype) / 2)
+    bound, least = 3 * torch.finfo(dtype).eps, 2.0**-1073 * large * (large > 1)
     for got in (final_state[0], d_initial[0].conj()):
-        assert ((got.to(want.dtype) - want).abs() <= bound * want.abs()).all()
+        assert ((got.to(want.dtype) - want).abs() <= bound * want.abs() + least).all()
 
 
 @pytest.mark.parametrize("dtype", [F32, F64], ids=str)
@@ -275,8 +287,8 @@ def test_groups_that_fill_blocks(dtype: torch.dtype) -> None:
         one, each = 1, channels
         for length, b_size, c_size in (
             (9, (9, one), (9, one)),
-            (6, (1, one), (1, one)),
-            (5, (5, one), (1, each)),
+            (8, (1, one), (1, one)),
+            (7, (7, one), (1, each)),
             (3, (3, each), (3, one)),
             (2, (1, one), (2, each)),
         ):

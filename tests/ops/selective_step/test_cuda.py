@@ -83,7 +83,11 @@ def test_fast_and_slow_decays() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_every_element_has_its_last_digits(dtype: torch.dtype) -> None:
     """Whatever the rests of the exponentials are: of what has no cancellation, each by itself."""
-    x = exact.sample(1, 64, 1, 1, 1, False, dtype=dtype)
+    for size, one_decay in ((4, False), (5, False), (4, True), (5, True)):
+        last_digits(exact.sample(1, 64, 1, size, 1, one_decay, dtype=dtype), dtype)
+
+
+def last_digits(x: exact.Step, dtype: torch.dtype) -> None:
     spread = torch.linspace(-4, 4, 64, dtype=dtype)
     x = x._replace(state=torch.ones_like(x.state), a=0.4 * x.a.clamp(min=-1), c=torch.ones_like(x.c))
     x = x._replace(b=torch.zeros_like(x.b))
@@ -128,7 +132,7 @@ def test_every_access_is_in_bounds_and_ordered(order: str) -> None:
 @pytest.mark.parametrize("dtype", exact.TOLERANCE, ids=str)
 def test_no_entry_is_read_beyond_the_last(dtype: torch.dtype) -> None:
     """However many there are of the four that a thread has together."""
-    for size in range(5, 9):
+    for size in (*range(5, 9), *range(129, 133)):  # those that all lanes have first, and further ones
         run(exact.sample(1, 1, 1, size, 1, False, dtype=dtype), exact.Numbers(), in_place=False, check=True)
 
 

@@ -27,6 +27,7 @@ SHAPES: list[tuple[int, int, int, int, int | None]] = [
     (9, 9, 33, 1, 2),
     (17, 2, 70, 2, 1),
     (3, 130, 2, 1, 3),
+    (1, 129, 1, 1, 1),  # a head more than a block has
     (2, 3, 0, 1, 1),
     (1, 3, 0, 2, 1),
 ]
@@ -82,6 +83,9 @@ def check(dtype: torch.dtype, **options: Any) -> None:
         run(exact.sample(1, 2, 33, 1, 1, dtype=dtype), in_place, check=True, **options)
     some = exact.sample(4, 2, 3, 1, 1, state_indices=[2, -1, 0, 9], slots=3, dtype=dtype)
     run(some, in_place=True, check=True, **options)
+    for pairs in (1, 3, 40):  # of a lane, a lane each, and several
+        none = exact.sample(1, 2, pairs, 1, 2, state_indices=[-1], slots=1, dtype=dtype)
+        run(none, in_place=True, check=True, **options)
 
 
 @pytest.mark.checks("sanitizers", of="ssm_step/cuda")
@@ -96,8 +100,9 @@ def test_every_access_is_in_bounds_and_ordered(dtype: torch.dtype, order: str) -
 def test_no_row_is_read_beyond_the_last(dtype: torch.dtype) -> None:
     """However many there are of the eight that a block has together."""
     for rows in range(2, 9):
-        some = {"state_indices": list(range(rows)), "slots": 9, "dtype": dtype}
-        run(exact.sample(rows, 1, 2, 1, 1, **some), in_place=True, check=True)
+        for indices in (list(range(rows)), list(range(rows))[::-1]):
+            some = {"state_indices": indices, "slots": 9, "dtype": dtype}
+            run(exact.sample(rows, 1, 2, 1, 1, **some), in_place=True, check=True)
 
 
 @pytest.mark.launches_nothing
