@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..layouts import sets_and_channels
+from ..triton_registers import every_register
 
 #: Positions that one program of the transpose sums over.
 SEGMENT = 16384
@@ -190,7 +191,7 @@ def vandermonde_transpose(g: Tensor, x: Tensor, power: int) -> Tensor:
             torch.view_as_real(weights) if g.is_complex() else weights, torch.view_as_real(exponents),
             torch.view_as_real(partial), sets * channels, channels, N, L, power,
             COMPLEX=g.is_complex(), STEPS=tile, WIDTH=tile, DEPTH=16, LENGTH=SEGMENT,
-            num_warps=4 if g.dtype == torch.complex64 else 8,
+            num_warps=4 if g.dtype == torch.complex64 else 8, **every_register(),
         )  # fmt: skip
     out = partial[0] if segments == 1 else partial.sum(0)
     out = out.reshape(*torch.broadcast_shapes(g.shape[:-1], x.shape[:-1]), N)
