@@ -134,7 +134,7 @@ def _key(unit: proofs.Unit) -> str:
     return f"{unit.name}-{unit.device}"
 
 
-_ROW = "{:<16} {:<7} {:<9} {:>8} {:>7}  {}"
+_ROW = "{:<19} {:<7} {:<9} {:>8} {:>7}  {}"
 
 
 def table(found: Mapping[proofs.Unit, proofs.Verdict]) -> list[str]:
