@@ -39,9 +39,9 @@ def available(names: Sequence[str] = NAMES) -> Iterator[int]:
                 yield level
 
 
-def multiplies_bfloat16() -> bool:
-    """Whether this machine has the last one."""
-    return limit(len(NAMES) - 1) == len(NAMES) - 1
+def rounds_matrices(backend: str, dtype: torch.dtype) -> bool:
+    """Whether a convolution of that type multiplies matrices rounded to bfloat16 there, by the last of them."""
+    return backend == "cpu" and dtype == torch.bfloat16 and limit(len(NAMES) - 1) == len(NAMES) - 1
 
 
 @pytest.fixture(params=range(len(OF_ALL)), ids=OF_ALL)

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sequence_kernels import ops
 from sequence_kernels.ops.dispatch import implementation
 from tests.computing import Computing
-from tests.instruction_sets import NAMES, available, limited_to, multiplies_bfloat16
+from tests.instruction_sets import NAMES, available, limited_to, rounds_matrices
 
 from ..devices import backends
 from ..sample import Sample, complexes, real
@@ -181,8 +181,7 @@ def test_lower_precisions_accumulate_in_float32(backend: str, dtype: torch.dtype
     y, final = ops.ssm_conv(u, *model.single(), model.d.float(), backend=backend)
     want, states = model.recurrence(u.double(), torch.zeros(2, 3, 6, dtype=F64))
     assert (y.dtype, final.dtype) == (dtype, torch.float32)
-    rounds_matrices = backend == "cpu" and dtype == torch.bfloat16 and multiplies_bfloat16()
-    assert relative(final, states[-1]) < (2e-3 if rounds_matrices else 5e-6)
+    assert relative(final, states[-1]) < (2e-3 if rounds_matrices(backend, dtype) else 5e-6)
     assert relative(y, want) < max(5e-6, 0.6 * torch.finfo(dtype).eps)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sequence_kernels import ops
 from sequence_kernels.ops.dispatch import implementation
+from tests.instruction_sets import rounds_matrices
 
 from ..devices import backends
 from ..sample import Sample, complexes, real
@@ -123,8 +124,9 @@ def test_random_bounds_in_lower_precision(backend: str, dtype: torch.dtype) -> N
     want, end = ops.ssm_conv_packed(
         u.double(), *model.matrices(), None, states.double(), cu_seqlens=bounds, backend="torch"
     )
-    assert relative(y.double(), want) < (1e-6 if dtype == torch.float32 else 3e-3)
-    assert relative(final.double(), end) < 1e-6
+    rounded = rounds_matrices(backend, dtype)
+    assert relative(y.double(), want) < (1e-6 if dtype == torch.float32 else 5e-3 if rounded else 3e-3)
+    assert relative(final.double(), end) < (2e-3 if rounded else 1e-6)
 
 
 @every_backend
