@@ -2,6 +2,8 @@
 
 #include "selective_step/cuda.h"
 
+#include <algorithm>
+
 #include "runtime/cuda_driver.h"
 #include "selective_step/checks.h"
 
@@ -11,8 +13,16 @@ namespace sequence_kernels {
 namespace {
 
 // By [precision].
-const CudaKernel kernels[] = {{selective_step_fatbin, "selective_step_f32"},
-                              {selective_step_fatbin, "selective_step_f64"}};
+const CudaKernel one[] = {{selective_step_fatbin, "selective_step_one_f32"},
+                          {selective_step_fatbin, "selective_step_one_f64"}};
+const CudaKernel several_rows[] = {{selective_step_fatbin, "selective_step_rows_f32"},
+                                   {selective_step_fatbin, "selective_step_rows_f64"}};
+const CudaKernel several_channels[] = {{selective_step_fatbin, "selective_step_channels_f32"},
+                                       {selective_step_fatbin, "selective_step_channels_f64"}};
+
+// As in ssm_step: a is read once a block, and fewer blocks would leave multiprocessors idle.
+constexpr int64_t kBlocksOfATurn = 2048;
+constexpr int64_t kMostTurns = 4;
 
 ::selective_step::Rows rows_of(const Tensor& tensor, bool wide) {
   const auto sizes = tensor.sizes(), strides = tensor.strides();
@@ -52,7 +62,14 @@ Tensor step(const Tensor& state, const std::optional<Tensor>& state_indices, con
   params.by_fours = sizes.size % 4 == 0;
   for (const void* from : {params.state, static_cast<const void*>(params.next), params.a})
     params.by_fours = params.by_fours && reinterpret_cast<uintptr_t>(from) % 16 == 0;
-  launch(kernels[wide], u.device(), params);
+  const bool channels = sizes.width > 1, rows = !channels && sizes.rows > 1;
+  params.rows_together = rows ? ::selective_step::rows_together : 1;
+  params.channels_together = channels ? ::selective_step::channels_together(wide ? 8 : 4) : 1;
+  params.turns = 1;
+  if (rows)
+    params.turns =
+        static_cast<int32_t>(std::clamp<int64_t>(launch(params).blocks / kBlocksOfATurn, 1, kMostTurns));
+  launch((channels ? several_channels : rows ? several_rows : one)[wide], u.device(), params);
   return y;
 }
 

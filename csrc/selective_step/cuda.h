@@ -1,6 +1,6 @@
 // The CUDA kernels of the selective steps: what they take and where they run.
 //
-// selective_step_{f32,f64}: for each row i and head h of the state in slot state_indices[i] (without state_indices: of
+// selective_step_{one,rows,channels}_{f32,f64}: for each row i and head h of the state in slot state_indices[i] (without state_indices: of
 // slot i), with dt = clamp(softplus(delta + bias)):
 //   h'_pn = h_pn + ((e^{dt a_n} - 1) h_pn + dt u_p b_n),  y_p = (sum_n c_n h'_pn + d u_p) silu(z_p)
 // Out of place or, with next == state, in place. A row whose slot is -1 gives y = 0; one whose slot does not exist,
@@ -13,6 +13,11 @@
 namespace selective_step {
 
 constexpr int32_t threads = 128;
+// How many states a thread has at once: of rows, of a channel that is the only one of its head, or of channels of a head.
+constexpr int32_t rows_together = 2;
+HOST_DEVICE constexpr int32_t channels_together(int32_t bytes) {
+  return bytes == 8 ? 4 : 8;
+}
 
 // (rows, ...): rows at any distance, each contiguous; null: none.
 struct Rows {
@@ -49,13 +54,20 @@ struct SelectiveStepParams {
   int32_t one_decay, one_skip, softplus;
   int32_t by_fours;  // whether fours of entries of states and of a begin at multiples of 16 bytes
 
-  // Blocks of a row.
+  int32_t rows_together, channels_together;  // one of them 1, as the kernel's name says
+  int32_t turns;                             // of so many rows, that a block takes one after the other
+
+  // Of so many channels, in a head.
+  HOST_DEVICE int64_t tiles() const { return (width + channels_together - 1) / channels_together; }
+  // Blocks of the same rows.
   HOST_DEVICE int64_t across() const {
-    const int64_t channels = selective_step::threads >> selective_step::lane_bits(size);  // of a block
-    return (heads * width + channels - 1) / channels;
+    const int64_t groups =
+        selective_step::threads >> selective_step::lane_bits(size);  // of lanes, of a block
+    return (heads * tiles() + groups - 1) / groups;
   }
 };
 
 HOST_DEVICE Launch launch(const SelectiveStepParams& p) {
-  return {p.rows * p.across(), selective_step::threads, 0};
+  const int64_t rows = int64_t(p.rows_together) * p.turns;  // of a block
+  return {(p.rows + rows - 1) / rows * p.across(), selective_step::threads, 0};
 }

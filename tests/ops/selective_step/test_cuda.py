@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -32,17 +33,32 @@ def run(x: exact.Step, numbers: exact.Numbers, in_place: bool, **options: Any) -
 
 def calls() -> Iterator[tuple[str, list[Any]]]:
     """Native ops and arguments, so that each launch occurs."""
-    for dtype in (torch.float32, torch.float64):
-        x = exact.sample(3, 4, 2, 5, 1, True, dtype=dtype)
+    for dtype, rows, width in itertools.product((torch.float32, torch.float64), (1, 3), (1, 2)):
+        x = exact.sample(rows, 4, width, 5, 1, True, dtype=dtype)
         yield "selective_step", [x.state.clone(), *x[1:], *exact.Numbers(), torch.empty_like(x.state)]
 
 
 @pytest.mark.parametrize("dtype", exact.TOLERANCE, ids=str)
 def test_step(dtype: torch.dtype) -> None:
-    for shape in (*exact.SHAPES, (1, 1, 1, 301, 1, False), (1, 1, 2, 301, 1, True), (1, 1, 2, 300, 1, True)):
+    long = (1, 1, 1, 301, 1, False), (1, 1, 2, 301, 1, True), (1, 1, 2, 300, 1, True), (1, 1, 9, 132, 1, True)
+    rows = [(5, 9, 1, size, 1, one_decay) for size in (4, 5, 300, 301) for one_decay in (False, True)]
+    for shape in rows:
+        run(exact.sample(*shape, dtype=dtype), exact.Numbers(), in_place=True)
+    for shape in (*exact.SHAPES, *long):
         run(exact.sample(*shape, dtype=dtype), exact.Numbers(), in_place=False)
         if dtype.itemsize > 2:  # in which what grows this fast would overflow
             run(exact.sample(*shape, dtype=dtype, bare=True), exact.PLAIN, in_place=True)
+
+
+def test_rows_for_which_a_block_reads_the_parameters_once() -> None:
+    """From 4096 blocks on it takes rows by twos, one after the other; the last block has fewer. Most are idle here."""
+    indices = [row // 37 if row % 37 == 0 or row > 8190 else -1 for row in range(8195)]
+    indices[-4:] = range(222, 226)
+    run(
+        exact.sample(8195, 1, 1, 5, 1, False, state_indices=indices, slots=226),
+        exact.Numbers(),
+        in_place=True,
+    )
 
 
 def test_states_that_begin_anywhere() -> None:
