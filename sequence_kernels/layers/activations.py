@@ -19,14 +19,16 @@ _FASTER = {"gelu": (torch.float32,), "glu": (torch.float32, torch.bfloat16)}
 
 
 def is_worth_our_op(kind: str | None, numbers: int, dtype: torch.dtype, *tensors: Tensor) -> bool:
-    """Whether ``ops.activation`` computes the gradient of so many numbers, made of the tensors, faster than torch."""
+    """Whether ``ops.activation`` computes the gradient of so many numbers, made of the tensors, faster than torch.
+
+    Not of tensors of several types: those are torch's to refuse, however many there are.
+    """
     return (
         numbers >= _WORTH_A_CALL
         and dtype in _FASTER.get(kind or "", ())
         and torch.is_grad_enabled()
         and any(t.requires_grad for t in tensors)
-        and all(is_tensor(t) and t.device.type == "cpu" for t in tensors)
-        and after_autocast(dtype) == dtype
+        and all(is_tensor(t) and t.device.type == "cpu" and after_autocast(t.dtype) == dtype for t in tensors)
         and not torch.compiler.is_exporting()
     )
 

@@ -284,6 +284,14 @@ def test_the_bias_of_a_map_under_autocast_or_in_bfloat16_is_added_in_glu(
         assert (a.float() - b).norm() < 0.01 * b.norm()
 
 
+def test_a_bias_of_another_type_is_refused_as_in_torch(calls: list[bool]) -> None:
+    made, x = _linear("glu")
+    made[0].weight.data = made[0].weight.data.bfloat16()
+    with pytest.raises(RuntimeError):
+        made(x.bfloat16())
+    assert not calls
+
+
 class _Adapted(nn.Linear):
     """As adapters make: another map under the same name."""
 
